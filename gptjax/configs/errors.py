@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user did wrong, said in one line: what was got, what is allowed, what to do."""
+
+
+class InputError(ValueError):
+    """Bad input: a file, a corpus, a checkpoint. Programs print it as one line and exit with 1."""
+
+
+class UsageError(InputError):
+    """Bad flag or config value. Programs print it as one line and exit with 2."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises UsageError with `message` unless `condition` holds; for the checks of Config dataclasses."""
+    if not condition:
+        raise UsageError(message)
+
+
+def require_positive(config: object, *fields: str) -> None:
+    """Raises UsageError unless every named field of `config` is above zero."""
+    for field in fields:
+        value = getattr(config, field)
+        require(value > 0, f'{field} must be above 0, got {value}')
+
+
+def require_between(config: object, low: float, high: float, *fields: str) -> None:
+    """Raises UsageError unless every named field of `config` lies in [low, high]."""
+    for field in fields:
+        value = getattr(config, field)
+        require(low <= value <= high, f'{field} must be from {low} to {high}, got {value}')
+
+
+def require_choice(config: object, field: str, choices: tuple[str, ...]) -> None:
+    """Raises UsageError unless the named field of `config` is one of `choices`."""
+    value = getattr(config, field)
+    require(value in choices, f'{field} must be one of {", ".join(choices)}; got {value!r}')

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model sizes of the GPT line as data. Fields are those of models/gpt.py's Config.
+
+Where a paper contradicts itself, GPT3_PRINTED keeps what Table 2.1 prints and GPT3 holds what runs.
+"""
+
+import math
+from typing import NamedTuple
+
+import ml_collections
+
+from gptjax.configs import errors
+
+
+class Shape(NamedTuple):
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_head: int
+
+
+class Recipe(NamedTuple):
+    """One row of GPT-3's Table 2.1: batch in millions of tokens, and the learning rate."""
+
+    batch_mtokens: float
+    peak_lr: float
+
+
+# GPT-1 paper, section 4.1, "Model specifications".
+GPT1 = Shape(12, 768, 12, 64)
+
+# GPT-2 paper, Table 2; heads from the released hparams.json files.
+GPT2 = {
+    'small': Shape(12, 768, 12, 64),
+    'medium': Shape(24, 1024, 16, 64),
+    'large': Shape(36, 1280, 20, 64),
+    'xl': Shape(48, 1600, 25, 64),
+}
+
+# GPT-3 paper, Table 2.1, as printed: 24 x 128 is not 2048, and 40 x 128 is not 5140.
+GPT3_PRINTED = {
+    '125m': Shape(12, 768, 12, 64),
+    '350m': Shape(24, 1024, 16, 64),
+    '760m': Shape(24, 1536, 16, 96),
+    '1.3b': Shape(24, 2048, 24, 128),
+    '2.7b': Shape(32, 2560, 32, 80),
+    '6.7b': Shape(32, 4096, 32, 128),
+    '13b': Shape(40, 5140, 40, 128),
+    '175b': Shape(96, 12288, 96, 128),
+}
+
+# What agrees with the parameter counts of the paper's own Table D.1.
+GPT3 = GPT3_PRINTED | {'1.3b': Shape(24, 2048, 16, 128), '13b': Shape(40, 5120, 40, 128)}
+
+# GPT-3 paper, Table 2.1.
+GPT3_RECIPE = {
+    '125m': Recipe(0.5, 6.0e-4),
+    '350m': Recipe(0.5, 3.0e-4),
+    '760m': Recipe(0.5, 2.5e-4),
+    '1.3b': Recipe(1.0, 2.0e-4),
+    '2.7b': Recipe(1.0, 1.6e-4),
+    '6.7b': Recipe(2.0, 1.2e-4),
+    '13b': Recipe(2.0, 1.0e-4),
+    '175b': Recipe(3.2, 0.6e-4),
+}
+
+# Ours: for tests, laptops and the quickstart.
+TINY = {
+    'tiny': Shape(2, 64, 2, 32),
+    'quick': Shape(4, 256, 4, 64),
+    'char': Shape(6, 384, 6, 64),  # nanoGPT's train_shakespeare_char
+    'char_cpu': Shape(4, 128, 4, 32),  # nanoGPT's README, its recipe for a CPU
+}
+
+
+def model(size: str, **overrides) -> ml_collections.ConfigDict:
+    """The complete model section for 'gpt1', 'gpt2-small', 'gpt3-175b', 'tiny', ...
+
+    Raises:
+      UsageError: there is no such size; the message lists those there are.
+    """
+    table = {'gpt1': GPT1} | TINY
+    table |= {f'gpt2-{name}': shape for name, shape in GPT2.items()}
+    table |= {f'gpt3-{name}': shape for name, shape in GPT3.items()}
+    errors.require(size in table, f'no size {size!r}; there are: {", ".join(table)}')
+    shape = table[size]
+    fields = _fields(shape)
+    if size == 'gpt1':
+        fields |= {
+            'norm': 'post',
+            'n_ctx': 512,
+            'n_vocab': 40478,  # the released vocabulary; the paper says 40,000 merges
+            'position_init_std': 0.02,
+            'residual_init_std': 0.02,
+            'embed_dropout': 0.1,
+            'attention_dropout': 0.1,
+            'residual_dropout': 0.1,
+        }
+    elif size.startswith('gpt3-'):
+        # "Alternating dense and locally banded sparse attention" (section 2.1); which layers are
+        # banded and how wide is not published: odd ones, 256 wide, are ours.
+        fields |= {'n_ctx': 2048, 'attention': ('dense', 'banded'), 'band_width': 256}
+    elif size in TINY:
+        fields |= {'n_ctx': 256 if size in ('quick', 'char') else 64}
+    return ml_collections.ConfigDict(fields | overrides)
+
+
+def _fields(shape: Shape) -> dict:
+    """GPT-2's choices (paper, section 2.3, and the released src/model.py) for one shape."""
+    return {
+        'family': 'gpt',  # a module of gptjax.models
+        **shape._asdict(),  # d_head x n_heads is d_model in every published size
+        'd_ff': 4 * shape.d_model,
+        'n_ctx': 1024,  # tokens of context
+        'n_vocab': 50257,
+        'norm': 'pre',  # pre (GPT-2, GPT-3) or post (GPT-1)
+        'attention': ('dense',),  # pattern repeated over the layers: dense, banded
+        'band_width': 0,  # positions a banded layer sees, its own included; 0 = no banded layer
+        'use_bias': True,  # biases of linear layers and of norms
+        'norm_eps': 1e-5,
+        'init_std': 0.02,
+        'position_init_std': 0.01,  # src/model.py; the paper is silent
+        # "Scaled at initialization by 1/sqrt(N), N the number of residual layers": two a block.
+        'residual_init_std': 0.02 / math.sqrt(2 * shape.n_layers),
+        'embed_dropout': 0.0,
+        'attention_dropout': 0.0,
+        'residual_dropout': 0.0,
+        'param_dtype': 'float32',  # float32 or bfloat16
+        'compute_dtype': 'float32',  # float32 or bfloat16; softmax, norms and losses stay float32
+        'scan_layers': True,  # one compiled block for all repeats of the pattern; False unrolls
+        'remat': 'none',  # none, dots (keep matrix products) or full (keep block borders)
+    }

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training batches on Grain: window i is f(seed, i), so a batch is a function of its place alone.
+
+Neither the number of hosts, nor the mesh, nor accumulation, nor the batch ramp changes which windows
+come in which order; a process merely reads the rows and columns that its own devices hold.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import grain
+import numpy as np
+
+from gptjax.configs import errors
+from gptjax.data import tokens
+
+Batch = dict[str, np.ndarray]
+# windows -> the (rows, columns) of a (windows, n_ctx) batch that this process reads
+Region = Callable[[int], tuple[slice, slice]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The data section of configs/base.py."""
+
+    sets: tuple[str, ...]
+    weights: tuple[float, ...]
+    eval_set: str
+    prefetch_steps: int
+    stage_dir: str
+
+    def __post_init__(self) -> None:
+        errors.require(bool(self.sets), 'data.sets is empty; name at least one folder of shards')
+        errors.require(
+            all(isinstance(s, str) for s in self.sets), f'data.sets holds a non-string: {self.sets}'
+        )
+        errors.require(
+            len(self.sets) == len(self.weights),
+            f'data.weights has {len(self.weights)} entries for {len(self.sets)} data.sets',
+        )
+        errors.require(
+            all(isinstance(w, int | float) and w > 0 for w in self.weights),
+            f'data.weights must be numbers above 0, got {self.weights}',
+        )
+        errors.require_between(self, 1, 1024, 'prefetch_steps')
+
+
+def windows(
+    sets: Sequence[tokens.TokenSet],
+    weights: Sequence[float],
+    n_ctx: int,
+    seed: int,
+    columns: slice = slice(None),
+) -> grain.MapDataset:
+    """The endless sequence of training windows; element i is f(seed, i).
+
+    Each set is cut into windows of n_ctx + 1 tokens (the last token of one is the first of the next),
+    shuffled anew every epoch, without replacement within it; sets are mixed by weight.
+
+    Args:
+      columns: the part of 0 .. n_ctx that is read; an element has one token more, the target.
+
+    Raises:
+      InputError: a set is smaller than one window.
+    """
+    mixed = []
+    for index, token_set in enumerate(sets):
+        source = _Windows(token_set, n_ctx, columns)
+        if len(source) == 0:
+            raise errors.InputError(
+                f'{token_set.folder} holds {len(token_set):,} training tokens, less than one window '
+                f'of n_ctx + 1 = {n_ctx + 1}; use more text or a smaller --config.model.n_ctx'
+            )
+        dataset = grain.MapDataset.source(source)
+        mixed.append(dataset.shuffle(seed=(seed * 1009 + index) % 2**31).repeat())
+    return grain.MapDataset.mix(mixed, list(weights))
+
+
+def batches(
+    sets: Sequence[tokens.TokenSet],
+    config: Config,
+    n_ctx: int,
+    seed: int,
+    position: Callable[[int], tuple[int, int]],
+    region: Region,
+    start_step: int,
+    stop_step: int,
+) -> Iterator[Batch]:
+    """Prefetched batches of steps start_step .. stop_step - 1.
+
+    Args:
+      position: step -> (first window, number of windows), the batch ramp's closed form.
+      region: which part of the batch this process holds.
+
+    Yields:
+      'tokens' and 'targets' (rows, columns) int32, 'weights' (rows, columns) float32.
+    """
+    columns = region(position(start_step)[1])[1]
+    source = _Steps(windows(sets, config.weights, n_ctx, seed, columns), position, region, stop_step)
+    steps = grain.MapDataset.source(source)[start_step:]
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch_steps)
+    return iter(steps.to_iter_dataset(options))
+
+
+class _Windows:
+    """Non-overlapping windows over one token set."""
+
+    def __init__(self, token_set: tokens.TokenSet, n_ctx: int, columns: slice) -> None:
+        self._set, self._n_ctx = token_set, n_ctx
+        self._first, stop, _ = columns.indices(n_ctx)
+        self._length = stop - self._first + 1
+
+    def __len__(self) -> int:
+        return (len(self._set) - 1) // self._n_ctx
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._set.read(index * self._n_ctx + self._first, self._length)
+
+
+class _Steps:
+    """Batches by step."""
+
+    def __init__(self, source, position, region, stop_step: int) -> None:
+        self._windows, self._position, self._region = source, position, region
+        self._stop = stop_step
+
+    def __len__(self) -> int:
+        return self._stop
+
+    def __getitem__(self, step: int) -> Batch:
+        first, count = self._position(step)
+        rows = range(count)[self._region(count)[0]]
+        read = np.stack([self._windows[first + row] for row in rows]).astype(np.int32)
+        tokens_BxL, targets_BxL = read[:, :-1], read[:, 1:]
+        weights_BxL = np.ones(tokens_BxL.shape, np.float32)
+        return {'tokens': tokens_BxL, 'targets': targets_BxL, 'weights': weights_BxL}

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The held-out measure, the same for every model ever.
+
+Every token of the held-out text is scored exactly once, in windows of n_ctx tokens. End-of-text is
+context: it is read, but counts neither in nats nor in bytes. Bytes are those of the original UTF-8,
+so that bits per byte compare across tokenizers; words are separated by white space.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from gptjax.configs import errors
+from gptjax.data import tokens
+from gptjax.runtime import mesh as mesh_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The evaluate section of configs/base.py."""
+
+    stride: int
+    batch_windows: int
+    max_tokens: int
+
+    def __post_init__(self) -> None:
+        errors.require_positive(self, 'batch_windows')
+        errors.require_between(self, 0, 2**60, 'stride', 'max_tokens')
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Sums over the scored documents, and what they come to."""
+
+    nats: float
+    tokens: int
+    text_bytes: int
+    words: int
+    documents: int
+    protocol: str
+
+    def metrics(self) -> dict[str, float]:
+        """nats per token, bits per byte, token and word perplexity."""
+        return {
+            'nats_per_token': self.nats / self.tokens,
+            'bits_per_byte': self.nats / math.log(2) / self.text_bytes,
+            'token_perplexity': math.exp(min(self.nats / self.tokens, 700.0)),
+            'word_perplexity': math.exp(min(self.nats / max(self.words, 1), 700.0)),
+        }
+
+
+def check(token_set: tokens.TokenSet, n_ctx: int, config: Config) -> None:
+    """Raises InputError where there is nothing held out, UsageError for a stride beyond n_ctx."""
+    if len(token_set) < 2:
+        raise errors.InputError(
+            f'{token_set.folder} holds no held-out text; prepare it again with a larger '
+            '--config.tokens.valid_fraction'
+        )
+    errors.require(
+        config.stride <= n_ctx,
+        f'evaluate.stride = {config.stride} would leave tokens unscored; use at most n_ctx = {n_ctx}',
+    )
+
+
+def score(
+    eval_step: Callable[[Any, dict], tuple[Any, Any]],
+    params: Any,
+    token_set: tokens.TokenSet,
+    n_ctx: int,
+    config: Config,
+    mesh: mesh_lib.Mesh,
+    progress: Callable[[int], None] = lambda windows: None,
+) -> Score:
+    """Scores held-out text.
+
+    Args:
+      eval_step: (params, batch of tokens, targets, weights) -> (sum of nats, sum of weights).
+      token_set: a held-out split.
+      progress: is told the windows done.
+    """
+    check(token_set, n_ctx, config)
+    table = _documents(token_set, config.max_tokens)
+    stop, text_bytes, words = (int(x) for x in table.sum(axis=0))
+    nats = weight = 0.0
+    rows, columns = mesh.region(config.batch_windows, n_ctx)
+    for batch in _batches(token_set, stop, n_ctx, config):
+        local = {name: array[rows, columns] for name, array in batch.items()}
+        found = eval_step(params, mesh.put(local, config.batch_windows, n_ctx))
+        nats, weight = nats + float(found[0]), weight + float(found[1])
+        progress(config.batch_windows)
+    stride = config.stride or n_ctx
+    protocol = (
+        f'{len(table)} documents joined by end-of-text, windows of {n_ctx} tokens, stride {stride}; '
+        'end-of-text not scored; bytes of the original UTF-8'
+    )
+    return Score(nats, round(weight), text_bytes, words, len(table), protocol)
+
+
+def n_windows(token_set: tokens.TokenSet, n_ctx: int, config: Config) -> int:
+    """How many windows score() goes through."""
+    stop = int(_documents(token_set, config.max_tokens)[:, 0].sum())
+    return len(_starts(stop, n_ctx, config.stride or n_ctx))
+
+
+def _documents(token_set: tokens.TokenSet, max_tokens: int) -> np.ndarray:
+    """The table of the first whole documents within max_tokens, at least one."""
+    table = token_set.table()
+    if max_tokens:
+        within = int(np.searchsorted(np.cumsum(table[:, 0]), max_tokens, side='right'))
+        table = table[: max(within, 1)]
+    return table
+
+
+def _starts(stop: int, n_ctx: int, stride: int) -> range:
+    """First input of every window: the last one reaches the last target, stop - 1."""
+    return range(0, max(stop - 1 - n_ctx, 0) + stride, stride)
+
+
+def _batches(
+    token_set: tokens.TokenSet, stop: int, n_ctx: int, config: Config
+) -> Iterator[dict[str, np.ndarray]]:
+    stride = config.stride or n_ctx
+    starts = _starts(stop, n_ctx, stride)
+    for first in range(0, len(starts), config.batch_windows):
+        read = np.full((config.batch_windows, n_ctx + 1), token_set.end_of_text, np.int32)
+        scored = np.zeros((config.batch_windows, n_ctx), np.float32)
+        for row, start in enumerate(starts[first : first + config.batch_windows]):
+            found = token_set.read(start, min(n_ctx + 1, stop - start))
+            read[row, : len(found)] = found
+            new = n_ctx - stride if start else 0  # targets before it were scored already
+            scored[row, new : len(found) - 1] = found[new + 1 :] != token_set.end_of_text
+        yield {'tokens': read[:, :-1], 'targets': read[:, 1:], 'weights': scored}

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores a trained model on held-out text: nats per token, bits per byte, word perplexity.
+
+Laptop:
+  python -m gptjax.evaluate --config=experiments/quickstart.py --workdir=runs/quickstart
+TPU VM; every token with at least half a window of context, on 16 devices:
+  python -m gptjax.evaluate --config=experiments/gpt2/pretrain.py --workdir=/data/run \
+      --config.evaluate.stride=512 --config.evaluate.batch_windows=64
+"""
+
+import json
+import logging
+import pathlib
+
+from gptjax.configs import cli, errors
+from gptjax.data import tokens
+from gptjax.evals import perplexity
+from gptjax.models import pretrained
+from gptjax.runtime import mesh as mesh_lib
+from gptjax.runtime import program, progress
+from gptjax.text import tokenizer as tokenizer_lib
+from gptjax.training import losses
+from gptjax.training import step as step_lib
+
+EVALUATION = 'evaluation.json'
+_log = logging.getLogger('gptjax')
+
+
+def main(args: cli.Args) -> None:
+    """Scores the held-out split of config.data.eval_set; writes WORKDIR/evaluation.json."""
+    config = perplexity.Config(**args.config.evaluate)
+    workdir = pathlib.Path(args.workdir)
+    weights = args.config.init_from or args.workdir
+    mesh = mesh_lib.Mesh(mesh_lib.Config(**args.config.mesh))
+    held_out = tokens.open_set(workdir / args.config.data.eval_set, 'valid')
+    with mesh.scope():
+        model, params, tokenizer = pretrained.load(weights, mesh.shardings)
+        if tokenizer_lib.fingerprint(tokenizer) != held_out.fingerprint:
+            raise errors.InputError(
+                f'the tokens in {held_out.folder} were made with another tokenizer than that of '
+                f'{weights}; prepare them with the latter (--config.tokenizer.kind=file)'
+            )
+        n_ctx = model.config.n_ctx
+        perplexity.check(held_out, n_ctx, config)
+        mesh.check_batch(config.batch_windows, n_ctx)
+
+        def loss(params, batch):
+            logits_BxLxV = model.apply({'params': params}, batch['tokens'])
+            return losses.lm(logits_BxLxV, batch['targets'], batch['weights'])
+
+        total = perplexity.n_windows(held_out, n_ctx, config)
+        with progress.Progress('evaluate', total, ' windows') as bar:
+            found = perplexity.score(
+                step_lib.make_eval_step(loss), params, held_out, n_ctx, config, mesh, bar.advance
+            )
+    report = {
+        'set': args.config.data.eval_set,
+        'protocol': found.protocol,
+        'documents': found.documents,
+        'tokens': found.tokens,
+        'bytes': found.text_bytes,
+        'words': found.words,
+        **found.metrics(),
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / EVALUATION).write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
+    for name, value in report.items():
+        print(f'{name:18} {value:,.4f}' if isinstance(value, float) else f'{name:18} {value}')
+    _log.info('wrote %s', workdir / EVALUATION)
+
+
+if __name__ == '__main__':
+    program.run(main, __doc__)

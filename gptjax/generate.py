@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Continues prompts with a trained model; prints them and writes WORKDIR/samples.jsonl.
+
+Laptop:
+  python -m gptjax.generate --config=experiments/quickstart.py --workdir=runs/quickstart \
+      --prompt="Return a list of" --config.decode.temperature=0.8 --config.decode.top_k=40
+TPU VM, the same; the weights are spread over --config.mesh.tensor devices:
+  python -m gptjax.generate --config=experiments/gpt2/pretrain.py --workdir=/data/run \
+      --prompt="Once upon a time" --config.mesh.tensor=4
+"""
+
+import json
+import logging
+import pathlib
+
+from absl import flags
+
+from gptjax.configs import cli, errors
+from gptjax.models import gpt, pretrained
+from gptjax.runtime import mesh as mesh_lib
+from gptjax.runtime import program
+from gptjax.sampling import decode
+
+SAMPLES = 'samples.jsonl'
+_log = logging.getLogger('gptjax')
+
+
+def define(values: flags.FlagValues) -> None:
+    """The program's own flags."""
+    flags.DEFINE_multi_string(
+        'prompt', [], 'A prompt; may be given several times.', flag_values=values
+    )
+
+
+def main(args: cli.Args) -> None:
+    """Samples continuations of every --prompt."""
+    config = decode.Config(**args.config.decode)
+    errors.require(bool(args.flags.prompt), 'give --prompt="..."; several are allowed')
+    mesh = mesh_lib.Mesh(mesh_lib.Config(**args.config.mesh))
+    with mesh.scope():
+        model, params, tokenizer = pretrained.load(
+            args.config.init_from or args.workdir, mesh.shardings
+        )
+        ids = [tokenizer.encode(prompt) or [tokenizer.end_of_text] for prompt in args.flags.prompt]
+        found = decode.generate(
+            decoder(model), params, ids, config, tokenizer.end_of_text, args.config.seed
+        )
+    prompts = [prompt for prompt in args.flags.prompt for _ in range(config.samples)]
+    workdir = pathlib.Path(args.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / SAMPLES).open('w', encoding='utf-8') as f:
+        for prompt, tokens in zip(prompts, found, strict=True):
+            text = tokenizer.decode(tokens)
+            f.write(json.dumps({'prompt': prompt, 'text': text}, ensure_ascii=False) + '\n')
+            print(f'{prompt}{text}\n---')
+    _log.info('wrote %s', workdir / SAMPLES)
+
+
+def decoder(model) -> decode.Decoder:
+    """What decoding needs of a language model."""
+
+    def extend(params, tokens_BxL, positions_BxL, cache):
+        return model.apply({'params': params}, tokens_BxL, positions_BxL, cache, method='extend')
+
+    def empty_cache(rows, slots):
+        return gpt.empty_cache(model.config, rows, slots)
+
+    return decode.Decoder(extend, empty_cache, model.config.n_ctx)
+
+
+if __name__ == '__main__':
+    program.run(main, __doc__, define)

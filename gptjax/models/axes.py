@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vocabulary of logical axes, strictly resolved.
+
+flax drops in silence what it does not understand: a misspelt axis is replicated, the second of two
+logical axes on one mesh axis is lost, and a constraint outside a mesh does nothing. Ours raise.
+The rules (logical axis -> mesh axes) are those in force, set by runtime.mesh's scope().
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax import struct
+from flax.core import meta
+from jax.sharding import PartitionSpec
+
+PARAMETER_AXES = frozenset({'vocab', 'embed', 'heads', 'head_dim', 'mlp', 'layers', 'ctx'})
+ACTIVATION_AXES = frozenset(
+    {'batch', 'length', 'act_embed', 'act_heads', 'act_head_dim', 'act_mlp', 'act_vocab'}
+)
+
+Initializer = Callable[..., jax.Array]
+
+
+class Boxed(struct.PyTreeNode, meta.AxisMetadata):
+    """A parameter with the names of its axes; its partition spec is resolved strictly."""
+
+    value: Any
+    names: tuple[str, ...] = struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        return self.value
+
+    def replace_boxed(self, val: Any) -> 'Boxed':
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> 'Boxed':
+        names = list(self.names)
+        names.insert(index, params[nn.PARTITION_NAME])
+        return self.replace(names=tuple(names))
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> 'Boxed':
+        del params
+        return self.replace(names=self.names[:index] + self.names[index + 1 :])
+
+    def get_partition_spec(self) -> PartitionSpec:
+        return _resolve(self.names, PARAMETER_AXES)
+
+
+def boxed(init: Initializer, *names: str) -> Initializer:
+    """`init`, its result boxed with one axis name a dimension.
+
+    Raises:
+      ValueError: a name is not in the vocabulary, or their number is not that of the dimensions.
+    """
+    _check(names, PARAMETER_AXES)
+
+    def init_boxed(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> Boxed:
+        if len(shape) != len(names):
+            raise ValueError(f'axes {names} do not fit the shape {shape}')
+        return Boxed(init(rng, shape, dtype), names)
+
+    return init_boxed
+
+
+def stacked(tree: Any) -> Any:
+    """A tree of boxed parameters whose values got a leading axis: names it 'layers'."""
+    return meta.add_axis(tree, 0, {nn.PARTITION_NAME: 'layers'})
+
+
+def constrain(x: jax.Array, *names: str) -> jax.Array:
+    """Shards an activation by its logical axes; the identity where no mesh is in force.
+
+    Raises:
+      ValueError: an unknown name, two names on one mesh axis, or a mesh without rules.
+    """
+    _check(names, ACTIVATION_AXES)
+    if len(names) != x.ndim:
+        raise ValueError(f'axes {names} do not fit the shape {x.shape}')
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, _resolve(names, ACTIVATION_AXES))
+
+
+def _check(names: tuple[str, ...], vocabulary: frozenset[str]) -> None:
+    for name in names:
+        if name not in vocabulary:
+            raise ValueError(f'no logical axis {name!r}; there are: {", ".join(sorted(vocabulary))}')
+
+
+def _resolve(names: tuple[str, ...], vocabulary: frozenset[str]) -> PartitionSpec:
+    """Logical names -> mesh axes, by the rules in force."""
+    _check(names, vocabulary)
+    rules = dict(nn.get_logical_axis_rules())
+    if not rules:
+        raise ValueError('no axis rules are in force; enter runtime.mesh scope() first')
+    spec, taken = [], {}
+    for name in names:
+        if name not in rules:
+            raise ValueError(f'the axis rules do not name {name!r}')
+        target = rules[name]
+        for mesh_axis in (target,) if isinstance(target, str) else target or ():
+            if mesh_axis in taken:
+                raise ValueError(
+                    f'logical axes {taken[mesh_axis]!r} and {name!r} of {names} both map to mesh '
+                    f'axis {mesh_axis!r}; give one of them another rule'
+                )
+            taken[mesh_axis] = name
+        spec.append(target)
+    return PartitionSpec(*spec)

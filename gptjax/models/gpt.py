@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decoder of GPT-1, GPT-2 and GPT-3.
+
+Names carry their axes: B batch, L query positions, M key positions, D d_model, H heads, K d_head,
+F d_ff, V vocabulary, N layers, R repeats of the layer pattern.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from gptjax.configs import errors
+from gptjax.models import attention, axes, layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Shape and numerics of a GPT; the fields are explained in configs/sizes.py."""
+
+    family: Literal['gpt']
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_head: int
+    d_ff: int
+    n_ctx: int
+    n_vocab: int
+    norm: Literal['pre', 'post']
+    attention: tuple[str, ...]
+    band_width: int
+    use_bias: bool
+    norm_eps: float
+    init_std: float
+    position_init_std: float
+    residual_init_std: float
+    embed_dropout: float
+    attention_dropout: float
+    residual_dropout: float
+    param_dtype: Literal['float32', 'bfloat16']
+    compute_dtype: Literal['float32', 'bfloat16']
+    scan_layers: bool
+    remat: Literal['none', 'dots', 'full']
+
+    def __post_init__(self) -> None:
+        errors.require_positive(
+            self, 'n_layers', 'd_model', 'n_heads', 'd_head', 'd_ff', 'n_ctx', 'n_vocab', 'norm_eps'
+        )
+        errors.require_choice(self, 'family', ('gpt',))
+        errors.require_choice(self, 'norm', ('pre', 'post'))
+        errors.require_choice(self, 'remat', ('none', 'dots', 'full'))
+        for field in ('param_dtype', 'compute_dtype'):
+            errors.require_choice(self, field, ('float32', 'bfloat16'))
+        errors.require_between(
+            self, 0.0, 0.99, 'embed_dropout', 'attention_dropout', 'residual_dropout'
+        )
+        errors.require_between(
+            self, 0.0, 10.0, 'init_std', 'position_init_std', 'residual_init_std'
+        )
+        kinds = set(self.attention)
+        errors.require(
+            bool(kinds) and kinds <= {'dense', 'banded'},
+            f"attention must be a pattern of 'dense' and 'banded', got {self.attention}",
+        )
+        errors.require(
+            self.n_layers % len(self.attention) == 0,
+            f'n_layers = {self.n_layers} is not a multiple of the attention pattern '
+            f'{self.attention}; use a multiple of {len(self.attention)}',
+        )
+        errors.require(
+            ('banded' in kinds) == (self.band_width > 0),
+            f'band_width = {self.band_width} does not fit attention = {self.attention}; '
+            'it is above 0 exactly when a layer is banded',
+        )
+
+
+class Cache(NamedTuple):
+    """Decoding state: M slots shared by the layers; a position of -1 is padding or empty."""
+
+    positions_BxM: Int[Array, 'B M']
+    length: Int[Array, '']  # slots in use
+    layers: tuple[attention.KeyValue, ...]
+
+
+class Block(nn.Module):
+    """One layer: attention and a feed-forward net, normed before (GPT-2) or after (GPT-1)."""
+
+    config: Config
+    band_width: int
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BxLxD: Float[Array, 'B L D'],
+        query_positions_BxL: Int[Array, '#B L'],
+        key_positions_BxM: Int[Array, '#B M'],
+        cache: attention.KeyValue | None = None,
+        slot: Int[Array, ''] | None = None,
+    ) -> tuple[Float[Array, 'B L D'], attention.KeyValue | None]:
+        cfg = self.config
+        norm = (cfg.norm_eps, cfg.use_bias, cfg.param_dtype)
+        norm_attention = layers.LayerNorm(*norm, name='norm_attention')
+        norm_mlp = layers.LayerNorm(*norm, name='norm_mlp')
+        attend = attention.Attention(cfg, self.band_width, name='attention')
+        dropout = nn.Dropout(cfg.residual_dropout, deterministic=not self.has_rng('dropout'))
+        pre = cfg.norm == 'pre'
+
+        y_BxLxD = norm_attention(x_BxLxD) if pre else x_BxLxD
+        y_BxLxD, cache = attend(y_BxLxD, query_positions_BxL, key_positions_BxM, cache, slot)
+        x_BxLxD += dropout(y_BxLxD)
+        x_BxLxD = x_BxLxD if pre else norm_attention(x_BxLxD)
+        y_BxLxD = norm_mlp(x_BxLxD) if pre else x_BxLxD
+        x_BxLxD += dropout(self._mlp(y_BxLxD))
+        return x_BxLxD if pre else norm_mlp(x_BxLxD), cache
+
+    def _mlp(self, x_BxLxD: jax.Array) -> jax.Array:
+        cfg = self.config
+        numerics = (cfg.use_bias, cfg.param_dtype, cfg.compute_dtype)
+        up, down = (cfg.d_model, cfg.d_ff), (cfg.d_ff, cfg.d_model)
+        x_BxLxF = layers.Linear(
+            'BLD,DF->BLF', up, ('embed', 'mlp'), cfg.init_std, *numerics, name='up'
+        )(x_BxLxD)
+        x_BxLxF = axes.constrain(x_BxLxF, 'batch', 'length', 'act_mlp')
+        x_BxLxF = jax.nn.gelu(x_BxLxF, approximate=True)  # the tanh form, as all released code
+        y_BxLxD = layers.Linear(
+            'BLF,FD->BLD', down, ('mlp', 'embed'), cfg.residual_init_std, *numerics, name='down'
+        )(x_BxLxF)
+        return axes.constrain(y_BxLxD, 'batch', 'length', 'act_embed')
+
+
+class GPT(nn.Module):
+    """Tokens -> hidden states, and hidden states -> logits through the tied embedding.
+
+    Parameters of the layers are stacked: 'block_j' holds, for place j of the attention pattern,
+    the layers j, j + P, j + 2P, ... of a pattern P long. Scanned and unrolled forms share them.
+    """
+
+    config: Config
+
+    def setup(self) -> None:
+        cfg = self.config
+        dtype = jnp.dtype(cfg.param_dtype)
+        self.token_embedding = self.param(
+            'token_embedding',
+            axes.boxed(nn.initializers.normal(cfg.init_std), 'vocab', 'embed'),
+            (cfg.n_vocab, cfg.d_model),
+            dtype,
+        )
+        self.position_embedding = self.param(
+            'position_embedding',
+            axes.boxed(nn.initializers.normal(cfg.position_init_std), 'ctx', 'embed'),
+            (cfg.n_ctx, cfg.d_model),
+            dtype,
+        )
+        self.pattern = [
+            Block(cfg, cfg.band_width if kind == 'banded' else 0, parent=None)
+            for kind in cfg.attention
+        ]
+        self.blocks = [
+            self.param(f'block_{j}', self._init_stack, block) for j, block in enumerate(self.pattern)
+        ]
+        if cfg.norm == 'pre':
+            self.final_norm = layers.LayerNorm(cfg.norm_eps, cfg.use_bias, cfg.param_dtype)
+        self.embed_dropout = nn.Dropout(cfg.embed_dropout)
+
+    def __call__(
+        self,
+        tokens_BxL: Int[Array, 'B L'],
+        positions_BxL: Int[Array, '#B L'] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, 'B L D'], Cache | None]:
+        """Hidden states after the last layer.
+
+        Dropout is on exactly when a 'dropout' rng is given.
+
+        Args:
+          tokens_BxL: token ids.
+          positions_BxL: their positions; -1 marks padding, which nothing sees. None = 0 .. L-1.
+          cache: the past; its slots must suffice for L more.
+
+        Returns:
+          hidden states, and the cache with the L new positions (None for None).
+        """
+        cfg = self.config
+        dtype = jnp.dtype(cfg.compute_dtype)
+        length = tokens_BxL.shape[1]
+        if length > cfg.n_ctx:
+            raise errors.InputError(f'{length} tokens do not fit n_ctx = {cfg.n_ctx}')
+        if positions_BxL is None:
+            positions_BxL = jnp.arange(length)[None]
+        x_BxLxD = self.token_embedding.astype(dtype)[tokens_BxL]
+        x_BxLxD += self.position_embedding.astype(dtype)[jnp.maximum(positions_BxL, 0)]
+        x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'act_embed')
+        x_BxLxD = self.embed_dropout(x_BxLxD, deterministic=not self.has_rng('dropout'))
+        if cache is None:
+            x_BxLxD = self._run(x_BxLxD, positions_BxL)
+        else:
+            x_BxLxD, cache = self._run_cached(x_BxLxD, positions_BxL, cache)
+        if cfg.norm == 'pre':
+            x_BxLxD = self.final_norm(x_BxLxD)
+        return x_BxLxD, cache
+
+    def unembed(self, hidden_BxLxD: Float[Array, 'B L D']) -> Float[Array, 'B L V']:
+        """float32 logits through the tied token embedding."""
+        table_VxD = self.token_embedding.astype(hidden_BxLxD.dtype)
+        logits_BxLxV = jnp.einsum(
+            'BLD,VD->BLV', hidden_BxLxD, table_VxD, preferred_element_type=jnp.float32
+        )
+        return axes.constrain(logits_BxLxV, 'batch', 'length', 'act_vocab')
+
+    def _init_stack(self, rng: jax.Array, block: Block) -> axes.Boxed:
+        repeats = self.config.n_layers // len(self.config.attention)
+        x_BxLxD = jnp.zeros((1, 1, self.config.d_model), jnp.dtype(self.config.compute_dtype))
+        position_BxL = jnp.zeros((1, 1), jnp.int32)
+
+        def init(rng: jax.Array) -> axes.Boxed:
+            with jax.sharding.use_abstract_mesh(_NO_MESH):  # one position divides over nothing
+                return block.init(rng, x_BxLxD, position_BxL, position_BxL)['params']
+
+        return axes.stacked(jax.vmap(init)(jax.random.split(rng, repeats)))
+
+    def _repeat(self, x_BxLxD, stack, index, positions_BxL, rng):
+        """One repeat of the layer pattern; `stack` holds its parameters, one entry a place."""
+        for j, (block, params) in enumerate(zip(self.pattern, stack, strict=True)):
+            rngs = {}
+            if rng is not None:
+                rngs['dropout'] = jax.random.fold_in(rng, index * len(self.pattern) + j)
+            apply = _REMAT[self.config.remat](block.apply)
+            with jax.named_scope(f'block_{j}'):
+                x_BxLxD, _ = apply(
+                    {'params': params}, x_BxLxD, positions_BxL, positions_BxL, rngs=rngs
+                )
+        return x_BxLxD
+
+    def _run(self, x_BxLxD, positions_BxL):
+        rng = self.make_rng('dropout') if self.has_rng('dropout') else None
+        repeats = self.config.n_layers // len(self.pattern)
+        if not self.config.scan_layers:
+            for index, stack in enumerate(_unstack(self.blocks, repeats)):
+                x_BxLxD = self._repeat(x_BxLxD, stack, index, positions_BxL, rng)
+            return x_BxLxD
+
+        def body(x_BxLxD, scanned):
+            stack, index = scanned
+            return self._repeat(x_BxLxD, stack, index, positions_BxL, rng), None
+
+        x_BxLxD, _ = jax.lax.scan(body, x_BxLxD, (self.blocks, jnp.arange(repeats)))
+        return x_BxLxD
+
+    def _run_cached(self, x_BxLxD, positions_BxL, cache):
+        positions_BxL = jnp.broadcast_to(positions_BxL, x_BxLxD.shape[:2])
+        positions_BxM = jax.lax.dynamic_update_slice(
+            cache.positions_BxM, positions_BxL.astype(jnp.int32), (0, cache.length)
+        )
+        kept = []
+        for stack in _unstack(self.blocks, self.config.n_layers // len(self.pattern)):
+            for block, params in zip(self.pattern, stack, strict=True):
+                x_BxLxD, layer = block.apply(
+                    {'params': params},
+                    x_BxLxD,
+                    positions_BxL,
+                    positions_BxM,
+                    cache.layers[len(kept)],
+                    cache.length,
+                )
+                kept.append(layer)
+        length = cache.length + x_BxLxD.shape[1]
+        return x_BxLxD, Cache(positions_BxM, length, tuple(kept))
+
+
+def empty_cache(config: Config, batch: int, slots: int) -> Cache:
+    """A cache for `batch` rows of up to `slots` tokens, prompt and continuation together."""
+    shape = (batch, slots, config.n_heads, config.d_head)
+    dtype = jnp.dtype(config.compute_dtype)
+    layer = attention.KeyValue(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    return Cache(
+        jnp.full((batch, slots), -1, jnp.int32),
+        jnp.zeros((), jnp.int32),
+        tuple(layer for _ in range(config.n_layers)),
+    )
+
+
+def _unstack(stacks: list, repeats: int) -> list:
+    """Stacked parameters -> one list of trees a repeat; the gradient is one concatenation."""
+    leaves, tree = jax.tree.flatten(stacks)
+    split = [jax.lax.split(leaf, (1,) * repeats) for leaf in leaves]
+    return [tree.unflatten([parts[r].squeeze(0) for parts in split]) for r in range(repeats)]
+
+
+def _keep_nothing(f):
+    return jax.checkpoint(f, policy=jax.checkpoint_policies.nothing_saveable)
+
+
+def _keep_dots(f):
+    return jax.checkpoint(f, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+
+
+_REMAT = {'none': lambda f: f, 'dots': _keep_dots, 'full': _keep_nothing}
+_NO_MESH = jax.sharding.AbstractMesh((), ())

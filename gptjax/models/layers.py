@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two layers every model of the line is made of; each weight is declared once."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gptjax.models import axes
+
+
+class Linear(nn.Module):
+    """An einsum with one weight, as 'BLD,DHK->BLHK'; the bias spans the output's new axes.
+
+    Attributes:
+      spec: input starting with BL, then weight, then output.
+      shape: of the weight.
+      names: logical axes of the weight.
+      init_std: standard deviation of the normal initialisation; biases start at 0.
+    """
+
+    spec: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    init_std: float
+    use_bias: bool
+    param_dtype: str
+    compute_dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs, output = self.spec.split('->')
+        weight = inputs.split(',')[1]
+        param_dtype, dtype = jnp.dtype(self.param_dtype), jnp.dtype(self.compute_dtype)
+        init = axes.boxed(nn.initializers.normal(self.init_std), *self.names)
+        kernel = self.param('kernel', init, self.shape, param_dtype)
+        y = jnp.einsum(self.spec, x, kernel.astype(dtype))
+        if self.use_bias:
+            new = [weight.index(letter) for letter in output[2:]]
+            init = axes.boxed(nn.initializers.zeros, *(self.names[i] for i in new))
+            bias = self.param('bias', init, tuple(self.shape[i] for i in new), param_dtype)
+            y += bias.astype(dtype)[None, None]
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al. 2016) over the last axis, computed in float32."""
+
+    eps: float
+    use_bias: bool
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+        param_dtype, shape = jnp.dtype(self.param_dtype), x_BxLxD.shape[-1:]
+        scale_D = self.param(
+            'scale', axes.boxed(nn.initializers.ones, 'embed'), shape, param_dtype
+        )
+        y_BxLxD = x_BxLxD.astype(jnp.float32)
+        y_BxLxD -= y_BxLxD.mean(axis=-1, keepdims=True)
+        variance_BxLx1 = jnp.square(y_BxLxD).mean(axis=-1, keepdims=True)
+        y_BxLxD *= jax.lax.rsqrt(variance_BxLx1 + self.eps)
+        y_BxLxD *= scale_D.astype(jnp.float32)[None, None]
+        if self.use_bias:
+            init = axes.boxed(nn.initializers.zeros, 'embed')
+            bias_D = self.param('bias', init, shape, param_dtype)
+            y_BxLxD += bias_D.astype(jnp.float32)[None, None]
+        return y_BxLxD.astype(x_BxLxD.dtype)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Collects documents into a corpus: JSONL shards with a manifest.
+
+Laptop, the built-in corpus, and a folder of your own .txt and .jsonl files:
+  python -m gptjax.prepare_corpus --config=experiments/quickstart.py --workdir=runs/quickstart
+  python -m gptjax.prepare_corpus --config=experiments/quickstart.py --workdir=runs/mine \
+      --config.corpus.set=files --config.corpus.path=texts/
+TPU VM, a TFDS set, once, on one host (no accelerator is used):
+  python -m gptjax.prepare_corpus --config=experiments/gpt2/pretrain.py --workdir=/data/wiki \
+      --config.corpus.set=tfds --config.corpus.path=wikipedia/20230601.en
+"""
+
+import logging
+import pathlib
+
+from gptjax.configs import cli, lookup
+from gptjax.data import documents
+from gptjax.runtime import program, progress
+
+_log = logging.getLogger('gptjax')
+
+
+def main(args: cli.Args) -> None:
+    """Writes WORKDIR/corpus; whole shards of an interrupted run are kept."""
+    config = documents.Config(**args.config.corpus)
+    folder = pathlib.Path(args.workdir, config.dir)
+    source = {'set': config.set, 'path': config.path, 'text_field': config.text_field}
+    dataset = lookup.module('gptjax.data.sets', config.set)
+    if documents.is_finished(folder, source):
+        _log.info('corpus %s is done already', folder)
+        return
+    found = dataset.documents_of(config.path, config.text_field)
+    with progress.Progress('collect', None, ' bytes') as bar:
+        shards = documents.write(folder, found, config.shard_bytes, source, bar.advance)
+    _log.info(
+        'corpus %s: %s documents, %s bytes of text', folder,
+        f'{sum(s.documents for s in shards):,}', f'{sum(s.text_bytes for s in shards):,}',
+    )  # fmt: skip
+
+
+if __name__ == '__main__':
+    program.run(main, __doc__, uses_jax=False)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How every program starts and ends: flags, JAX set-up, signals, exit codes.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 75 preempted with everything saved.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from absl import flags
+
+from gptjax.configs import cli, errors
+from gptjax.runtime import progress
+
+_log = logging.getLogger(__name__)
+
+FAILED, WRONG_USAGE, PREEMPTED = 1, 2, 75
+_LOCK_SECS = 60.0
+
+
+class Preempted(BaseException):
+    """The program was told to stop and has saved everything it needs to go on."""
+
+
+class _Stop:
+    requested = False
+    graceful = False
+
+
+def run(
+    main: Callable[[cli.Args], None],
+    doc: str,
+    define: Callable[[flags.FlagValues], None] = lambda values: None,
+    default_config: str = '',
+    uses_jax: bool = True,
+) -> None:
+    """Runs a program's main(args) and exits with its code; mistakes are told in one line.
+
+    Args:
+      main: the program.
+      doc: its docstring, printed for --help.
+      define: adds the program's own flags.
+      default_config: the config file where the command line names none.
+      uses_jax: whether to set JAX up.
+    """
+    set_up_logging()
+    signal.signal(signal.SIGTERM, _on_signal)
+    signal.signal(signal.SIGINT, _on_signal)
+    sys.exit(_exit_code(main, doc, define, default_config, uses_jax))
+
+
+def _exit_code(main, doc, define, default_config, uses_jax) -> int:
+    if {'--help', '-h', '-help'} & set(sys.argv[1:]):
+        print(doc.strip())
+        return 0
+    try:
+        args = cli.parse(sys.argv, lambda v: _define(v, define, uses_jax), default_config)
+        if uses_jax:
+            set_up_jax(args.flags.distributed)
+        main(args)
+    except errors.InputError as e:
+        print(f'error: {e}', file=sys.stderr)
+        return WRONG_USAGE if isinstance(e, errors.UsageError) else FAILED
+    except Preempted:
+        print('stopped; run the same command again to go on', file=sys.stderr)
+        return PREEMPTED
+    return 0
+
+
+def _define(values: flags.FlagValues, define: Callable, uses_jax: bool) -> None:
+    define(values)
+    if uses_jax:
+        flags.DEFINE_bool(
+            'distributed', False, 'Join the other hosts of a TPU slice first.', flag_values=values
+        )
+
+
+def set_up_logging() -> None:
+    """Our own lines from INFO on, other people's warnings; on stderr, around a running bar."""
+    handler = progress.Handler()
+    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
+    logging.getLogger().handlers = [handler]
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger('gptjax').setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+
+def cache_dir() -> pathlib.Path:
+    """The user's cache folder, where compiled programs are kept."""
+    home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    return pathlib.Path(home) / 'gptjax'
+
+
+def set_up_jax(distributed: bool) -> None:
+    """Persistent compilation cache; on several hosts, the connection between them."""
+    import jax
+
+    jax.config.update('jax_compilation_cache_dir', str(cache_dir() / 'xla'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
+    if distributed:
+        jax.distributed.initialize()
+
+
+def stop_requested() -> bool:
+    """Whether SIGTERM or SIGINT has arrived inside graceful_stop()."""
+    return _Stop.requested
+
+
+@contextlib.contextmanager
+def graceful_stop() -> Iterator[None]:
+    """While open, a signal only sets stop_requested(); a second one ends the program at once."""
+    _Stop.requested, _Stop.graceful = False, True
+    try:
+        yield
+    finally:
+        _Stop.graceful = False
+
+
+@contextlib.contextmanager
+def only_one(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps a second process of this machine out of a workdir, waiting for the first to end.
+
+    Raises:
+      InputError: another process holds it for longer than a stop with saving takes.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / '.lock').open('w') as f:
+        deadline = time.monotonic() + _LOCK_SECS
+        while True:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as e:
+                if time.monotonic() > deadline:
+                    raise errors.InputError(
+                        f'another process is at work in {workdir}; stop it or use another --workdir'
+                    ) from e
+                time.sleep(0.2)
+        yield
+
+
+def _on_signal(number: int, frame: object) -> None:
+    del frame
+    if _Stop.graceful and not _Stop.requested:
+        _Stop.requested = True
+        name = signal.Signals(number).name
+        _log.warning('%s: finishing this step and saving; once more to stop at once', name)
+        return
+    raise Preempted

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strings <-> ids behind one protocol: byte-level BPE, SentencePiece, bytes.
+
+The text '<|endoftext|>' is ordinary text unless special tokens are allowed, so neither a corpus nor
+a prompt can end a document by spelling it.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, Protocol
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from gptjax.configs import errors
+
+END_OF_TEXT = '<|endoftext|>'
+# What published tokenizers call the token between documents, in order of preference.
+_END_NAMES = (END_OF_TEXT, '</s>', '<|end_of_text|>', '[EOS]', '<eos>')
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The tokenizer section of configs/base.py."""
+
+    kind: Literal['bpe', 'sentencepiece', 'bytes', 'file']
+    path: str
+    dir: str
+    n_vocab: int
+    sample_bytes: int
+
+    def __post_init__(self) -> None:
+        errors.require_choice(self, 'kind', ('bpe', 'sentencepiece', 'bytes', 'file'))
+        errors.require_positive(self, 'n_vocab', 'sample_bytes')
+        errors.require(
+            self.kind != 'bpe' or self.n_vocab > 257,
+            f'n_vocab = {self.n_vocab} is too small for byte-level BPE: 256 bytes and end-of-text '
+            'come first; use 258 or more',
+        )
+        errors.require(
+            (self.kind == 'file') == bool(self.path),
+            f'tokenizer.path = {self.path!r} does not fit tokenizer.kind = {self.kind!r}; '
+            'kind=file reads path, the others have none',
+        )
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    n_vocab: int  # ids are below this
+    end_of_text: int  # the id between documents; -1 where the vocabulary has none
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """Ids of a text; with allow_special, names of special tokens become their ids.
+
+        Raises InputError on lone surrogates, which no UTF-8 text contains.
+        """
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens spelt out; bytes that are no UTF-8 become U+FFFD."""
+
+    def serialized(self) -> dict[str, bytes]:
+        """The files that make it up: name -> content."""
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """sha256 over the tokenizer's files: equal exactly for equal tokenizers."""
+    digest = hashlib.sha256()
+    for name, content in sorted(tokenizer.serialized().items()):
+        digest.update(f'{name}\0{len(content)}\0'.encode() + content)
+    return digest.hexdigest()
+
+
+def save(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
+    """Writes the tokenizer's files into `folder`, made where missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in tokenizer.serialized().items():
+        (folder / name).write_bytes(content)
+
+
+def load(path: str | pathlib.Path) -> Tokenizer:
+    """Reads a tokenizer from a file or a folder.
+
+    Known are tokenizer.json (Hugging Face), *.model (SentencePiece), encoder.json + vocab.bpe
+    (GPT-2), encoder_bpe_40000.json + vocab_40000.bpe (GPT-1), and what save() wrote.
+
+    Raises:
+      InputError: nothing known is there, or it cannot be read.
+    """
+    path = pathlib.Path(path)
+    for candidate in [path] if path.is_file() else _known_files(path):
+        try:
+            return _read(candidate)
+        except errors.InputError:
+            raise
+        except Exception as e:  # the libraries raise bare Exceptions
+            raise errors.InputError(f'{candidate} is no tokenizer that can be read: {e}') from e
+    raise errors.InputError(
+        f'no tokenizer at {path}; expected tokenizer.json, *.model, encoder.json with vocab.bpe, '
+        'or a folder with one of these (python -m gptjax.train_tokenizer makes one)'
+    )
+
+
+def train(config: Config, texts: Iterable[str]) -> Tokenizer:
+    """Trains (or, for kind=bytes and kind=file, builds) the tokenizer a config asks for.
+
+    Raises:
+      InputError: there is no text to train on, or too little for the vocabulary.
+    """
+    if config.kind == 'bytes':
+        return Bytes()
+    if config.kind == 'file':
+        return load(config.path)
+    texts = _nonempty(texts)
+    if config.kind == 'sentencepiece':
+        return _train_sentencepiece(texts, config.n_vocab)
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.n_vocab,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator((check_text(text) for text in texts), trainer)
+    return Subwords(backend)
+
+
+class Bytes:
+    """UTF-8 bytes as ids 0..255, then end-of-text."""
+
+    n_vocab = 257
+    end_of_text = 256
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        if not allow_special:
+            return list(check_text(text).encode())
+        first, *rest = check_text(text).split(END_OF_TEXT)
+        ids = list(first.encode())
+        for part in rest:
+            ids += [self.end_of_text, *part.encode()]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        parts = (bytes([i]) if i < 256 else END_OF_TEXT.encode() for i in ids)
+        return b''.join(parts).decode('utf-8', errors='replace')
+
+    def serialized(self) -> dict[str, bytes]:
+        return {'bytes.json': b'{"kind": "bytes"}\n'}
+
+
+class Subwords:
+    """A `tokenizers` tokenizer: our own byte-level BPE, GPT-1's, GPT-2's, any tokenizer.json."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._content = backend.to_str().encode()
+        self._plain = tokenizers.Tokenizer.from_str(self._content.decode())
+        self._plain.encode_special_tokens = True  # spelt-out special tokens stay text
+        self._special = backend
+        self.n_vocab = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+        found = (backend.token_to_id(name) for name in _END_NAMES)
+        self.end_of_text = next((i for i in found if i is not None), -1)
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        backend = self._special if allow_special else self._plain
+        return backend.encode(check_text(text), add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """encode() of many texts, on all cores."""
+        found = self._plain.encode_batch_fast(
+            [check_text(text) for text in texts], add_special_tokens=False
+        )
+        return [encoding.ids for encoding in found]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._plain.decode(list(ids), skip_special_tokens=False)
+
+    def serialized(self) -> dict[str, bytes]:
+        return {'tokenizer.json': self._content}
+
+
+class SentencePiece:
+    """A SentencePiece model; its </s> separates documents. Its normalisation may lose text."""
+
+    def __init__(self, model: bytes) -> None:
+        import sentencepiece  # a second of import, for those who use it
+
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.n_vocab = self._processor.vocab_size()
+        self.end_of_text = self._processor.eos_id()
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        text = check_text(text)
+        name = self._processor.id_to_piece(self.end_of_text) if self.end_of_text >= 0 else ''
+        if not allow_special or not name:
+            return self._processor.encode(text)
+        first, *rest = text.split(name)
+        ids = self._processor.encode(first)
+        for part in rest:
+            ids += [self.end_of_text, *self._processor.encode(part)]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._processor.decode([int(i) for i in ids])
+
+    def serialized(self) -> dict[str, bytes]:
+        return {'sentencepiece.model': self._model}
+
+
+def check_text(text: str) -> str:
+    """The text itself. Raises InputError where it holds a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise errors.InputError(
+            f'the text holds a lone surrogate, U+{ord(text[e.start]):04X} at character {e.start}, '
+            'which is no Unicode text; clean it first, as text.encode("utf-8", "replace").decode()'
+        ) from e
+    return text
+
+
+def _known_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    names = ('tokenizer.json', 'bytes.json', 'encoder.json', 'encoder_bpe_40000.json')
+    found = [folder / name for name in names if (folder / name).is_file()]
+    return found + sorted(folder.glob('*.model')) if folder.is_dir() else []
+
+
+def _read(path: pathlib.Path) -> Tokenizer:
+    if path.name == 'bytes.json':
+        return Bytes()
+    if path.name == 'encoder.json':
+        return Subwords(_gpt2(path, path.with_name('vocab.bpe')))
+    if path.name == 'encoder_bpe_40000.json':
+        return Subwords(_gpt1(path, path.with_name('vocab_40000.bpe')))
+    if path.suffix == '.model':
+        return SentencePiece(path.read_bytes())
+    backend = tokenizers.Tokenizer.from_file(str(path))
+    backend.no_truncation()
+    backend.no_padding()
+    return Subwords(backend)
+
+
+def _gpt2(encoder: pathlib.Path, merges: pathlib.Path) -> tokenizers.Tokenizer:
+    """OpenAI's GPT-2 files; '<|endoftext|>' is the vocabulary's last entry."""
+    backend = tokenizers.Tokenizer(models.BPE(_vocab(encoder), _merges(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([END_OF_TEXT])
+    return backend
+
+
+def _gpt1(encoder: pathlib.Path, merges: pathlib.Path) -> tokenizers.Tokenizer:
+    """OpenAI's GPT-1 files: lower-cased words with '</w>' at their ends; not invertible."""
+    backend = tokenizers.Tokenizer(
+        models.BPE(
+            _vocab(encoder), _merges(merges), unk_token='<unk>', end_of_word_suffix='</w>'
+        )
+    )
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.BPEDecoder(suffix='</w>')
+    return backend
+
+
+def _vocab(path: pathlib.Path) -> dict[str, int]:
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def _merges(path: pathlib.Path) -> list[tuple[str, str]]:
+    if not path.is_file():
+        raise errors.InputError(f'{path} is missing; it belongs beside the vocabulary')
+    lines = path.read_text(encoding='utf-8').split('\n')[1:]  # after the version line
+    return [tuple(line.split(' ')) for line in lines if line.count(' ') == 1]
+
+
+def _train_sentencepiece(texts: Iterator[str], n_vocab: int) -> SentencePiece:
+    import sentencepiece  # a second of import, for those who use it
+
+    model = io.BytesIO()
+    lines = (line for text in texts for line in check_text(text).splitlines() if line)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            vocab_size=n_vocab,
+            model_type='bpe',
+            byte_fallback=True,  # no text is unknown
+            normalization_rule_name='identity',
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    except RuntimeError as e:
+        raise errors.InputError(
+            f'SentencePiece could not train n_vocab = {n_vocab} on this corpus: {e}; '
+            'use a smaller vocabulary (above 260) or more text'
+        ) from e
+    return SentencePiece(model.getvalue())
+
+
+def _nonempty(texts: Iterable[str]) -> Iterator[str]:
+    texts = iter(texts)
+    first = next((text for text in texts if text), None)
+    if first is None:
+        raise errors.InputError('the corpus holds no text to train a tokenizer on')
+
+    def chained() -> Iterator[str]:
+        yield first
+        yield from texts
+
+    return chained()

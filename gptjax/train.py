@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pretrains a language model on token shards; run again, it goes on where it stopped.
+
+Laptop:
+  python -m gptjax.train --config=experiments/quickstart.py --workdir=runs/quickstart
+TPU VM, on every host of a v5e-16:
+  python -m gptjax.train --config=experiments/gpt2/pretrain.py:size=small --workdir=/data/run \
+      --config.mesh.fsdp=16 --config.mesh.data=1 --config.model.n_vocab=50304 --distributed
+"""
+
+import functools
+import json
+import logging
+import pathlib
+import time
+
+import jax
+import ml_collections
+
+from gptjax.configs import cli, errors
+from gptjax.data import loader, tokens
+from gptjax.evals import perplexity
+from gptjax.models import gpt, heads, pretrained
+from gptjax.runtime import checkpoint, clock, metrics, program, progress
+from gptjax.runtime import mesh as mesh_lib
+from gptjax.scaling import flops
+from gptjax.text import tokenizer as tokenizer_lib
+from gptjax.training import loop, losses, optim
+from gptjax.training import step as step_lib
+
+RESULTS = 'results.json'
+# What may differ when a run goes on; everything else makes it another run.
+_FREE = ('init_from', 'corpus', 'checkpoint', 'decode', 'evaluate', 'mesh')
+_FREE_FIELDS = ('train.log_every_steps', 'train.eval_every_steps', 'data.prefetch_steps')
+_log = logging.getLogger('gptjax')
+
+
+def main(args: cli.Args) -> None:
+    """Trains to the end of the config, then writes WORKDIR/results.json."""
+    config, workdir = args.config, pathlib.Path(args.workdir)
+    began = time.monotonic()
+    sections = _Sections(config)
+    with program.only_one(workdir):
+        mesh = mesh_lib.Mesh(mesh_lib.Config(**config.mesh))
+        sets, held_out = _open_data(sections.data, config.tokenizer.dir, workdir)
+        _check_vocabulary(sections.model, sets)
+        perplexity.check(held_out, sections.model.n_ctx, sections.evaluate)
+        total_tokens = _total_tokens(sections.train, sets)
+        plan = _plan(sections, mesh)
+        total_steps = plan.steps(total_tokens)
+        model = heads.LanguageModel(sections.model)
+        optimizer = optim.make(sections.optim, total_tokens, plan)
+        with mesh.scope():
+            target = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
+            # Where the state comes from, in this order: 1. the run's own newest whole checkpoint,
+            # 2. a fresh initialisation from the seed.
+            found = checkpoint.latest(workdir)
+            _claim(workdir, config, found)
+            if found:
+                state = _restore(found, target, plan)
+                _log.info('going on from step %d', int(state.step))
+            else:
+                state = step_lib.init(model.init_params, optimizer, config.seed, target)
+            n_params = sum(x.size for x in jax.tree.leaves(state.params))
+            per_token = _flops_per_token(sections.model, n_params)
+            watch = clock.Clock(per_token)
+            if found:
+                watch.restore(found[1]['clock'])
+            _log.info(
+                '%s parameters, %s steps of up to %s tokens, on %d %s device(s)', f'{n_params:,}',
+                f'{total_steps:,}', f'{config.batch.batch_tokens:,}', jax.device_count(),
+                jax.devices()[0].platform,
+            )  # fmt: skip
+
+            eval_step = step_lib.make_eval_step(_loss(model, training=False))
+            evaluate = functools.partial(
+                _evaluate, eval_step, held_out, sections, mesh, config.data.eval_set
+            )
+            if int(state.step) >= total_steps and (workdir / RESULTS).exists():
+                _log.info('training in %s is done already', workdir)
+                return
+            checkpoints = checkpoint.Checkpoints(workdir, sections.checkpoint.keep)
+            writer = metrics.Writer(workdir, int(state.step), per_token)
+            try:
+                state, evaluation = loop.fit(
+                    state,
+                    loader.batches(
+                        sets, sections.data, sections.model.n_ctx, config.seed, plan.position,
+                        lambda n: mesh.region(n, sections.model.n_ctx),
+                        int(state.step), total_steps,
+                    ),
+                    loop.Parts(
+                        train_step=step_lib.make_train_step(
+                            _loss(model, training=True), optimizer, config.seed,
+                            sections.batch.accum_steps,
+                        ),
+                        put=lambda batch, n: mesh.put(batch, n, sections.model.n_ctx),
+                        learning_rate=lambda t: float(
+                            optim.learning_rate(sections.optim, total_tokens, t)
+                        ),
+                        evaluate=evaluate,
+                        save=functools.partial(_save, checkpoints, config, plan),
+                    ),
+                    plan,
+                    total_steps,
+                    sections.train,
+                    sections.checkpoint,
+                    writer,
+                    watch,
+                )  # fmt: skip
+            except metrics.NotFinite as e:
+                raise errors.InputError(
+                    f'{e}; nothing of it was saved. Lower --config.optim.peak_lr or clip_norm, in a '
+                    'new workdir; the same command goes on from the last checkpoint'
+                ) from e
+            finally:
+                writer.close()
+                checkpoints.close()
+            evaluation = evaluation or evaluate(state.params)
+    results = {'steps': total_steps, 'tokens': plan.tokens(total_steps), 'parameters': n_params}
+    results |= {'train_secs': round(watch.totals()['train_secs'], 1)} | evaluation
+    (workdir / RESULTS).write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    _log.info('done in %.0f s: %s', time.monotonic() - began, json.dumps(results))
+
+
+class _Sections:
+    """The sections of a config as their owners' dataclasses: every mistake is found here."""
+
+    def __init__(self, config: ml_collections.ConfigDict) -> None:
+        self.model = gpt.Config(**config.model)
+        self.optim = optim.Config(**config.optim)
+        self.batch = optim.Batch(**config.batch)
+        self.train = loop.Config(**config.train)
+        self.data = loader.Config(**config.data)
+        self.evaluate = perplexity.Config(**config.evaluate)
+        self.checkpoint = checkpoint.Config(**config.checkpoint)
+
+
+def _open_data(
+    config: loader.Config, tokenizer_dir: str, workdir: pathlib.Path
+) -> tuple[list[tokens.TokenSet], tokens.TokenSet]:
+    """Training sets and held-out set, staged and checked against the tokenizer.
+
+    The tokenizer is copied into the workdir: it travels with the weights.
+    """
+
+    def folder(name: str) -> pathlib.Path:
+        if '://' not in name:
+            return workdir / name
+        with progress.Progress(f'stage {name}', None, ' tokens') as bar:
+            return tokens.stage(name, workdir / config.stage_dir, bar.advance)
+
+    sets = [tokens.open_set(folder(name), 'train') for name in config.sets]
+    held_out = tokens.open_set(folder(config.eval_set), 'valid')
+    tokenizer = tokenizer_lib.load(workdir / tokenizer_dir)
+    print_ = tokenizer_lib.fingerprint(tokenizer)
+    for token_set in [*sets, held_out]:
+        if token_set.fingerprint != print_:
+            raise errors.InputError(
+                f'the tokens in {token_set.folder} were made with another tokenizer '
+                f'({token_set.fingerprint[:12]}) than {workdir / tokenizer_dir} ({print_[:12]}); '
+                'prepare them again, or set --config.tokenizer.dir to the one they were made with'
+            )
+    if (workdir / tokenizer_dir).resolve() != (workdir / pretrained.TOKENIZER).resolve():
+        tokenizer_lib.save(tokenizer, workdir / pretrained.TOKENIZER)
+    return sets, held_out
+
+
+def _check_vocabulary(model: gpt.Config, sets: list[tokens.TokenSet]) -> None:
+    n_vocab = max(token_set.n_vocab for token_set in sets)
+    errors.require(
+        n_vocab <= model.n_vocab,
+        f'model.n_vocab = {model.n_vocab} is too small for a tokenizer of {n_vocab} ids; set '
+        f'--config.model.n_vocab={n_vocab} (a larger one is padding)',
+    )
+
+
+def _total_tokens(config: loop.Config, sets: list[tokens.TokenSet]) -> int:
+    return config.total_tokens or round(config.total_epochs * sum(len(s) for s in sets))
+
+
+def _plan(sections: _Sections, mesh: mesh_lib.Mesh) -> optim.Plan:
+    n_ctx, accum_steps = sections.model.n_ctx, sections.batch.accum_steps
+    plan = optim.Plan(sections.batch, n_ctx, mesh.batch_multiple() * accum_steps)
+    for windows in plan.sizes():
+        mesh.check_batch(windows, n_ctx, accum_steps)
+    mesh.check_batch(sections.evaluate.batch_windows, n_ctx)
+    return plan
+
+
+def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, found: tuple | None) -> None:
+    """Makes the workdir this config's. Raises InputError where it holds a run of another."""
+    flat = _flat(config)
+    if found:
+        other = _flat(ml_collections.ConfigDict(found[1]['config']))
+        differing = [
+            f'{name} = {other.get(name)} there, {flat.get(name)} here'
+            for name in sorted(flat.keys() | other.keys())
+            if flat.get(name) != other.get(name)
+        ]
+        if differing:
+            raise errors.InputError(
+                f'{workdir} holds a run of another config ({"; ".join(differing)}); use another '
+                '--workdir, or the config it was begun with'
+            )
+    (workdir / 'config.json').write_text(config.to_json(indent=1) + '\n', encoding='utf-8')
+
+
+def _flat(config: ml_collections.ConfigDict) -> dict:
+    found = {}
+    for name, value in json.loads(config.to_json()).items():
+        if isinstance(value, dict):
+            found |= {f'{name}.{field}': v for field, v in value.items() if name not in _FREE}
+        elif name not in _FREE:
+            found[name] = value
+    return {name: value for name, value in found.items() if name not in _FREE_FIELDS}
+
+
+def _restore(found: tuple, target: step_lib.State, plan: optim.Plan) -> step_lib.State:
+    folder, meta = found
+    rest = {'step': target.step, 'opt_state': target.opt_state}
+    items = checkpoint.restore(folder, meta, params=target.params, rest=rest)
+    state = step_lib.State(items['rest']['step'], items['params'], items['rest']['opt_state'])
+    if meta['data']['windows'] != plan.position(int(state.step))[0]:
+        raise errors.InputError(
+            f'{folder} had consumed {meta["data"]["windows"]} windows by step {meta["step"]}, this '
+            f'batch plan {plan.position(int(state.step))[0]}: on this mesh the batch ramp is rounded '
+            'otherwise; use a mesh whose data x fsdp divides the old one'
+        )
+    return state
+
+
+def _save(
+    checkpoints: checkpoint.Checkpoints,
+    config: ml_collections.ConfigDict,
+    plan: optim.Plan,
+    step: int,
+    state: step_lib.State,
+    totals: dict,
+) -> None:
+    meta = {
+        'config': json.loads(config.to_json()),
+        'data': {'windows': plan.position(step)[0]},
+        'clock': totals,
+    }
+    checkpoints.save(step, state.params, {'step': state.step, 'opt_state': state.opt_state}, meta)
+
+
+def _loss(model: heads.LanguageModel, training: bool):
+    def loss(params, batch, rng=None):
+        rngs = {'dropout': rng} if training else {}
+        logits_BxLxV = model.apply({'params': params}, batch['tokens'], rngs=rngs)
+        return losses.lm(logits_BxLxV, batch['targets'], batch['weights'])
+
+    return loss
+
+
+def _evaluate(eval_step, held_out, sections, mesh, name, params) -> dict[str, float]:
+    found = perplexity.score(
+        eval_step, params, held_out, sections.model.n_ctx, sections.evaluate, mesh
+    )
+    label = pathlib.PurePath(name).name
+    return {f'eval/{label}/{metric}': value for metric, value in found.metrics().items()}
+
+
+def _flops_per_token(config: gpt.Config, n_params: int) -> float:
+    return flops.per_token(
+        config.n_layers, config.n_heads, config.d_head, config.n_ctx,
+        n_params - config.n_ctx * config.d_model,
+    )  # fmt: skip
+
+
+if __name__ == '__main__':
+    program.run(main, __doc__)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a subword tokenizer on a corpus, or takes over an existing one.
+
+Laptop:
+  python -m gptjax.train_tokenizer --config=experiments/quickstart.py --workdir=runs/quickstart
+TPU VM, once, on one host; GPT-2's own files instead of training:
+  python -m gptjax.train_tokenizer --config=experiments/gpt2/pretrain.py --workdir=/data/wiki \
+      --config.tokenizer.kind=file --config.tokenizer.path=gpt2/encoder.json
+"""
+
+import logging
+import pathlib
+
+from gptjax.configs import cli, errors
+from gptjax.data import documents
+from gptjax.runtime import program, progress
+from gptjax.text import tokenizer as tokenizer_lib
+
+_log = logging.getLogger('gptjax')
+_RECIPE = 'recipe.json'
+
+
+def main(args: cli.Args) -> None:
+    """Writes WORKDIR/tokenizer."""
+    config = tokenizer_lib.Config(**args.config.tokenizer)
+    corpus = pathlib.Path(args.workdir, args.config.corpus.dir)
+    folder = pathlib.Path(args.workdir, config.dir)
+    recipe = f'{config.kind} {config.path} {config.n_vocab} {config.sample_bytes}\n'
+    made = folder / _RECIPE
+    if made.exists():
+        if made.read_text() != recipe:
+            raise errors.InputError(
+                f'{folder} holds a tokenizer made from another config ({made.read_text().strip()}); '
+                'remove that folder or choose another tokenizer.dir'
+            )
+        _log.info('tokenizer %s is done already', folder)
+        return
+    total = sum(shard.text_bytes for shard in documents.shards(corpus))
+    with progress.Progress('read', min(total, config.sample_bytes), ' bytes') as bar:
+        tokenizer = tokenizer_lib.train(config, _told(documents.texts(corpus, config.sample_bytes), bar))
+    tokenizer_lib.save(tokenizer, folder)
+    documents.replace_text(made, recipe)
+    _log.info(
+        'tokenizer %s: %s, %s ids, fingerprint %s', folder, config.kind,
+        f'{tokenizer.n_vocab:,}', tokenizer_lib.fingerprint(tokenizer)[:12],
+    )  # fmt: skip
+
+
+def _told(texts, bar: progress.Progress):
+    for text in texts:
+        bar.advance(len(text.encode()))
+        yield text
+
+
+if __name__ == '__main__':
+    program.run(main, __doc__, uses_jax=False)

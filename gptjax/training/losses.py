@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses: pure functions that return a sum of nats and its weight, divided once by the caller."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def lm(
+    logits_BxLxV: Float[Array, 'B L V'],
+    targets_BxL: Int[Array, 'B L'],
+    weights_BxL: Float[Array, 'B L'],
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+    """Next-token cross-entropy (GPT-1 paper, equation 1).
+
+    Args:
+      logits_BxLxV: unnormalised scores.
+      targets_BxL: the tokens that came.
+      weights_BxL: 0 leaves a position out.
+
+    Returns:
+      the weighted sum of nats, and the sum of weights; both float32.
+    """
+    nats_BxL = token_nats(logits_BxLxV, targets_BxL)
+    return jnp.sum(nats_BxL * weights_BxL), jnp.sum(weights_BxL)
+
+
+def token_nats(
+    logits_BxLxV: Float[Array, 'B L V'], targets_BxL: Int[Array, 'B L']
+) -> Float[Array, 'B L']:
+    """-log p of every target, in nats, float32."""
+    logits_BxLxV = logits_BxLxV.astype(jnp.float32)
+    chosen_BxL = jnp.take_along_axis(logits_BxLxV, targets_BxL[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BxLxV, axis=-1) - chosen_BxL

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdamW with a schedule counted in tokens, and the batch ramp that says how many tokens a step has."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.core import meta
+
+from gptjax.configs import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The optim section of configs/base.py."""
+
+    peak_lr: float
+    schedule: Literal['cosine', 'linear', 'constant']
+    warmup_tokens: int
+    decay_tokens: int
+    final_lr_fraction: float
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+
+    def __post_init__(self) -> None:
+        errors.require_choice(self, 'schedule', ('cosine', 'linear', 'constant'))
+        errors.require_between(self, 0.0, 1e3, 'peak_lr', 'weight_decay', 'clip_norm')
+        errors.require_between(self, 0.0, 1.0, 'final_lr_fraction')
+        errors.require_between(self, 0.0, 0.999999, 'b1', 'b2')
+        errors.require_positive(self, 'eps')
+        errors.require_between(self, 0, 2**60, 'warmup_tokens', 'decay_tokens')
+        errors.require(
+            self.decay_tokens == 0 or self.decay_tokens > self.warmup_tokens,
+            f'optim.decay_tokens = {self.decay_tokens} includes the warm-up and must be above '
+            f'warmup_tokens = {self.warmup_tokens}',
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """The batch section of configs/base.py."""
+
+    batch_tokens: int
+    accum_steps: int
+    ramp_from_tokens: int
+    ramp_over_tokens: int
+    ramp_stages: int
+
+    def __post_init__(self) -> None:
+        errors.require_positive(self, 'batch_tokens', 'accum_steps')
+        errors.require_between(self, 0, 2**60, 'ramp_from_tokens', 'ramp_over_tokens')
+        errors.require_between(self, 1, 64, 'ramp_stages')
+        errors.require(
+            (self.ramp_from_tokens > 0) == (self.ramp_over_tokens > 0),
+            'batch.ramp_from_tokens and batch.ramp_over_tokens go together: both 0 or both above',
+        )
+        errors.require(
+            self.ramp_from_tokens <= self.batch_tokens,
+            f'batch.ramp_from_tokens = {self.ramp_from_tokens} is above batch_tokens',
+        )
+
+
+class Plan:
+    """Which windows step s consumes: [n(s), n(s) + b(s)), in closed form.
+
+    The ramp (GPT-3, section B: linear in tokens from a small batch) goes through `ramp_stages` batch
+    sizes, each held for an equal share of `ramp_over_tokens`.
+    """
+
+    def __init__(self, config: Batch, n_ctx: int, multiple: int = 1) -> None:
+        """Args: multiple: windows that every batch is rounded up to, from mesh and accumulation.
+
+        Raises:
+          UsageError: batch_tokens is not a multiple of n_ctx.
+        """
+        errors.require(
+            config.batch_tokens % n_ctx == 0,
+            f'batch.batch_tokens = {config.batch_tokens} is not a multiple of n_ctx = {n_ctx}; '
+            f'use {max(1, round(config.batch_tokens / n_ctx)) * n_ctx}',
+        )
+        full = config.batch_tokens // n_ctx
+        self.n_ctx, self.full = n_ctx, full
+        sizes, lengths = [], []
+        if config.ramp_from_tokens:
+            share = config.ramp_over_tokens / config.ramp_stages
+            # The middle of each stage lies on the straight line from the first batch to the full one.
+            middles = (np.arange(config.ramp_stages) + 0.5) / config.ramp_stages
+            for size in np.interp(middles, (0, 1), (config.ramp_from_tokens / n_ctx, full)):
+                size = min(full, max(multiple, int(np.ceil(size / multiple)) * multiple))
+                sizes.append(size)
+                lengths.append(int(np.ceil(share / (size * n_ctx))))
+        self._sizes = np.array([*sizes, full], np.int64)
+        self._steps = np.cumsum([0, *lengths], dtype=np.int64)  # first step of each stage
+        self._windows = np.cumsum([0, *np.multiply(sizes, lengths)], dtype=np.int64)
+
+    def sizes(self) -> list[int]:
+        """The batch sizes that occur, in windows, in order."""
+        return list(dict.fromkeys(int(size) for size in self._sizes))
+
+    def position(self, step: int) -> tuple[int, int]:
+        """(first window, number of windows) of a step."""
+        stage = int(np.searchsorted(self._steps, step, side='right')) - 1
+        size = int(self._sizes[stage])
+        return int(self._windows[stage]) + (step - int(self._steps[stage])) * size, size
+
+    def tokens(self, step: int) -> int:
+        """Tokens consumed before a step."""
+        return self.position(step)[0] * self.n_ctx
+
+    def steps(self, total_tokens: int) -> int:
+        """The fewest steps that consume at least `total_tokens`."""
+        windows = -(-total_tokens // self.n_ctx)
+        stage = int(np.searchsorted(self._windows, windows, side='left')) - 1
+        stage = max(stage, 0)
+        rest = windows - int(self._windows[stage])
+        return int(self._steps[stage]) + -(-rest // int(self._sizes[stage]))
+
+    def tokens_after(self, step: jax.Array) -> jax.Array:
+        """Tokens consumed up to and including a step, traced; float32, exact to 2^-24."""
+        stage = jnp.searchsorted(jnp.asarray(self._steps, jnp.int32), step, side='right') - 1
+        first = jnp.asarray(self._steps, jnp.int32)[stage]
+        size = jnp.asarray(self._sizes, jnp.int32)[stage]
+        windows = jnp.asarray(self._windows, jnp.int32)[stage] + (step + 1 - first) * size
+        return windows.astype(jnp.float32) * self.n_ctx
+
+
+def learning_rate(config: Config, total_tokens: int, tokens: jax.Array) -> jax.Array:
+    """The rate of the update after which `tokens` tokens were consumed, its own included.
+
+    So the first update has a rate above 0, and the update that completes the warm-up the peak.
+    """
+    decay = config.decay_tokens or total_tokens
+    final = config.final_lr_fraction
+    done = jnp.clip((tokens - config.warmup_tokens) / max(decay - config.warmup_tokens, 1), 0.0, 1.0)
+    shape = {
+        'cosine': final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done)),
+        'linear': 1 - (1 - final) * done,
+        'constant': jnp.ones_like(done),
+    }[config.schedule]
+    warmup = jnp.minimum(tokens / max(config.warmup_tokens, 1), 1.0)
+    return config.peak_lr * warmup * shape
+
+
+def make(config: Config, total_tokens: int, plan: Plan) -> optax.GradientTransformation:
+    """Clip by global norm, Adam, decoupled decay, learning rate: in this order."""
+
+    def rate(step: jax.Array) -> jax.Array:
+        return learning_rate(config, total_tokens, plan.tokens_after(step))
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, decays),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def decays(params: Any) -> Any:
+    """Mask of what weight decay shrinks: every weight, embeddings too, but no bias and no gain."""
+
+    def is_weight(path: tuple, _: Any) -> bool:
+        keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return keys[-1] not in ('bias', 'scale')
+
+    return jax.tree_util.tree_map_with_path(
+        is_weight, params, is_leaf=lambda x: isinstance(x, meta.AxisMetadata)
+    )
