@@ -39,7 +39,7 @@ def main(args: cli.Args) -> None:
     """Trains to the end of the config, then writes WORKDIR/results.json."""
     config, workdir = args.config, pathlib.Path(args.workdir)
     began = time.monotonic()
-    sections = _Sections(config)
+    sections = Sections(config)
     with program.only_one(workdir):
         mesh = mesh_lib.Mesh(mesh_lib.Config(**config.mesh))
         sets, held_out = _open_data(sections.data, config.tokenizer.dir, workdir)
@@ -96,7 +96,7 @@ def main(args: cli.Args) -> None:
                         ),
                         put=lambda batch, n: mesh.put(batch, n, sections.model.n_ctx),
                         learning_rate=lambda t: float(
-                            optim.learning_rate(sections.optim, total_tokens, t)
+                            optim.learning_rate(sections.optim, total_tokens, float(t))
                         ),
                         evaluate=evaluate,
                         save=functools.partial(_save, checkpoints, config, plan),
@@ -123,7 +123,7 @@ def main(args: cli.Args) -> None:
     _log.info('done in %.0f s: %s', time.monotonic() - began, json.dumps(results))
 
 
-class _Sections:
+class Sections:
     """The sections of a config as their owners' dataclasses: every mistake is found here."""
 
     def __init__(self, config: ml_collections.ConfigDict) -> None:
@@ -179,7 +179,7 @@ def _total_tokens(config: loop.Config, sets: list[tokens.TokenSet]) -> int:
     return config.total_tokens or round(config.total_epochs * sum(len(s) for s in sets))
 
 
-def _plan(sections: _Sections, mesh: mesh_lib.Mesh) -> optim.Plan:
+def _plan(sections: Sections, mesh: mesh_lib.Mesh) -> optim.Plan:
     n_ctx, accum_steps = sections.model.n_ctx, sections.batch.accum_steps
     plan = optim.Plan(sections.batch, n_ctx, mesh.batch_multiple() * accum_steps)
     for windows in plan.sizes():

@@ -23,7 +23,7 @@ def require_positive(config: object, *fields: str) -> None:
         require(value > 0, f'{field} must be above 0, got {value}')
 
 
-def require_between(config: object, low: float, high: float, *fields: str) -> None:
+def require_between(config: object, low: float | int, high: float | int, *fields: str) -> None:
     """Raises UsageError unless every named field of `config` lies in [low, high]."""
     for field in fields:
         value = getattr(config, field)

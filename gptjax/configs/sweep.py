@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sweeps as lists of overrides: dicts from dotted field to value, combined like sets."""
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ml_collections
+
+from gptjax.configs import errors
 
 Overrides = dict[str, Any]
 
@@ -42,9 +45,17 @@ def values(field: str, options: Iterable[Any]) -> Iterator[Overrides]:
 
 
 def apply(config: ml_collections.ConfigDict, point: Overrides) -> ml_collections.ConfigDict:
-    """A copy of `config` with the overrides of one point; a misspelt field is an AttributeError."""
+    """A locked copy of `config` with the overrides of one point.
+
+    Raises:
+      UsageError: there is no such field.
+    """
     changed = config.copy_and_resolve_references()
-    changed.update_from_flattened_dict(point)
+    for field, value in point.items():
+        *sections, leaf = field.split('.')
+        node = functools.reduce(lambda n, s: n[s] if s in n else {}, sections, changed)
+        errors.require(leaf in node, f'a sweep names the field {field!r}, which does not exist')
+        node[leaf] = value
     return changed.lock()
 
 

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 from gptjax.configs import errors
 from gptjax.data import documents
@@ -144,14 +144,14 @@ class TokenSet:
     end_of_text: int
     n_vocab: int
     fingerprint: str
-    _shards: list[np.memmap]
+    _shards: list[np.ndarray]
     _ends: list[int]  # tokens up to the end of each shard
-    _records: list[dict]
+    _records: list[dict]  # of the manifest
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def read(self, start: int, length: int) -> Int[np.ndarray, ' L']:
+    def read(self, start: int, length: int) -> Integer[np.ndarray, ' L']:
         """`length` tokens from `start` on, across shards; shorter only at the very end."""
         stop = min(start + length, len(self))
         parts = []
@@ -164,7 +164,7 @@ class TokenSet:
             shard += 1
         return parts[0] if len(parts) == 1 else np.concatenate([*parts, _NOTHING])
 
-    def table(self) -> Int[np.ndarray, 'documents 3']:
+    def table(self) -> Integer[np.ndarray, 'documents 3']:
         """Per document: tokens with its end-of-text, UTF-8 bytes, words. Held-out splits only."""
         found = [np.load(self.folder / record['table']) for record in self._records]
         return np.concatenate([*found, np.zeros((0, 3), np.int64)])

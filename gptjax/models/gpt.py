@@ -6,6 +6,7 @@ F d_ff, V vocabulary, N layers, R repeats of the layer pattern.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -211,12 +212,12 @@ class GPT(nn.Module):
         )
         return axes.constrain(logits_BxLxV, 'batch', 'length', 'act_vocab')
 
-    def _init_stack(self, rng: jax.Array, block: Block) -> axes.Boxed:
+    def _init_stack(self, rng: jax.Array, block: Block) -> dict:
         repeats = self.config.n_layers // len(self.config.attention)
         x_BxLxD = jnp.zeros((1, 1, self.config.d_model), jnp.dtype(self.config.compute_dtype))
         position_BxL = jnp.zeros((1, 1), jnp.int32)
 
-        def init(rng: jax.Array) -> axes.Boxed:
+        def init(rng: jax.Array) -> dict:
             with jax.sharding.use_abstract_mesh(_NO_MESH):  # one position divides over nothing
                 return block.init(rng, x_BxLxD, position_BxL, position_BxL)['params']
 
@@ -283,7 +284,7 @@ def empty_cache(config: Config, batch: int, slots: int) -> Cache:
     )
 
 
-def _unstack(stacks: list, repeats: int) -> list:
+def _unstack(stacks: Sequence, repeats: int) -> list:
     """Stacked parameters -> one list of trees a repeat; the gradient is one concatenation."""
     leaves, tree = jax.tree.flatten(stacks)
     split = [jax.lax.split(leaf, (1,) * repeats) for leaf in leaves]

@@ -11,7 +11,7 @@ import io
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -48,6 +48,7 @@ class Config:
         )
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to ids and back."""
 

@@ -130,21 +130,21 @@ class Plan:
         return windows.astype(jnp.float32) * self.n_ctx
 
 
-def learning_rate(config: Config, total_tokens: int, tokens: jax.Array) -> jax.Array:
+def learning_rate(config: Config, total_tokens: int, tokens: jax.Array | float) -> jax.Array:
     """The rate of the update after which `tokens` tokens were consumed, its own included.
 
     So the first update has a rate above 0, and the update that completes the warm-up the peak.
     """
-    decay = config.decay_tokens or total_tokens
+    warmup = float(config.warmup_tokens)  # floats: token counts do not fit int32
+    decay = float(config.decay_tokens or total_tokens)
     final = config.final_lr_fraction
-    done = jnp.clip((tokens - config.warmup_tokens) / max(decay - config.warmup_tokens, 1), 0.0, 1.0)
+    done = jnp.clip((tokens - warmup) / max(decay - warmup, 1.0), 0.0, 1.0)
     shape = {
         'cosine': final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done)),
         'linear': 1 - (1 - final) * done,
         'constant': jnp.ones_like(done),
     }[config.schedule]
-    warmup = jnp.minimum(tokens / max(config.warmup_tokens, 1), 1.0)
-    return config.peak_lr * warmup * shape
+    return config.peak_lr * jnp.minimum(tokens / max(warmup, 1.0), 1.0) * shape
 
 
 def make(config: Config, total_tokens: int, plan: Plan) -> optax.GradientTransformation:

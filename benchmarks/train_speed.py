@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training tokens/s, ours beside PyTorch's, on the same shapes in one run, alternating.
+
+  python benchmarks/train_speed.py --setting=char --rounds=5
+  python benchmarks/train_speed.py --setting=char --nanogpt=<checkout of karpathy/nanoGPT>
+
+One round times a few steps of each in turn; the medians and their ratio are printed. The peer is
+nanoGPT's model (eager and compiled) from a checkout given by path; without one only ours is timed.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+
+from gptjax.configs import base, sizes
+from gptjax.models import gpt, heads
+from gptjax.runtime import mesh as mesh_lib
+from gptjax.training import losses, optim
+from gptjax.training import step as step_lib
+
+# layers, heads, width, context, vocabulary, batch
+_SETTINGS = {
+    'char': (6, 6, 384, 256, 65, 16),
+    'gpt2-small': (12, 12, 768, 512, 50257, 2),
+    'char_cpu': (4, 4, 128, 64, 257, 12),
+    'quick': (4, 4, 256, 256, 4096, 8),
+}
+
+
+def ours(shape: tuple[int, ...], dtype: str, scan: bool):
+    """A function that makes one training step and waits for it."""
+    n_layers, n_heads, d_model, n_ctx, n_vocab, batch = shape
+    section = sizes.model(
+        'tiny', n_layers=n_layers, n_heads=n_heads, d_model=d_model, d_head=d_model // n_heads,
+        d_ff=4 * d_model, n_ctx=n_ctx, n_vocab=n_vocab, compute_dtype=dtype, scan_layers=scan,
+    )  # fmt: skip
+    config = base.get_config()
+    config.batch.batch_tokens = batch * n_ctx
+    model = heads.LanguageModel(gpt.Config(**section))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(**config.mesh), jax.devices()[:1])
+    plan = optim.Plan(optim.Batch(**config.batch), n_ctx)
+    optimizer = optim.make(optim.Config(**config.optim), 10**9, plan)
+
+    def loss(params, batch, rng):
+        del rng
+        logits_BxLxV = model.apply({'params': params}, batch['tokens'])
+        return losses.lm(logits_BxLxV, batch['targets'], batch['weights'])
+
+    train_step = step_lib.make_train_step(loss, optimizer, 0, 1)
+    with mesh.scope():
+        target = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
+        state = step_lib.init(model.init_params, optimizer, 0, target)
+    random = np.random.default_rng(0).integers(0, n_vocab, (batch, n_ctx + 1)).astype(np.int32)
+    host = {
+        'tokens': random[:, :-1],
+        'targets': random[:, 1:],
+        'weights': np.ones((batch, n_ctx), np.float32),
+    }
+
+    def step() -> None:
+        nonlocal state
+        with mesh.scope():
+            state, metrics = train_step(state, mesh.put(host, batch, n_ctx))
+        float(metrics['train/loss'])
+
+    return step
+
+
+def torchs(shape: tuple[int, ...], dtype: str, compiled: bool, checkout: str):
+    """The same with nanoGPT's model and torch's AdamW."""
+    import torch
+
+    sys.path.insert(0, checkout)
+    import model as nanogpt
+
+    n_layers, n_heads, d_model, n_ctx, n_vocab, batch = shape
+    peer = nanogpt.GPT(
+        nanogpt.GPTConfig(
+            block_size=n_ctx, vocab_size=n_vocab, n_layer=n_layers, n_head=n_heads,
+            n_embd=d_model, dropout=0.0, bias=True,
+        )
+    )  # fmt: skip
+    optimizer = peer.configure_optimizers(0.1, 1e-3, (0.9, 0.95), 'cpu')
+    call = torch.compile(peer) if compiled else peer
+    tokens = torch.randint(0, n_vocab, (batch, n_ctx + 1))
+
+    def step() -> None:
+        with torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bfloat16'):
+            _, loss = call(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--setting', choices=_SETTINGS, default='char')
+    parser.add_argument('--dtypes', nargs='+', default=['float32', 'bfloat16'])
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--steps', type=int, default=2)
+    parser.add_argument('--nanogpt', type=pathlib.Path)
+    args = parser.parse_args()
+    shape = _SETTINGS[args.setting]
+    runs = {}
+    for dtype in args.dtypes:
+        runs[f'gptjax {dtype} unrolled'] = ours(shape, dtype, scan=False)
+        runs[f'gptjax {dtype} scanned'] = ours(shape, dtype, scan=True)
+        if args.nanogpt:
+            runs[f'torch {dtype} eager'] = torchs(shape, dtype, False, str(args.nanogpt))
+            runs[f'torch {dtype} compiled'] = torchs(shape, dtype, True, str(args.nanogpt))
+    speeds: dict[str, list[float]] = {name: [] for name in runs}
+    for step in runs.values():
+        step()  # compiles
+    for _ in range(args.rounds):
+        for name, step in runs.items():
+            began = time.perf_counter()
+            for _ in range(args.steps):
+                step()
+            speeds[name].append(args.steps * shape[3] * shape[5] / (time.perf_counter() - began))
+    print(f'{args.setting}: median tokens/s of {args.rounds} rounds of {args.steps} steps')
+    for name, found in speeds.items():
+        print(f'  {name:28} {statistics.median(found):9,.0f}  ({min(found):,.0f}-{max(found):,.0f})')
+
+
+if __name__ == '__main__':
+    main()

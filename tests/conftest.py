@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eight fake devices, strict JAX, and tiny runs that tests share."""
+
+import os
+import pathlib
+
+os.environ['XLA_FLAGS'] = (
+    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_compilation_cache_dir', str(pathlib.Path.home() / '.cache/gptjax/tests'))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _in_repository(monkeypatch):
+    """Experiments are named by their path in the repository."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope='session')
+def real_data() -> pathlib.Path:
+    """A folder of real data sets beside the checkout; tests that need it skip where it is absent."""
+    folder = pathlib.Path(os.environ.get('GPTJAX_TEST_DATA', ROOT.parent / 'shared' / 'data'))
+    if not folder.is_dir():
+        pytest.skip('no folder of real data; set GPTJAX_TEST_DATA')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def texts() -> list[str]:
+    """Thirty small documents with a little structure, some of them not English."""
+    words = 'the cat sat on a mat and saw one dog run to its red house 한국어 é 😀'.split()
+    rng = np.random.default_rng(0)
+    return [' '.join(rng.choice(words, 200)) + '.' for _ in range(30)]
+
+
+@pytest.fixture(scope='session')
+def corpus_file(texts, tmp_path_factory) -> pathlib.Path:
+    """The documents as JSONL."""
+    import json
+
+    path = tmp_path_factory.mktemp('corpus') / 'texts.jsonl'
+    path.write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts), encoding='utf-8')
+    return path

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Corpora, token shards, and the loader's promise about order."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from gptjax import prepare_corpus, prepare_tokens
+from gptjax.configs import errors
+from gptjax.data import documents, loader, tokens
+from gptjax.data.sets import files, stdlib
+from gptjax.text import tokenizer as tokenizer_lib
+from gptjax.training import optim
+from tests import helpers
+
+
+def nothing(amount):
+    del amount
+
+
+@pytest.fixture
+def prepared(tmp_path, corpus_file):
+    config = helpers.tiny_config(tmp_path, corpus_file)
+    workdir = tmp_path / 'run'
+    helpers.prepare(config, workdir)
+    return config, workdir
+
+
+def test_stdlib_is_english_and_imports_nothing():
+    found = list(stdlib.documents_of('', 'text'))
+    text = '\n'.join(d.text for d in found)
+    assert len(found) > 200
+    assert 1_000_000 < len(text) < 5_000_000
+    assert 'Return' in text
+    assert 'antigravity' not in __import__('sys').modules
+
+
+def test_files_of_every_kind(tmp_path):
+    (tmp_path / 'b.txt').write_text('second', encoding='utf-8')
+    (tmp_path / 'a.jsonl').write_text('{"text": "first"}\n\n{"text": "held", "split": "valid"}\n')
+    (tmp_path / 'empty.txt').write_text('')
+    found = list(files.documents_of(str(tmp_path), 'text'))
+    assert [(d.text, d.split) for d in found] == [('first', ''), ('held', 'valid'), ('second', '')]
+    assert [d.text for d in files.documents_of(str(tmp_path / '*.txt'), 'text')] == ['second']
+    assert [d.text for d in files.documents_of(str(tmp_path / 'b.txt'), 'text')] == ['second']
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'said'),
+    [
+        ('a.txt', b'ok \xff\xfe', 'not valid UTF-8: byte 0xff at offset 3'),
+        ('a.jsonl', b'{"text": "x"}\n{broken\n', 'line 2 is no JSON'),
+        ('a.jsonl', b'{"body": "x"}\n', "line 1 has no text in field 'text'"),
+        ('a.csv', b'x', 'no .txt or .jsonl file'),
+    ],
+)
+def test_bad_files_are_clear_errors(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(errors.InputError, match=said):
+        list(files.documents_of(str(tmp_path), 'text'))
+
+
+def test_missing_and_empty_corpus(tmp_path, corpus_file):
+    config = helpers.tiny_config(tmp_path, corpus_file)
+    gone = f'--config.corpus.path={tmp_path}/gone'
+    with pytest.raises(errors.InputError, match='no .txt or .jsonl file'):
+        prepare_corpus.main(helpers.args(config, tmp_path / 'r1', gone))
+    (tmp_path / 'empty.txt').write_text('')
+    empty = f'--config.corpus.path={tmp_path}/empty.txt'
+    with pytest.raises(errors.InputError, match='the corpus is empty'):
+        prepare_corpus.main(helpers.args(config, tmp_path / 'r2', empty))
+    with pytest.raises(errors.InputError, match='run python -m gptjax.prepare_corpus first'):
+        prepare_tokens.main(helpers.args(config, tmp_path / 'r3'))
+
+
+def test_corpus_goes_on_after_an_interruption(tmp_path, texts):
+    def until(n):
+        for i, text in enumerate(texts):
+            if i == n:
+                raise KeyboardInterrupt
+            yield documents.Document(text, '')
+
+    whole = documents.write(tmp_path / 'a', until(99), 2000, {'set': 'x'}, nothing)
+    for stop in (3, 11, 25):
+        with pytest.raises(KeyboardInterrupt):
+            documents.write(tmp_path / 'b', until(stop), 2000, {'set': 'x'}, nothing)
+    assert documents.write(tmp_path / 'b', until(99), 2000, {'set': 'x'}, nothing) == whole
+    with pytest.raises(errors.InputError, match='begun from another source'):
+        documents.write(tmp_path / 'b', until(99), 2000, {'set': 'y'}, nothing)
+
+
+def test_tokens_hold_every_document_once(prepared, texts):
+    _, workdir = prepared
+    tokenizer = tokenizer_lib.load(workdir / 'tokenizer')
+    found = []
+    for split in tokens.SPLITS:
+        token_set = tokens.open_set(workdir / 'tokens', split)
+        ids = token_set.read(0, len(token_set)).tolist()
+        assert ids[0] == tokenizer.end_of_text
+        parts = tokenizer.decode(ids).split(tokenizer_lib.END_OF_TEXT)[1:]
+        found += parts
+        if split == 'valid':
+            table = token_set.table()
+            assert table[:, 1].tolist() == [len(p.encode()) for p in parts]
+            assert table[:, 2].tolist() == [len(p.split()) for p in parts]
+            assert table[:, 0].sum() == len(token_set)
+            assert 1 <= len(parts) < len(texts) / 2
+    assert sorted(found) == sorted(texts)
+
+
+def test_tokens_are_the_same_for_any_number_of_processes(tmp_path, corpus_file):
+    config = helpers.tiny_config(tmp_path, corpus_file)
+    small = '--config.corpus.shard_bytes=5000'
+    read = []
+    for processes in (1, 2):
+        workdir = tmp_path / f'p{processes}'
+        helpers.prepare(config, workdir, small, f'--config.tokens.processes={processes}')
+        manifest = json.loads((workdir / 'tokens' / 'manifest.json').read_text())
+        assert len(manifest['splits']['train']) > 3
+        read.append(manifest)
+    assert read[0] == read[1]
+
+
+def test_tokens_go_on_after_an_interruption(prepared, monkeypatch):
+    config, workdir = prepared
+    manifest = workdir / 'tokens' / 'manifest.json'
+    before = manifest.read_text()
+    manifest.unlink()
+    called = []
+    monkeypatch.setattr(tokens, 'write_shard', lambda *a: called.append(a))
+    prepare_tokens.main(helpers.args(config, workdir))
+    assert not called  # the shard's own record was enough
+    assert manifest.read_text() == before
+
+
+def test_other_tokenizer_or_truncated_shard(prepared):
+    config, workdir = prepared
+    with pytest.raises(errors.InputError, match='another corpus, tokenizer or valid_fraction'):
+        prepare_tokens.main(helpers.args(config, workdir, '--config.tokens.valid_fraction=0.3'))
+    shard = workdir / 'tokens' / 'train-00000.bin'
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(errors.InputError, match='where its manifest says'):
+        tokens.open_set(workdir / 'tokens', 'train')
+
+
+def test_a_single_document_is_cut(tmp_path):
+    (tmp_path / 'one.txt').write_text('0123456789' * 100)
+    config = helpers.tiny_config(tmp_path, tmp_path / 'one.txt')
+    helpers.prepare(config, tmp_path / 'run', '--config.tokens.valid_fraction=0.1')
+    held_out = tokens.open_set(tmp_path / 'run' / 'tokens', 'valid')
+    assert len(held_out) == 1 + 100
+    assert len(tokens.open_set(tmp_path / 'run' / 'tokens', 'train')) == 1 + 900
+
+
+def test_reading_across_shards(tmp_path, corpus_file):
+    config = helpers.tiny_config(tmp_path, corpus_file)
+    helpers.prepare(config, tmp_path / 'a', '--config.corpus.shard_bytes=1000')
+    token_set = tokens.open_set(tmp_path / 'a' / 'tokens', 'train')
+    whole = token_set.read(0, len(token_set))
+    assert len(whole) == len(token_set)
+    rng = np.random.default_rng(0)
+    for start, length in rng.integers(1, len(whole), (200, 2)).tolist():
+        assert token_set.read(start, length).tolist() == whole[start : start + length].tolist()
+
+
+def test_staging_from_a_remote_file_system(prepared, tmp_path):
+    import fsspec
+
+    _, workdir = prepared
+    remote = fsspec.filesystem('memory')
+    remote.put(str(workdir / 'tokens'), '/bucket/tokens', recursive=True)
+    local = tokens.stage('memory://bucket/tokens', tmp_path / 'cache', nothing)
+    for split in tokens.SPLITS:
+        here, there = tokens.open_set(local, split), tokens.open_set(workdir / 'tokens', split)
+        assert here.read(0, len(here)).tolist() == there.read(0, len(there)).tolist()
+    with remote.open('/bucket/tokens/train-00000.bin', 'r+b') as f:
+        f.write(b'\xff\xff')
+    with pytest.raises(errors.InputError, match='does not have the hash'):
+        tokens.stage('memory://bucket/tokens', tmp_path / 'other', nothing)
+    with pytest.raises(errors.InputError, match='cannot read token shards'):
+        tokens.stage('memory://bucket/none', tmp_path / 'other', nothing)
+
+
+def _numbers(first: int, length: int) -> tokens.TokenSet:
+    """A token set of consecutive numbers."""
+    array = np.arange(first, first + length)
+    return tokens.TokenSet(pathlib.Path('numbers'), 'train', 0, 10**6, '', [array], [length], [])
+
+
+def _config(weights=(0.7, 0.3)):
+    return loader.Config(('a', 'b')[: len(weights)], weights, 'a', 2, 'x')
+
+
+def _windows(plan, rows_of, steps, n_ctx, hosts, columns=1, start=0):
+    """All windows in order, put together from what each host reads."""
+    sets = [_numbers(0, 1001), _numbers(5000, 701)]
+    found = []
+    parts = []
+    for host in range(hosts * columns):
+        row, column = divmod(host, columns)
+        width = n_ctx // columns
+
+        def region(n, row=row, column=column, width=width):
+            return rows_of(n, row), slice(column * width, (column + 1) * width)
+
+        parts.append(
+            list(loader.batches(sets, _config(), n_ctx, 7, plan.position, region, start, steps))
+        )
+    for step in zip(*parts, strict=True):
+        rows = [
+            np.concatenate([step[h * columns + c]['tokens'] for c in range(columns)], axis=1)
+            for h in range(hosts)
+        ]
+        found.append(np.concatenate(rows))
+    return np.concatenate(found)
+
+
+def test_windows_are_the_same_for_ramps_hosts_and_columns():
+    rng = np.random.default_rng(0)
+    n_ctx = 10
+    reference = loader.windows([_numbers(0, 1001), _numbers(5000, 701)], (0.7, 0.3), n_ctx, 7)
+    for _ in range(12):
+        hosts, columns = rng.choice([1, 2, 4]), rng.choice([1, 2, 5])
+        full = int(rng.integers(2, 6)) * 4
+        batch = optim.Batch(
+            full * n_ctx, 1, int(rng.integers(1, full)) * n_ctx, int(rng.integers(50, 3000)),
+            int(rng.integers(1, 6)),
+        )  # fmt: skip
+        plan = optim.Plan(batch, n_ctx, multiple=4)
+        found = _windows(
+            plan,
+            lambda n, h, hosts=hosts: slice(h * n // hosts, (h + 1) * n // hosts),
+            30, n_ctx, hosts, columns,
+        )  # fmt: skip
+        expected = np.stack([reference[i][:-1] for i in range(len(found))])
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_starting_anywhere_gives_the_same_batches():
+    plan = helpers.plan_of(8 * 10, 10, ramp_from_tokens=20, ramp_over_tokens=900, ramp_stages=3)
+    whole = _windows(plan, lambda n, h: slice(0, n), 40, 10, 1)
+    for start in (1, 7, 39):
+        rest = _windows(plan, lambda n, h: slice(0, n), 40, 10, 1, start=start)
+        np.testing.assert_array_equal(rest, whole[plan.position(start)[0] :])
+
+
+def test_an_epoch_has_every_window_once_and_the_next_another_order():
+    windows = loader.windows([_numbers(0, 1001)], (1.0,), 10, 3)
+    first = [int(windows[i][0]) for i in range(100)]
+    second = [int(windows[i][0]) for i in range(100, 200)]
+    assert sorted(first) == sorted(second) == list(range(0, 1000, 10))
+    assert first != second
+    assert first != sorted(first)
+
+
+def test_mixture_keeps_its_weights():
+    windows = loader.windows([_numbers(0, 1001), _numbers(5000, 701)], (0.7, 0.3), 10, 3)
+    from_second = sum(int(windows[i][0]) >= 5000 for i in range(1000))
+    assert from_second == pytest.approx(300, abs=2)
+
+
+def test_a_late_step_comes_at_once():
+    sets = [_numbers(0, 1001)]
+    plan = helpers.plan_of(80, 10)
+    batches = loader.batches(
+        sets, _config((1.0,)), 10, 0, plan.position, lambda n: (slice(0, n), slice(0, 10)),
+        300_000, 300_001,
+    )  # fmt: skip
+    assert next(batches)['tokens'].shape == (8, 10)
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+def test_corpus_smaller_than_a_window():
+    with pytest.raises(errors.InputError, match='less than one window'):
+        loader.windows([_numbers(0, 10)], (1.0,), 10, 0)
+
+
+@pytest.mark.slow
+def test_a_tfds_set_without_tensorflow(tmp_path, monkeypatch):
+    tfds = pytest.importorskip('tensorflow_datasets')
+    from gptjax.data.sets import tfds as tfds_set
+
+    class TinyText(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version('1.0.0')
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict({'text': tfds.features.Text()})
+            )
+
+        def _split_generators(self, dl_manager):
+            return {'train': self._generate_examples(5), 'test': self._generate_examples(2)}
+
+        def _generate_examples(self, n):
+            for i in range(n):
+                yield i, {'text': f'text {i} 한국어'}
+
+    monkeypatch.setattr(
+        tfds, 'builder', lambda name, **kw: TinyText(data_dir=str(tmp_path), **kw)
+    )
+    found = list(tfds_set.documents_of('tiny_text', 'text'))
+    assert sorted(d.text for d in found if d.split == 'train') == [
+        f'text {i} 한국어' for i in range(5)
+    ]
+    assert sum(d.split == 'valid' for d in found) == 2
+    with pytest.raises(errors.InputError, match="no field 'body'"):
+        list(tfds_set.documents_of('tiny_text', 'body'))
+    assert 'tensorflow' not in __import__('sys').modules

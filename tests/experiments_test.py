@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every experiment and every sweep point: built, checked, its train step shape-evaluated."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax import train
+from gptjax.configs import cli, sweep
+from gptjax.models import heads
+from gptjax.runtime import mesh as mesh_lib
+from gptjax.training import optim
+from gptjax.training import step as step_lib
+from tests import conftest, helpers
+
+EXPERIMENTS = conftest.ROOT / 'experiments'
+MODULES = sorted(
+    '.'.join(p.relative_to(conftest.ROOT).with_suffix('').parts)
+    for p in EXPERIMENTS.rglob('*.py')
+    if p.name != '__init__.py'
+)
+CASES = [
+    (name, variant)
+    for name in MODULES
+    for variant in importlib.import_module(name).VARIANTS
+]
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_is_a_lab_record(name):
+    doc = importlib.import_module(name).__doc__
+    for part in ('Command', 'Expected time:', 'Expected number:'):
+        assert part in doc, f'{name} has no {part}'
+    lines = (conftest.ROOT / (name.replace('.', '/') + '.py')).read_text().splitlines()
+    assert 20 <= len(lines) <= 80
+
+
+@pytest.mark.parametrize(('name', 'variant'), CASES)
+def test_builds_and_its_step_has_the_right_shapes(name, variant):
+    module = importlib.import_module(name)
+    config = module.get_config(variant)
+    assert config.is_locked
+    with pytest.raises(AttributeError):
+        config.optim.peak_rl = 1.0
+    sections = train.Sections(config)
+    model = heads.LanguageModel(sections.model)
+    plan = optim.Plan(sections.batch, sections.model.n_ctx)
+    optimizer = optim.make(sections.optim, config.train.total_tokens or 10**12, plan)
+    train_step = step_lib.make_train_step(
+        helpers.loss_of(model), optimizer, config.seed, sections.batch.accum_steps
+    )
+    mesh = helpers.one_device()
+    shape = (sections.batch.accum_steps * 2, sections.model.n_ctx)
+    batch = {
+        'tokens': jax.ShapeDtypeStruct(shape, jnp.int32),
+        'targets': jax.ShapeDtypeStruct(shape, jnp.int32),
+        'weights': jax.ShapeDtypeStruct(shape, jnp.float32),
+    }
+    with mesh.scope():
+        state = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
+        after, metrics = jax.eval_shape(train_step, state, batch)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert metrics['train/loss'].shape == ()
+
+
+@pytest.mark.parametrize(('name', 'variant'), CASES)
+def test_sharding_divides(name, variant):
+    """Over fsdp and, with a padded vocabulary, over tensor, on this machine's 8 devices."""
+    config = importlib.import_module(name).get_config(variant)
+    with config.unlocked():
+        config.model.n_vocab = -(-config.model.n_vocab // 128) * 128
+    sections = train.Sections(config)
+    model = heads.LanguageModel(sections.model)
+    boxed = jax.eval_shape(model.init_params, jax.random.key(0))
+    sizes = [(8, 1), (4, 2)] if sections.model.n_heads % 2 == 0 else [(8, 1)]
+    for fsdp, tensor in sizes:
+        mesh = mesh_lib.Mesh(mesh_lib.Config(1, fsdp, tensor, 1))
+        shardings = mesh.shardings(boxed)
+        per_device = sum(
+            np.prod(s.shard_shape(x.shape))
+            for x, s in zip(_plain(boxed), jax.tree.leaves(shardings), strict=True)
+        )
+        total = sum(x.size for x in _plain(boxed))
+        assert per_device < 0.2 * total
+
+
+@pytest.mark.parametrize(('name', 'variant'), CASES)
+def test_tiny_keeps_the_structure(name, variant):
+    config = importlib.import_module(name).get_config(variant)
+    small = cli.tiny(config)
+    assert small.model.attention == config.model.attention
+    assert small.model.norm == config.model.norm
+    train.Sections(small)
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_sweep_points_build(name):
+    module = importlib.import_module(name)
+    points = list(module.sweep()) if hasattr(module, 'sweep') else []
+    names = {sweep.name(point) for point in points}
+    assert len(names) == len(points)
+    for point in points:
+        train.Sections(sweep.apply(module.get_config(), point))
+
+
+def _plain(boxed):
+    return jax.tree.leaves(boxed)
+
+

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny versions of what programs do, for tests."""
+
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from gptjax.configs import cli, sizes
+from gptjax.models import gpt, heads
+from gptjax.runtime import mesh as mesh_lib
+from gptjax.training import losses, optim
+from gptjax.training import step as step_lib
+
+TINY_CONFIG = """
+from gptjax.configs import base, cli
+
+def get_config(arg=None):
+    config = cli.tiny(base.get_config())
+    with config.unlocked():
+        config.corpus.update(set='files', path={path!r})
+        config.tokenizer.update(kind='bytes', n_vocab=257)
+        config.tokens.update(valid_fraction=0.15)
+        config.evaluate.batch_windows = 8
+    return config.lock()
+"""
+
+
+def tiny_config(folder: pathlib.Path, corpus: pathlib.Path) -> str:
+    """A config file of a run that takes seconds; returns its path."""
+    path = folder / 'tiny_config.py'
+    path.write_text(TINY_CONFIG.format(path=str(corpus)))
+    return str(path)
+
+
+def args(config: str, workdir: pathlib.Path, *flags: str, define=lambda values: None) -> cli.Args:
+    """A parsed command line."""
+    return cli.parse(['program', f'--config={config}', f'--workdir={workdir}', *flags], define)
+
+
+def prepare(config: str, workdir: pathlib.Path, *flags: str) -> None:
+    """Corpus, tokenizer and tokens of a run."""
+    from gptjax import prepare_corpus, prepare_tokens, train_tokenizer
+
+    for program in (prepare_corpus, train_tokenizer, prepare_tokens):
+        program.main(args(config, workdir, *flags))
+
+
+def tiny_model(**overrides) -> heads.LanguageModel:
+    """A model of two layers."""
+    section = sizes.model('tiny', **({'n_vocab': 64, 'n_ctx': 16} | overrides))
+    return heads.LanguageModel(gpt.Config(**section))
+
+
+def params_of(model: heads.LanguageModel, seed: int = 0):
+    """Its parameters, all of them random: biases and gains too."""
+    params = nn.meta.unbox(jax.jit(model.init_params)(jax.random.key(seed)))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return tree.unflatten(noisy)
+
+
+def one_device() -> mesh_lib.Mesh:
+    """A mesh of the first device alone."""
+    return mesh_lib.Mesh(mesh_lib.Config(1, 1, 1, 1), jax.devices()[:1])
+
+
+def optimizer_of(plan: optim.Plan, total_tokens: int = 10_000, **overrides):
+    """AdamW with a constant rate, or as overridden."""
+    fields = {
+        'peak_lr': 1e-2, 'schedule': 'constant', 'warmup_tokens': 0, 'decay_tokens': 0,
+        'final_lr_fraction': 0.1, 'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1,
+        'clip_norm': 1.0,
+    }  # fmt: skip
+    return optim.make(optim.Config(**(fields | overrides)), total_tokens, plan)
+
+
+def plan_of(batch_tokens: int, n_ctx: int, **overrides) -> optim.Plan:
+    """A batch plan without a ramp, or as overridden."""
+    fields = {'accum_steps': 1, 'ramp_from_tokens': 0, 'ramp_over_tokens': 0, 'ramp_stages': 8}
+    return optim.Plan(optim.Batch(batch_tokens=batch_tokens, **(fields | overrides)), n_ctx)
+
+
+def loss_of(model: heads.LanguageModel, dropout: bool = False) -> step_lib.Loss:
+    """The language-model loss of a batch."""
+
+    def loss(params, batch, rng):
+        rngs = {'dropout': rng} if dropout else {}
+        logits = model.apply({'params': params}, batch['tokens'], rngs=rngs)
+        return losses.lm(logits, batch['targets'], batch['weights'])
+
+    return loss
+
+
+def batch_of(windows: int, n_ctx: int, n_vocab: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random tokens."""
+    read = np.random.default_rng(seed).integers(0, n_vocab, (windows, n_ctx + 1)).astype(np.int32)
+    weights = np.ones((windows, n_ctx), np.float32)
+    return {'tokens': read[:, :-1], 'targets': read[:, 1:], 'weights': weights}
+
+
+def run_program(name: str, *flags: str, **kwargs) -> subprocess.CompletedProcess:
+    """A program in a process of its own."""
+    command = [sys.executable, '-m', f'gptjax.{name}', *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **kwargs)
