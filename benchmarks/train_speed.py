@@ -28,7 +28,7 @@ _SETTINGS = {
     'char': (6, 6, 384, 256, 65, 16),
     'gpt2-small': (12, 12, 768, 512, 50257, 2),
     'char_cpu': (4, 4, 128, 64, 257, 12),
-    'quick': (4, 4, 256, 256, 4096, 8),
+    'quick': (4, 4, 192, 128, 2048, 8),
 }
 
 
@@ -128,7 +128,9 @@ def main() -> None:
             speeds[name].append(args.steps * shape[3] * shape[5] / (time.perf_counter() - began))
     print(f'{args.setting}: median tokens/s of {args.rounds} rounds of {args.steps} steps')
     for name, found in speeds.items():
-        print(f'  {name:28} {statistics.median(found):9,.0f}  ({min(found):,.0f}-{max(found):,.0f})')
+        print(
+            f'  {name:28} {statistics.median(found):9,.0f}  ({min(found):,.0f}-{max(found):,.0f})'
+        )
 
 
 if __name__ == '__main__':

@@ -18,12 +18,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     del arg
     config = base.get_config()
     config.corpus.shard_bytes = 2**20
-    config.tokenizer.n_vocab = 4096
-    config.model = sizes.model('quick', n_vocab=4096, scan_layers=False)
-    config.batch.batch_tokens = 8 * 256
-    config.optim.update(peak_lr=2e-3, warmup_tokens=100 * 2048, b2=0.99)
-    config.train.update(total_tokens=1200 * 2048, eval_every_steps=200)
-    config.evaluate.batch_windows = 8
-    config.checkpoint.update(every_steps=200, every_secs=60.0)
+    config.tokenizer.n_vocab = 2048
+    config.model = sizes.model('quick', n_vocab=2048)
+    config.batch.batch_tokens = 1024
+    config.optim.update(peak_lr=3e-3, warmup_tokens=100 * 1024)
+    config.train.update(total_tokens=1500 * 1024, eval_every_steps=250)
+    config.evaluate.batch_windows = 16
+    config.checkpoint.update(every_steps=250, every_secs=60.0)
     config.decode.update(max_new_tokens=80, temperature=0.8, top_k=50)
     return config.lock()

@@ -37,7 +37,9 @@ def main(args: cli.Args) -> None:
         return
     total = sum(shard.text_bytes for shard in documents.shards(corpus))
     with progress.Progress('read', min(total, config.sample_bytes), ' bytes') as bar:
-        tokenizer = tokenizer_lib.train(config, _told(documents.texts(corpus, config.sample_bytes), bar))
+        tokenizer = tokenizer_lib.train(
+            config, _told(documents.texts(corpus, config.sample_bytes), bar)
+        )
     tokenizer_lib.save(tokenizer, folder)
     documents.replace_text(made, recipe)
     _log.info(

@@ -76,7 +76,9 @@ def test_every_section_has_an_owner_with_the_same_fields():
     for name, owner in OWNERS.items():
         fields = [field.name for field in dataclasses.fields(owner)]
         assert sorted(config[name]) == sorted(fields), name
-        defaults = [f.name for f in dataclasses.fields(owner) if f.default is not dataclasses.MISSING]
+        defaults = [
+            f.name for f in dataclasses.fields(owner) if f.default is not dataclasses.MISSING
+        ]
         assert not defaults, f'{owner} hides defaults: {defaults}'
         owner(**config[name])
 

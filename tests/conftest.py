@@ -40,7 +40,26 @@ def real_data() -> pathlib.Path:
 @pytest.fixture(scope='session')
 def texts() -> list[str]:
     """Thirty small documents with a little structure, some of them not English."""
-    words = 'the cat sat on a mat and saw one dog run to its red house 한국어 é 😀'.split()
+    words = [
+        'the',
+        'cat',
+        'sat',
+        'on',
+        'a',
+        'mat',
+        'and',
+        'saw',
+        'one',
+        'dog',
+        'run',
+        'to',
+        'its',
+        'red',
+        'house',
+        '한국어',
+        'é',
+        '😀',
+    ]
     rng = np.random.default_rng(0)
     return [' '.join(rng.choice(words, 200)) + '.' for _ in range(30)]
 

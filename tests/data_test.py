@@ -298,9 +298,7 @@ def test_a_tfds_set_without_tensorflow(tmp_path, monkeypatch):
             for i in range(n):
                 yield i, {'text': f'text {i} 한국어'}
 
-    monkeypatch.setattr(
-        tfds, 'builder', lambda name, **kw: TinyText(data_dir=str(tmp_path), **kw)
-    )
+    monkeypatch.setattr(tfds, 'builder', lambda name, **kw: TinyText(data_dir=str(tmp_path), **kw))
     found = list(tfds_set.documents_of('tiny_text', 'text'))
     assert sorted(d.text for d in found if d.split == 'train') == [
         f'text {i} 한국어' for i in range(5)

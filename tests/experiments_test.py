@@ -22,11 +22,7 @@ MODULES = sorted(
     for p in EXPERIMENTS.rglob('*.py')
     if p.name != '__init__.py'
 )
-CASES = [
-    (name, variant)
-    for name in MODULES
-    for variant in importlib.import_module(name).VARIANTS
-]
+CASES = [(name, variant) for name in MODULES for variant in importlib.import_module(name).VARIANTS]
 
 
 @pytest.mark.parametrize('name', MODULES)
@@ -108,5 +104,3 @@ def test_sweep_points_build(name):
 
 def _plain(boxed):
     return jax.tree.leaves(boxed)
-
-

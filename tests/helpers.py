@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny versions of what programs do, for tests."""
 
+import functools
 import pathlib
 import subprocess
 import sys
@@ -55,13 +56,24 @@ def tiny_model(**overrides) -> heads.LanguageModel:
     return heads.LanguageModel(gpt.Config(**section))
 
 
+@functools.lru_cache
 def params_of(model: heads.LanguageModel, seed: int = 0):
     """Its parameters, all of them random: biases and gains too."""
-    params = nn.meta.unbox(jax.jit(model.init_params)(jax.random.key(seed)))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return tree.unflatten(noisy)
+
+    @jax.jit
+    def make():
+        leaves, tree = jax.tree.flatten(nn.meta.unbox(model.init_params(jax.random.key(seed))))
+        keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+        noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+        return tree.unflatten(noisy)
+
+    return make()
+
+
+@functools.lru_cache
+def applied(model: heads.LanguageModel, method: str = '__call__'):
+    """A jitted (params, *arguments) -> what the model's method returns."""
+    return jax.jit(lambda params, *rest: model.apply({'params': params}, *rest, method=method))
 
 
 def one_device() -> mesh_lib.Mesh:

@@ -50,7 +50,9 @@ def test_rooms_import_only_what_lies_below(room):
 
 
 def test_every_room_is_covered():
-    assert {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != '__pycache__'} == set(ROOMS)
+    assert {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != '__pycache__'} == set(
+        ROOMS
+    )
 
 
 def test_nobody_imports_a_program():

@@ -42,7 +42,8 @@ def test_round_trip_of_random_unicode(kind):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'name'), [('bpe', '<|endoftext|>'), ('bytes', '<|endoftext|>'), ('sentencepiece', '</s>')]
+    ('kind', 'name'),
+    [('bpe', '<|endoftext|>'), ('bytes', '<|endoftext|>'), ('sentencepiece', '</s>')],
 )
 def test_specials_when_allowed(kind, name):
     tokenizer = build(kind)
@@ -58,7 +59,9 @@ def test_saved_and_loaded_it_is_the_same(kind, tmp_path):
     loaded = lib.load(tmp_path)
     assert lib.fingerprint(loaded) == lib.fingerprint(tokenizer)
     assert [loaded.encode(t) for t in HARD] == [tokenizer.encode(t) for t in HARD]
-    assert lib.fingerprint(tokenizer) != lib.fingerprint(build(kind, texts=['other words'] * 9) if kind != 'bytes' else build('bpe'))
+    assert lib.fingerprint(tokenizer) != lib.fingerprint(
+        build(kind, texts=['other words'] * 9) if kind != 'bytes' else build('bpe')
+    )
 
 
 @pytest.mark.parametrize('kind', ['bpe', 'sentencepiece', 'bytes'])

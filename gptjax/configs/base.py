@@ -16,79 +16,103 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # initialisation, dropout and data order; a run is f(commit, config, seed)
     config.init_from = ''  # workdir whose weights generate and evaluate read; '' = --workdir
 
-    config.corpus = ml_collections.ConfigDict({
-        'set': 'stdlib',  # a module of gptjax.data.sets
-        'path': '',  # what the set reads: a folder, file or glob; a TFDS name; '' where it needs none
-        'text_field': 'text',  # the field of JSONL or TFDS records that holds the text
-        'dir': 'corpus',  # where the documents are written
-        'shard_bytes': 64 * 2**20,  # text per document shard; above 0
-    })
-    config.tokenizer = ml_collections.ConfigDict({
-        'kind': 'bpe',  # bpe (byte-level), sentencepiece, bytes, or file (an existing one, see path)
-        'path': '',  # kind=file: tokenizer.json, *.model, a folder, or encoder.json beside vocab.bpe
-        'dir': 'tokenizer',  # where it is written and read
-        'n_vocab': 4096,  # ids, end-of-text included; above 257 for bpe
-        'sample_bytes': 256 * 2**20,  # text it is trained on, from the start of the corpus
-    })
-    config.tokens = ml_collections.ConfigDict({
-        'dir': 'tokens',  # where the shards and their manifest are written
-        'valid_fraction': 0.05,  # share of documents held out, by document hash; 0 <= x < 1
-        'processes': 2,  # tokenising processes; at least 1
-    })
-    config.data = ml_collections.ConfigDict({
-        'sets': ('tokens',),  # folders of token shards to train on; gs:// and the like are staged first
-        'weights': (1.0,),  # their shares, in windows; normalised
-        'eval_set': 'tokens',  # folder whose held-out split is scored
-        'prefetch_steps': 4,  # batches made ahead of the device
-        'stage_dir': 'staged',  # where remote shards are copied before training
-    })
+    config.corpus = ml_collections.ConfigDict(
+        {
+            'set': 'stdlib',  # a module of gptjax.data.sets
+            'path': '',  # what the set reads: a folder, file or glob; a TFDS name; '' where it needs none
+            'text_field': 'text',  # the field of JSONL or TFDS records that holds the text
+            'dir': 'corpus',  # where the documents are written
+            'shard_bytes': 64 * 2**20,  # text per document shard; above 0
+        }
+    )
+    config.tokenizer = ml_collections.ConfigDict(
+        {
+            'kind': 'bpe',  # bpe (byte-level), sentencepiece, bytes, or file (an existing one, see path)
+            'path': '',  # kind=file: tokenizer.json, *.model, a folder, or encoder.json beside vocab.bpe
+            'dir': 'tokenizer',  # where it is written and read
+            'n_vocab': 4096,  # ids, end-of-text included; above 257 for bpe
+            'sample_bytes': 256 * 2**20,  # text it is trained on, from the start of the corpus
+        }
+    )
+    config.tokens = ml_collections.ConfigDict(
+        {
+            'dir': 'tokens',  # where the shards and their manifest are written
+            'valid_fraction': 0.05,  # share of documents held out, by document hash; 0 <= x < 1
+            'processes': 2,  # tokenising processes; at least 1
+        }
+    )
+    config.data = ml_collections.ConfigDict(
+        {
+            'sets': (
+                'tokens',
+            ),  # folders of token shards to train on; gs:// and the like are staged first
+            'weights': (1.0,),  # their shares, in windows; normalised
+            'eval_set': 'tokens',  # folder whose held-out split is scored
+            'prefetch_steps': 4,  # batches made ahead of the device
+            'stage_dir': 'staged',  # where remote shards are copied before training
+        }
+    )
     config.model = sizes.model('tiny', n_vocab=4096)
-    config.batch = ml_collections.ConfigDict({
-        'batch_tokens': 2048,  # tokens an update; a multiple of n_ctx
-        'accum_steps': 1,  # microbatches an update; divides the windows of every batch
-        'ramp_from_tokens': 0,  # batch at the start of the ramp; 0 = no ramp
-        'ramp_over_tokens': 0,  # tokens until the full batch (GPT-3, section B)
-        'ramp_stages': 8,  # batch sizes the ramp goes through: each is one compilation
-    })
-    config.optim = ml_collections.ConfigDict({
-        'peak_lr': 1e-3,
-        'schedule': 'cosine',  # cosine, linear or constant, after the warm-up
-        'warmup_tokens': 0,  # linear from 0
-        'decay_tokens': 0,  # warm-up included; constant afterwards; 0 = to the end of training
-        'final_lr_fraction': 0.1,  # of peak_lr, at the end of the decay
-        'b1': 0.9,
-        'b2': 0.95,
-        'eps': 1e-8,  # outside the square root, as in Adam's paper, algorithm 1
-        'weight_decay': 0.1,  # decoupled (AdamW), times the learning rate; biases and gains are spared
-        'clip_norm': 1.0,  # global gradient norm; 0 = no clipping
-    })
-    config.train = ml_collections.ConfigDict({
-        'total_tokens': 200_000,  # length of the run; exactly one of these two is above 0
-        'total_epochs': 0.0,  # over all the training sets
-        'log_every_steps': 10,
-        'eval_every_steps': 200,  # 0 = only at the end
-    })
-    config.evaluate = ml_collections.ConfigDict({
-        'stride': 0,  # tokens between windows; 0 = n_ctx, that is without overlap
-        'batch_windows': 8,  # windows scored at once; a multiple of the mesh's data x fsdp
-        'max_tokens': 0,  # score whole documents up to this many tokens; 0 = the whole split
-    })
-    config.checkpoint = ml_collections.ConfigDict({
-        'every_steps': 500,  # 0 = only by time and at the end
-        'every_secs': 600.0,  # 0 = only by steps and at the end
-        'keep': 2,  # newest ones kept; at least 2, so that a damaged one can be passed over
-    })
-    config.mesh = ml_collections.ConfigDict({
-        'data': -1,  # devices along each axis; one of them may be -1: all that are left
-        'fsdp': 1,
-        'tensor': 1,
-        'context': 1,
-    })
-    config.decode = ml_collections.ConfigDict({
-        'max_new_tokens': 64,  # prompt and new tokens together at most n_ctx
-        'temperature': 1.0,  # 0 = greedy
-        'top_k': 0,  # 0 = all
-        'top_p': 1.0,  # 1 = all
-        'samples': 1,  # continuations of each prompt
-    })
+    config.batch = ml_collections.ConfigDict(
+        {
+            'batch_tokens': 2048,  # tokens an update; a multiple of n_ctx
+            'accum_steps': 1,  # microbatches an update; divides the windows of every batch
+            'ramp_from_tokens': 0,  # batch at the start of the ramp; 0 = no ramp
+            'ramp_over_tokens': 0,  # tokens until the full batch (GPT-3, section B)
+            'ramp_stages': 8,  # batch sizes the ramp goes through: each is one compilation
+        }
+    )
+    config.optim = ml_collections.ConfigDict(
+        {
+            'peak_lr': 1e-3,
+            'schedule': 'cosine',  # cosine, linear or constant, after the warm-up
+            'warmup_tokens': 0,  # linear from 0
+            'decay_tokens': 0,  # warm-up included; constant afterwards; 0 = to the end of training
+            'final_lr_fraction': 0.1,  # of peak_lr, at the end of the decay
+            'b1': 0.9,
+            'b2': 0.95,
+            'eps': 1e-8,  # outside the square root, as in Adam's paper, algorithm 1
+            'weight_decay': 0.1,  # decoupled (AdamW), times the learning rate; biases and gains are spared
+            'clip_norm': 1.0,  # global gradient norm; 0 = no clipping
+        }
+    )
+    config.train = ml_collections.ConfigDict(
+        {
+            'total_tokens': 200_000,  # length of the run; exactly one of these two is above 0
+            'total_epochs': 0.0,  # over all the training sets
+            'log_every_steps': 10,
+            'eval_every_steps': 200,  # 0 = only at the end
+        }
+    )
+    config.evaluate = ml_collections.ConfigDict(
+        {
+            'stride': 0,  # tokens between windows; 0 = n_ctx, that is without overlap
+            'batch_windows': 8,  # windows scored at once; a multiple of the mesh's data x fsdp
+            'max_tokens': 0,  # score whole documents up to this many tokens; 0 = the whole split
+        }
+    )
+    config.checkpoint = ml_collections.ConfigDict(
+        {
+            'every_steps': 500,  # 0 = only by time and at the end
+            'every_secs': 600.0,  # 0 = only by steps and at the end
+            'keep': 2,  # newest ones kept; at least 2, so that a damaged one can be passed over
+        }
+    )
+    config.mesh = ml_collections.ConfigDict(
+        {
+            'data': -1,  # devices along each axis; one of them may be -1: all that are left
+            'fsdp': 1,
+            'tensor': 1,
+            'context': 1,
+        }
+    )
+    config.decode = ml_collections.ConfigDict(
+        {
+            'max_new_tokens': 64,  # prompt and new tokens together at most n_ctx
+            'temperature': 1.0,  # 0 = greedy
+            'top_k': 0,  # 0 = all
+            'top_p': 1.0,  # 1 = all
+            'samples': 1,  # continuations of each prompt
+        }
+    )
     return config

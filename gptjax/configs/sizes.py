@@ -67,7 +67,7 @@ GPT3_RECIPE = {
 # Ours: for tests, laptops and the quickstart.
 TINY = {
     'tiny': Shape(2, 64, 2, 32),
-    'quick': Shape(4, 256, 4, 64),
+    'quick': Shape(4, 192, 4, 48),
     'char': Shape(6, 384, 6, 64),  # nanoGPT's train_shakespeare_char
     'char_cpu': Shape(4, 128, 4, 32),  # nanoGPT's README, its recipe for a CPU
 }
@@ -101,7 +101,7 @@ def model(size: str, **overrides) -> ml_collections.ConfigDict:
         # banded and how wide is not published: odd ones, 256 wide, are ours.
         fields |= {'n_ctx': 2048, 'attention': ('dense', 'banded'), 'band_width': 256}
     elif size in TINY:
-        fields |= {'n_ctx': 256 if size in ('quick', 'char') else 64}
+        fields |= {'n_ctx': {'quick': 128, 'char': 256}.get(size, 64), 'scan_layers': False}
     return ml_collections.ConfigDict(fields | overrides)
 
 

@@ -96,7 +96,9 @@ def batches(
       'tokens' and 'targets' (rows, columns) int32, 'weights' (rows, columns) float32.
     """
     columns = region(position(start_step)[1])[1]
-    source = _Steps(windows(sets, config.weights, n_ctx, seed, columns), position, region, stop_step)
+    source = _Steps(
+        windows(sets, config.weights, n_ctx, seed, columns), position, region, stop_step
+    )
     steps = grain.MapDataset.source(source)[start_step:]
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch_steps)
     return iter(steps.to_iter_dataset(options))

@@ -86,7 +86,9 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
 def _check(names: tuple[str, ...], vocabulary: frozenset[str]) -> None:
     for name in names:
         if name not in vocabulary:
-            raise ValueError(f'no logical axis {name!r}; there are: {", ".join(sorted(vocabulary))}')
+            raise ValueError(
+                f'no logical axis {name!r}; there are: {", ".join(sorted(vocabulary))}'
+            )
 
 
 def _resolve(names: tuple[str, ...], vocabulary: frozenset[str]) -> PartitionSpec:

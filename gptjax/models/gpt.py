@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from gptjax.configs import errors
 from gptjax.models import attention, axes, layers
@@ -161,7 +161,8 @@ class GPT(nn.Module):
             for kind in cfg.attention
         ]
         self.blocks = [
-            self.param(f'block_{j}', self._init_stack, block) for j, block in enumerate(self.pattern)
+            self.param(f'block_{j}', self._init_stack, block)
+            for j, block in enumerate(self.pattern)
         ]
         if cfg.norm == 'pre':
             self.final_norm = layers.LayerNorm(cfg.norm_eps, cfg.use_bias, cfg.param_dtype)
@@ -169,8 +170,8 @@ class GPT(nn.Module):
 
     def __call__(
         self,
-        tokens_BxL: Int[Array, 'B L'],
-        positions_BxL: Int[Array, '#B L'] | None = None,
+        tokens_BxL: Int[ArrayLike, 'B L'],
+        positions_BxL: Int[ArrayLike, '#B L'] | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Array, 'B L D'], Cache | None]:
         """Hidden states after the last layer.

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from gptjax.models import gpt
 
@@ -22,16 +22,16 @@ class LanguageModel(nn.Module):
 
     def __call__(
         self,
-        tokens_BxL: Int[Array, 'B L'],
-        positions_BxL: Int[Array, '#B L'] | None = None,
+        tokens_BxL: Int[ArrayLike, 'B L'],
+        positions_BxL: Int[ArrayLike, '#B L'] | None = None,
     ) -> Float[Array, 'B L V']:
         """float32 logits of the next token at every place; positions as in GPT."""
         return self.project(self.hidden(tokens_BxL, positions_BxL))
 
     def hidden(
         self,
-        tokens_BxL: Int[Array, 'B L'],
-        positions_BxL: Int[Array, '#B L'] | None = None,
+        tokens_BxL: Int[ArrayLike, 'B L'],
+        positions_BxL: Int[ArrayLike, '#B L'] | None = None,
     ) -> Float[Array, 'B L D']:
         """Hidden states, for losses that project a chunk at a time."""
         return self.gpt(tokens_BxL, positions_BxL)[0]
@@ -42,8 +42,8 @@ class LanguageModel(nn.Module):
 
     def extend(
         self,
-        tokens_BxL: Int[Array, 'B L'],
-        positions_BxL: Int[Array, 'B L'],
+        tokens_BxL: Int[ArrayLike, 'B L'],
+        positions_BxL: Int[ArrayLike, 'B L'],
         cache: gpt.Cache,
     ) -> tuple[Float[Array, 'B 1 V'], gpt.Cache]:
         """Logits after the last of L tokens appended to a cache, and the longer cache."""

@@ -52,9 +52,7 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         param_dtype, shape = jnp.dtype(self.param_dtype), x_BxLxD.shape[-1:]
-        scale_D = self.param(
-            'scale', axes.boxed(nn.initializers.ones, 'embed'), shape, param_dtype
-        )
+        scale_D = self.param('scale', axes.boxed(nn.initializers.ones, 'embed'), shape, param_dtype)
         y_BxLxD = x_BxLxD.astype(jnp.float32)
         y_BxLxD -= y_BxLxD.mean(axis=-1, keepdims=True)
         variance_BxLx1 = jnp.square(y_BxLxD).mean(axis=-1, keepdims=True)

@@ -74,7 +74,7 @@ def generate(
             f'a prompt of {longest} tokens and max_new_tokens = {config.max_new_tokens} do not fit '
             f'n_ctx = {decoder.n_ctx}; shorten the prompt or lower --config.decode.max_new_tokens'
         )
-    width = -(-longest // _BUCKET) * _BUCKET
+    width = min(-(-longest // _BUCKET) * _BUCKET, decoder.n_ctx)
     tokens_BxP = np.zeros((len(rows), width), np.int32)
     positions_BxP = np.full((len(rows), width), -1, np.int32)
     for i, row in enumerate(rows):

@@ -259,9 +259,7 @@ def _gpt2(encoder: pathlib.Path, merges: pathlib.Path) -> tokenizers.Tokenizer:
 def _gpt1(encoder: pathlib.Path, merges: pathlib.Path) -> tokenizers.Tokenizer:
     """OpenAI's GPT-1 files: lower-cased words with '</w>' at their ends; not invertible."""
     backend = tokenizers.Tokenizer(
-        models.BPE(
-            _vocab(encoder), _merges(merges), unk_token='<unk>', end_of_word_suffix='</w>'
-        )
+        models.BPE(_vocab(encoder), _merges(merges), unk_token='<unk>', end_of_word_suffix='</w>')
     )
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -72,5 +72,3 @@ def _records(file: pathlib.Path, text_field: str) -> Iterator[documents.Document
                 )
             split = record.get('split', '')
             yield documents.Document(record[text_field], split if split in _SPLITS else '')
-
-

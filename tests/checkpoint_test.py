@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: whole or not there, verified before they are read, restorable on any mesh."""
+
+import json
+import logging
+import random
+import resource
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax.configs import errors
+from gptjax.runtime import checkpoint
+from gptjax.runtime import mesh as mesh_lib
+
+
+def tree(seed=0, width=8):
+    rng = np.random.default_rng(seed)
+    params = {'a': jnp.asarray(rng.normal(size=(width, 16)), jnp.float32)}
+    rest = {'step': jnp.asarray(seed, jnp.int32), 'mu': {'a': params['a'] * 2}}
+    return params, rest
+
+
+def save(workdir, steps, keep=5):
+    checkpoints = checkpoint.Checkpoints(workdir, keep)
+    for step in steps:
+        checkpoints.save(step, *tree(step), {'config': {'n': step}})
+    checkpoints.close()
+
+
+def abstract(value):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), value)
+
+
+def read(workdir):
+    folder, meta = checkpoint.latest(workdir)
+    params, rest = tree(meta['step'])
+    return meta, checkpoint.restore(folder, meta, params=abstract(params), rest=abstract(rest))
+
+
+def test_saved_and_restored_bit_for_bit(tmp_path):
+    save(tmp_path, [1, 2])
+    meta, items = read(tmp_path)
+    assert meta['step'] == 2
+    assert meta['config'] == {'n': 2}
+    params, rest = tree(2)
+    for a, b in zip(*map(jax.tree.leaves, ((items['params'], items['rest']), (params, rest))),
+                    strict=True):  # fmt: skip
+        np.testing.assert_array_equal(a, b)
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    save(tmp_path, [1, 2, 3, 4], keep=2)
+    assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['00000003', '00000004']
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert checkpoint.latest(tmp_path) is None
+
+
+@pytest.mark.parametrize('damage', ['flip', 'truncate', 'remove', 'manifest'])
+def test_a_damaged_newest_is_put_aside_with_a_warning(tmp_path, caplog, damage):
+    save(tmp_path, [1, 2])
+    newest = tmp_path / 'checkpoints' / '00000002'
+    files = [p for p in newest.rglob('*') if p.is_file() and p.name != 'manifest.json']
+    victim = max(files, key=lambda p: p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    if damage == 'flip':
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    elif damage == 'truncate':
+        victim.write_bytes(content[:-1])
+    elif damage == 'remove':
+        victim.unlink()
+    else:
+        (newest / 'manifest.json').write_text('{')
+    with caplog.at_level(logging.WARNING):
+        meta, items = read(tmp_path)
+    assert meta['step'] == 1
+    np.testing.assert_array_equal(items['params']['a'], tree(1)[0]['a'])
+    assert 'is damaged' in caplog.text
+    assert (tmp_path / 'checkpoints' / '00000002.damaged').is_dir()
+
+
+def test_a_flipped_bit_anywhere_is_found(tmp_path):
+    save(tmp_path, [1])
+    folder = tmp_path / 'checkpoints' / '00000001'
+    files = [p for p in folder.rglob('*') if p.is_file() and p.name != 'manifest.json']
+    rng = random.Random(0)
+    for path in files:
+        content = bytearray(path.read_bytes())
+        if content:
+            at, bit = rng.randrange(len(content)), 1 << rng.randrange(8)
+            content[at] ^= bit
+            path.write_bytes(content)
+            assert checkpoint._damage(folder), path
+            content[at] ^= bit
+            path.write_bytes(content)
+            assert not checkpoint._damage(folder)
+
+
+def test_all_damaged_is_an_error(tmp_path):
+    save(tmp_path, [1])
+    (tmp_path / 'checkpoints' / '00000001' / 'meta.json').write_text('{}')
+    with pytest.raises(errors.InputError, match='every checkpoint in .* is damaged'):
+        checkpoint.latest(tmp_path)
+
+
+def test_unfinished_ones_are_passed_over_and_written_again(tmp_path):
+    save(tmp_path, [1, 2])
+    (tmp_path / 'checkpoints' / '00000002' / 'manifest.json').unlink()
+    assert checkpoint.latest(tmp_path)[1]['step'] == 1
+    save(tmp_path, [2])
+    assert checkpoint.latest(tmp_path)[1]['step'] == 2
+
+
+def test_another_shape_names_the_parameter(tmp_path):
+    save(tmp_path, [1])
+    folder, meta = checkpoint.latest(tmp_path)
+    wide = abstract(tree(width=9)[0])
+    with pytest.raises(errors.InputError, match=r"\['params'\]\['a'\] is \(8, 16\) float32 there"):
+        checkpoint.restore(folder, meta, params=wide)
+    with pytest.raises(errors.InputError, match=r"\['params'\]\['b'\] is absent there"):
+        checkpoint.restore(folder, meta, params=abstract(tree()[0] | {'b': jnp.zeros(2)}))
+
+
+def test_params_alone_on_another_mesh(tmp_path):
+    save(tmp_path, [1])
+    folder, meta = checkpoint.latest(tmp_path)
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 8, 1, 1)).mesh
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('fsdp'))
+    target = {'a': jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=sharding)}
+    found = checkpoint.restore(folder, meta, params=target)['params']['a']
+    assert found.sharding == sharding
+    np.testing.assert_array_equal(found, tree(1)[0]['a'])
+
+
+def test_a_disk_that_is_full_keeps_what_was_there(tmp_path):
+    save(tmp_path, [1])
+    checkpoints = checkpoint.Checkpoints(tmp_path, 2)
+    big = {'a': jax.random.normal(jax.random.key(0), (1024, 1024))}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, limit[1]))
+    try:
+        with pytest.raises(checkpoint.SaveError, match='the checkpoint of step 1 is whole') as said:
+            checkpoints.save(2, big, {'step': jnp.zeros(())}, {})
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert 'make room' in str(said.value)
+    assert checkpoint.latest(tmp_path)[1]['step'] == 1
+    assert not (tmp_path / 'checkpoints' / '00000002').exists()
+    checkpoints.save(3, *tree(3), {})
+    checkpoints.close()
+    assert checkpoint.latest(tmp_path)[1]['step'] == 3
+
+
+def test_meta_records_every_shape(tmp_path):
+    save(tmp_path, [1])
+    meta = json.loads((tmp_path / 'checkpoints' / '00000001' / 'meta.json').read_text())
+    assert meta['shapes']["['params']['a']"] == [[8, 16], 'float32']

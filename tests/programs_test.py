@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every program on a tiny config, and again from its own output."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gptjax import evaluate, generate, train
+from gptjax.configs import errors
+from gptjax.models import pretrained
+from gptjax.runtime import checkpoint, metrics
+from tests import helpers
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, corpus_file):
+    """A finished tiny run."""
+    folder = tmp_path_factory.mktemp('trained')
+    config = helpers.tiny_config(folder, corpus_file)
+    helpers.prepare(config, folder / 'run')
+    train.main(helpers.args(config, folder / 'run'))
+    return config, folder / 'run'
+
+
+def test_training_leaves_what_it_promises(trained):
+    _, workdir = trained
+    results = json.loads((workdir / 'results.json').read_text())
+    assert results['steps'] == 6
+    assert 0 < results['eval/tokens/bits_per_byte'] < 9
+    rows = metrics.read(workdir)
+    assert [row['step'] for row in rows] == list(range(1, 7))
+    for row in rows:
+        assert row['tokens'] == row['step'] * 512
+        assert row['flops'] > 0
+        assert {'train/loss', 'opt/lr', 'opt/grad_norm', 'perf/tokens_per_sec'} <= row.keys()
+    assert sum('eval/tokens/bits_per_byte' in row for row in rows) == 2
+    assert any((workdir / 'tensorboard').iterdir())
+    assert (workdir / 'config.json').exists()
+    assert rows[-1]['train/loss'] < rows[0]['train/loss']
+
+
+def test_training_again_changes_nothing(trained):
+    config, workdir = trained
+    before = (workdir / 'metrics.jsonl').read_text()
+    train.main(helpers.args(config, workdir))
+    assert (workdir / 'metrics.jsonl').read_text() == before
+
+
+def test_evaluate_agrees_with_training(trained, capsys):
+    config, workdir = trained
+    evaluate.main(helpers.args(config, workdir))
+    found = json.loads((workdir / 'evaluation.json').read_text())
+    results = json.loads((workdir / 'results.json').read_text())
+    assert found['bits_per_byte'] == pytest.approx(results['eval/tokens/bits_per_byte'], rel=1e-5)
+    assert 'windows of 32 tokens' in found['protocol']
+    assert 'bits_per_byte' in capsys.readouterr().out
+    evaluate.main(helpers.args(config, workdir, '--config.evaluate.stride=16'))
+    strided = json.loads((workdir / 'evaluation.json').read_text())
+    assert strided['tokens'] == found['tokens']
+    assert strided['nats_per_token'] != found['nats_per_token']
+
+
+def test_generate_writes_samples(trained, capsys):
+    config, workdir = trained
+    flags = ('--prompt=the cat', '--prompt=한국어', '--config.decode.samples=2')
+    generate.main(helpers.args(config, workdir, *flags, define=generate.define))
+    rows = [json.loads(line) for line in (workdir / 'samples.jsonl').read_text().splitlines()]
+    assert [row['prompt'] for row in rows] == ['the cat'] * 2 + ['한국어'] * 2
+    assert 'the cat' in capsys.readouterr().out
+    with pytest.raises(errors.UsageError, match='give --prompt'):
+        generate.main(helpers.args(config, workdir, define=generate.define))
+    long = ('--prompt=' + 'x' * 40,)
+    with pytest.raises(errors.InputError, match='do not fit n_ctx = 32'):
+        generate.main(helpers.args(config, workdir, *long, define=generate.define))
+
+
+def test_another_workdir_reads_the_weights(trained, tmp_path):
+    config, workdir = trained
+    flags = ('--prompt=the', f'--config.init_from={workdir}')
+    generate.main(helpers.args(config, tmp_path, *flags, define=generate.define))
+    assert (tmp_path / 'samples.jsonl').exists()
+
+
+def test_load_gives_a_model_that_applies(trained):
+    _, workdir = trained
+    model, params, tokenizer = pretrained.load(str(workdir))
+    tokens = np.array([tokenizer.encode('the cat sat')], np.int32)
+    logits = model.apply({'params': params}, tokens)
+    assert logits.shape == (1, 11, 512)
+    with pytest.raises(errors.InputError, match='no checkpoint in'):
+        pretrained.load(str(workdir / 'none'))
+
+
+def test_workdir_of_another_config(trained):
+    config, workdir = trained
+    with pytest.raises(errors.InputError, match='optim.peak_lr = 0.001 there, 0.5 here'):
+        train.main(helpers.args(config, workdir, '--config.optim.peak_lr=0.5'))
+    train.main(helpers.args(config, workdir, '--config.checkpoint.keep=3'))  # may differ
+
+
+def test_batch_that_does_not_divide(trained, tmp_path):
+    config, workdir = trained
+    (tmp_path / 'tokens').symlink_to(workdir / 'tokens')
+    (tmp_path / 'tokenizer').symlink_to(workdir / 'tokenizer')
+    with pytest.raises(errors.UsageError, match='use a multiple of 8 windows'):
+        train.main(helpers.args(config, tmp_path, '--config.batch.batch_tokens=96'))
+
+
+def test_tokenizer_that_does_not_match_the_shards(trained, tmp_path):
+    config, workdir = trained
+    helpers.prepare(config, tmp_path / 'o', '--config.tokenizer.kind=bpe',
+                    '--config.tokenizer.n_vocab=300')  # fmt: skip
+    wrong = f'--config.tokenizer.dir={tmp_path}/o/tokenizer'
+    flags = (wrong, f'--config.data.sets=("{workdir}/tokens",)')
+    flags += (f'--config.data.eval_set={workdir}/tokens',)
+    with pytest.raises(errors.InputError, match='were made with another tokenizer'):
+        train.main(helpers.args(config, tmp_path / 'run', *flags))
+    with pytest.raises(errors.UsageError, match='set --config.model.n_vocab=257'):
+        train.main(helpers.args(config, workdir, '--config.model.n_vocab=256'))
+
+
+def test_tokenizer_travels_with_the_weights(trained, tmp_path):
+    config, workdir = trained
+    flags = [f'--config.tokenizer.dir={workdir}/tokenizer', '--config.train.total_tokens=512']
+    flags += [f"--config.data.sets=('{workdir}/tokens',)"]
+    flags += [f'--config.data.eval_set={workdir}/tokens']
+    train.main(helpers.args(config, tmp_path, *flags))
+    assert pretrained.load(str(tmp_path)).tokenizer.n_vocab == 257
+
+
+def test_nan_stops_the_run_before_anything_is_saved(trained, tmp_path):
+    config, workdir = trained
+    for name in ('tokens', 'tokenizer'):
+        (tmp_path / name).symlink_to(workdir / name)
+    flags = ('--config.optim.peak_lr=1000.0', '--config.optim.warmup_tokens=0',
+             '--config.model.init_std=10.0', '--config.optim.weight_decay=1000.0',
+             '--config.train.total_tokens=51200', '--config.checkpoint.every_steps=1')  # fmt: skip
+    with pytest.raises(errors.InputError, match='nothing of it was saved'):
+        train.main(helpers.args(config, tmp_path, *flags))
+    found = checkpoint.latest(tmp_path)
+    if found:
+        rows = {row['step']: row for row in metrics.read(tmp_path)}
+        assert np.isfinite(rows[found[1]['step']]['train/loss'])
+
+
+def test_epochs_set_the_length(trained, tmp_path):
+    config, workdir = trained
+    for name in ('tokens', 'tokenizer'):
+        (tmp_path / name).symlink_to(workdir / name)
+    flags = ('--config.train.total_tokens=0', '--config.train.total_epochs=0.1')
+    train.main(helpers.args(config, tmp_path, *flags))
+    results = json.loads((tmp_path / 'results.json').read_text())
+    manifest = json.loads((workdir / 'tokens' / 'manifest.json').read_text())
+    total = sum(shard['tokens'] for shard in manifest['splits']['train'])
+    assert 0 <= results['tokens'] - 0.1 * total <= 512

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics, clock, progress, pictures, locks."""
+
+import json
+import logging
+import time
+
+import jax
+import pytest
+
+from gptjax.configs import errors
+from gptjax.runtime import clock, metrics, plots, program, progress
+from gptjax.scaling import flops
+
+
+def test_rows_are_merged_and_later_ones_dropped_on_resume(tmp_path):
+    writer = metrics.Writer(tmp_path, 0, 2.0)
+    for step in range(1, 6):
+        writer.write(step, step * 10, {'train/loss': 1.0 / step})
+        writer.write(step, step * 10, {'eval/x': 1.0})
+    writer.close()
+    assert len(metrics.read(tmp_path)) == 5
+    with (tmp_path / 'metrics.jsonl').open('a') as f:
+        f.write('{"step": 6, "tok')  # cut short by a crash
+    writer = metrics.Writer(tmp_path, 3, 2.0)
+    writer.write(4, 40, {'train/loss': 9.0})
+    writer.close()
+    rows = metrics.read(tmp_path)
+    assert [row['step'] for row in rows] == [1, 2, 3, 4]
+    assert rows[-1] == {'step': 4, 'tokens': 40, 'flops': 80.0, 'train/loss': 9.0}
+
+
+def test_nan_and_infinity_are_found():
+    metrics.check_finite(1, {'a': 1.0})
+    for bad in (float('nan'), float('inf')):
+        with pytest.raises(metrics.NotFinite, match='a is .* at step 7'):
+            metrics.check_finite(7, {'a': bad})
+
+
+def test_clock_leaves_pauses_out(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(clock.time, 'monotonic', lambda: now[0])
+    watch = clock.Clock(flops_per_token=10.0)
+    watch.restore({'total_secs': 50.0, 'train_secs': 40.0})
+    now[0] += 4
+    watch.trained(800)
+    watch.waited(1.0)
+    watch.pause()
+    now[0] += 6
+    watch.go_on()
+    found = watch.read(tokens_left=400)
+    assert found['perf/tokens_per_sec'] == pytest.approx(200)
+    assert found['perf/eta_secs'] == pytest.approx(2)
+    assert found['perf/data_wait'] == pytest.approx(0.25)
+    assert found['perf/goodput'] == pytest.approx(44 / 60)
+    assert 'perf/mfu' not in found  # a CPU has no stated peak
+    assert watch.totals() == {'total_secs': 60.0, 'train_secs': 44.0}
+
+
+def test_mfu_where_the_peak_is_known(monkeypatch):
+    class Device:
+        device_kind = 'TPU v5 lite'
+
+    monkeypatch.setattr(jax, 'devices', lambda: [Device()])
+    monkeypatch.setattr(jax, 'device_count', lambda: 4)
+    watch = clock.Clock(flops_per_token=1e9)
+    time.sleep(0.01)
+    watch.trained(1000)
+    found = watch.read(1)
+    assert found['perf/mfu'] == pytest.approx(found['perf/tokens_per_sec'] * 1e9 / (4 * 197e12))
+
+
+def test_due_by_steps_and_by_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(clock.time, 'monotonic', lambda: now[0])
+    due = clock.Due(every_steps=5, every_secs=10)
+    assert [step for step in range(1, 12) if due(step)] == [5, 10]
+    now[0] = 11
+    assert due(11)
+    assert not due(12)
+    assert not clock.Due(0)(5)
+
+
+def test_progress_writes_lines_in_a_log(caplog, monkeypatch):
+    monkeypatch.setattr(progress, '_LOG_SECS', 0.0)
+    with caplog.at_level(logging.INFO), progress.Progress('work', 10, ' things') as bar:
+        bar.advance(4, 'note')
+    assert 'work: 4 of 10  things, note' in caplog.text
+    assert 's left' in caplog.text
+
+
+def test_a_workdir_is_for_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(program, '_LOCK_SECS', 0.3)
+    with program.only_one(tmp_path), pytest.raises(errors.InputError, match='another process'):
+        with program.only_one(tmp_path):
+            pass
+    with program.only_one(tmp_path):
+        pass
+
+
+def test_a_loss_curve_is_a_picture(tmp_path):
+    rows = [{'step': i, 'tokens': i * 10, 'train/loss': 5.0 / i, 'eval/t/bits_per_byte': 2.0 / i}
+            for i in range(1, 9)]  # fmt: skip
+    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    plots.loss_curve(tmp_path, 'eval/t/bits_per_byte', tmp_path / 'loss.png')
+    assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_flops_of_gpt3_are_table_d_1():
+    """Table D.1 prints 3.14e23 FLOPs for 175B over 300B tokens, attention left out."""
+    found = 300e9 * flops.per_token(0, 96, 128, 2048, 174_600_000_000)
+    assert found == pytest.approx(3.14e23, rel=0.002)
+    with_attention = flops.per_token(96, 96, 128, 2048, 174_600_000_000)
+    assert 1.0 < with_attention * 300e9 / found < 1.05

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One device = every factorisation of 8 over the four axes; axes that do not fit raise."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from gptjax.configs import errors
+from gptjax.models import axes
+from gptjax.runtime import mesh as mesh_lib
+from gptjax.training import step as step_lib
+from tests import helpers
+
+FACTORISATIONS = [
+    sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8
+]
+SAMPLE = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (2, 2, 2, 1), (1, 2, 2, 2)]
+_MODEL = {
+    'n_heads': 8, 'd_head': 8, 'attention': ('dense', 'banded'), 'band_width': 4,
+    'residual_dropout': 0.1,
+}  # fmt: skip
+
+
+def train(mesh, steps=2):
+    """Losses and final parameters of a few steps with dropout and accumulation."""
+    model = helpers.tiny_model(**_MODEL)
+    plan = helpers.plan_of(16 * 16, 16)
+    optimizer = helpers.optimizer_of(plan, eps=1e-3)  # tames what Adam makes of rounding
+    train_step = step_lib.make_train_step(helpers.loss_of(model, dropout=True), optimizer, 0, 2)
+    found = []
+    with mesh.scope():
+        target = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
+        state = step_lib.init(model.init_params, optimizer, 0, target)
+        for step in range(steps):
+            batch = mesh.put(helpers.batch_of(16, 16, 64, seed=step), 16, 16)
+            state, metrics = train_step(state, batch)
+            found.append(float(metrics['train/loss']))
+        shardings = jax.tree.map(lambda x, t: x.sharding.is_equivalent_to(t.sharding, x.ndim),
+                                 state, target)  # fmt: skip
+    assert all(jax.tree.leaves(shardings))
+    return found, jax.tree.map(np.asarray, state.params)
+
+
+@pytest.fixture(scope='module')
+def alone():
+    return train(helpers.one_device())
+
+
+def agrees(sizes, alone):
+    losses, params = train(mesh_lib.Mesh(mesh_lib.Config(*sizes)))
+    np.testing.assert_allclose(losses, alone[0], rtol=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (params, alone[1])), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+@pytest.mark.parametrize('sizes', SAMPLE)
+def test_some_meshes_agree_with_one_device(sizes, alone):
+    agrees(sizes, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sizes', [f for f in FACTORISATIONS if f not in SAMPLE])
+def test_every_other_mesh_agrees_with_one_device(sizes, alone):
+    agrees(sizes, alone)
+
+
+def test_memory_falls_with_the_devices():
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 4, 2, 1))
+    model = helpers.tiny_model(**_MODEL)
+    optimizer = helpers.optimizer_of(helpers.plan_of(256, 16))
+    target = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
+    for leaf in jax.tree.leaves(target):
+        if leaf.size > 2000:  # matrices, their moments too
+            assert np.prod(leaf.sharding.shard_shape(leaf.shape)) == leaf.size / 8
+
+
+def test_collision_names_the_parameter():
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 8, 1, 1))
+    box = {'layer': {'w': axes.Boxed(jnp.zeros((8, 8)), ('heads', 'mlp'))}}
+    with pytest.raises(errors.UsageError, match=r"\['layer'\]\['w'\].*'heads' and 'mlp'.*'tensor'"):
+        mesh.shardings(box)
+
+
+def test_what_does_not_divide_names_parameter_axis_and_remedy():
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 1, 8, 1))
+    model = helpers.tiny_model(n_heads=8, d_head=8, n_vocab=50)
+    boxed = jax.eval_shape(model.init_params, jax.random.key(0))
+    said = r'token_embedding.*vocab of size 50.*tensor = 8.*n_vocab'
+    with pytest.raises(errors.UsageError, match=said):
+        mesh.shardings(boxed)
+
+
+def test_constraints_need_rules_where_there_is_a_mesh():
+    mesh = mesh_lib.Mesh(mesh_lib.Config(8, 1, 1, 1))
+    with jax.set_mesh(mesh.mesh), pytest.raises(ValueError, match='no axis rules are in force'):
+        axes.constrain(jnp.zeros((8, 4)), 'batch', 'length')
+    with mesh.scope():
+        rules = tuple((n, t) for n, t in nn.get_logical_axis_rules() if n != 'length')
+        with nn.logical_axis_rules(rules), pytest.raises(ValueError, match="do not name 'length'"):
+            axes.constrain(jnp.zeros((8, 4)), 'batch', 'length')
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'said'),
+    [((3, 1, 1, 1), 'does not make up 8 devices'), ((-1, 3, 1, 1), 'does not make up 8 devices')],
+)
+def test_mesh_sizes(sizes, said):
+    with pytest.raises(errors.UsageError, match=said):
+        mesh_lib.Mesh(mesh_lib.Config(*sizes))
+
+
+def test_mesh_fills_in_and_checks_batches():
+    mesh = mesh_lib.Mesh(mesh_lib.Config(-1, 2, 1, 2))
+    assert dict(mesh.mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 1, 'context': 2}
+    mesh.check_batch(8, 16, accum_steps=2)
+    with pytest.raises(errors.UsageError, match='use a multiple of 8 windows'):
+        mesh.check_batch(4, 16, accum_steps=2)
+    with pytest.raises(errors.UsageError, match='does not divide over context = 2'):
+        mesh.check_batch(4, 15)
+    with pytest.raises(errors.UsageError, match='one of them may be -1'):
+        mesh_lib.Config(-1, -1, 1, 1)
+    assert mesh.region(8, 16) == (slice(0, 8), slice(0, 16))

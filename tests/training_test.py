@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses, schedules, the batch plan, accumulation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax.configs import errors
+from gptjax.training import losses, optim
+from gptjax.training import step as step_lib
+from tests import helpers
+
+
+def test_lm_loss_is_masked_cross_entropy():
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(2, 3, 5)).astype(np.float32), rng.integers(0, 5, (2, 3))
+    weights = np.array([[1, 0, 1], [0, 1, 1]], np.float32)
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    nats = -np.log(np.take_along_axis(probs, targets[..., None], -1))[..., 0]
+    found = losses.lm(jnp.asarray(logits), jnp.asarray(targets), jnp.asarray(weights))
+    np.testing.assert_allclose(found[0], (nats * weights).sum(), rtol=1e-6)
+    assert float(found[1]) == 4
+
+
+def config(**overrides) -> optim.Config:
+    fields = {
+        'peak_lr': 1.0, 'schedule': 'cosine', 'warmup_tokens': 100, 'decay_tokens': 300,
+        'final_lr_fraction': 0.1, 'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1,
+        'clip_norm': 1.0,
+    }  # fmt: skip
+    return optim.Config(**(fields | overrides))
+
+
+@pytest.mark.parametrize(
+    ('schedule', 'tokens', 'rate'),
+    [
+        ('cosine', 1, 0.01), ('cosine', 50, 0.5), ('cosine', 100, 1.0), ('cosine', 200, 0.55),
+        ('cosine', 300, 0.1), ('cosine', 10**12, 0.1), ('linear', 200, 0.55), ('linear', 300, 0.1),
+        ('constant', 100, 1.0), ('constant', 900, 1.0),
+    ],
+)  # fmt: skip
+def test_learning_rate_by_tokens(schedule, tokens, rate):
+    found = optim.learning_rate(config(schedule=schedule), 1000, float(tokens))
+    assert float(found) == pytest.approx(rate, rel=1e-5)
+
+
+def test_decay_to_the_end_of_training():
+    assert float(optim.learning_rate(config(decay_tokens=0), 500, 500.0)) == pytest.approx(0.1)
+
+
+def test_gpt3_schedule_at_its_landmarks():
+    gpt3 = config(peak_lr=6e-4, warmup_tokens=375_000_000, decay_tokens=260_000_000_000)
+    rates = [float(optim.learning_rate(gpt3, 300 * 10**9, t)) for t in (375e6, 260e9, 300e9)]
+    assert rates == pytest.approx([6e-4, 6e-5, 6e-5], rel=1e-4)
+
+
+def test_plan_is_a_sum_of_batches():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        full = int(rng.integers(2, 40)) * 4
+        batch = optim.Batch(
+            full * 16, 1, int(rng.integers(1, full)) * 16, int(rng.integers(100, 50_000)),
+            int(rng.integers(1, 12)),
+        )  # fmt: skip
+        plan = optim.Plan(batch, 16, multiple=4)
+        first = 0
+        for step in range(60):
+            assert plan.position(step) == (first, plan.position(step)[1])
+            first += plan.position(step)[1]
+            assert float(plan.tokens_after(jnp.asarray(step))) == first * 16
+        sizes = plan.sizes()
+        assert sizes == sorted(sizes)
+        assert sizes[-1] == full
+        assert len(sizes) <= batch.ramp_stages + 1
+        assert all(size % 4 == 0 for size in sizes)
+        for total in (1, 17, 5000, 70_000):
+            steps = plan.steps(total)
+            assert plan.tokens(steps) >= total > plan.tokens(steps - 1)
+
+
+def test_ramp_is_near_the_straight_line():
+    batch = optim.Batch(3_145_728, 1, 32_768, 12 * 10**9, 8)
+    plan = optim.Plan(batch, 2048)
+    half = plan.steps(6 * 10**9)
+    assert plan.position(half)[1] * 2048 == pytest.approx((32_768 + 3_145_728) / 2, rel=0.15)
+    assert plan.position(plan.steps(13 * 10**9))[1] * 2048 == 3_145_728
+
+
+def test_plan_refuses_a_broken_batch():
+    with pytest.raises(errors.UsageError, match='not a multiple of n_ctx = 16; use 96'):
+        helpers.plan_of(100, 16)
+
+
+def test_decay_spares_biases_and_gains():
+    params = helpers.params_of(helpers.tiny_model())
+    mask = jax.tree_util.tree_leaves_with_path(optim.decays(params))
+    spared = {jax.tree_util.keystr(path) for path, kept in mask if not kept}
+    assert all("'bias'" in name or "'scale'" in name for name in spared)
+    assert len(mask) - len(spared) == 2 + 6  # two embeddings; q, k, v, out, up, down
+
+
+def _after(batch, accum_steps, model):
+    plan = helpers.plan_of(8 * 16, 16)
+    optimizer = helpers.optimizer_of(plan)
+    step = step_lib.make_train_step(helpers.loss_of(model), optimizer, 0, accum_steps)
+    params = helpers.params_of(model)
+    params = jax.tree.map(jnp.copy, params)  # the step takes its state's memory
+    state = step_lib.State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return step(state, batch)
+
+
+@pytest.mark.parametrize('accum_steps', [2, 4])
+def test_accumulation_of_masked_batches_equals_one_batch(accum_steps):
+    model = helpers.tiny_model()
+    batch = helpers.batch_of(8, 16, 64)
+    keep = np.random.default_rng(1).random((8, 16)) < np.linspace(0.05, 1, 8)[:, None]
+    batch['weights'] = keep.astype(np.float32)
+    (one, metrics), (many, others) = _after(batch, 1, model), _after(batch, accum_steps, model)
+    np.testing.assert_allclose(metrics['train/loss'], others['train/loss'], rtol=1e-6)
+    # Adam's first moments, not the weights: where a gradient is zero (key biases), Adam blows up noise.
+    for a, b in zip(*(jax.tree.leaves(s.opt_state[1].mu) for s in (one, many)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_clipping_limits_the_gradient_before_adam():
+    model = helpers.tiny_model()
+    plan = helpers.plan_of(8 * 16, 16)
+    params = helpers.params_of(model)
+    grads = jax.tree.map(lambda p: jnp.full(p.shape, 100.0), params)
+    optimizer = helpers.optimizer_of(plan, clip_norm=1.0)
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    mu = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    norm = float(jnp.sqrt(sum(jnp.sum(m**2) for m in mu[: len(mu) // 2])))
+    assert norm == pytest.approx(0.1, rel=1e-4)  # (1 - b1) times a norm of 1
