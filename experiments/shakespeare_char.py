@@ -2,7 +2,8 @@
 """nanoGPT's tiny Shakespeare, a byte at a time: the recipe of its README for a CPU.
 
 Source: karpathy/nanoGPT, README ("baby GPT on a CPU") and config/train_shakespeare_char.py
-Command, for each program in turn (prepare_corpus, train_tokenizer, prepare_tokens, train, generate):
+Command, for each program in turn (prepare_corpus, train_tokenizer, prepare_tokens, train,
+generate):
   python -m gptjax.train --config=experiments/shakespeare_char.py:path=input.txt --workdir=runs/char
 Without path= the text comes from TFDS (tiny_shakespeare; pip install 'gptjax[data]').
 size=gpu is the larger recipe (6 layers, dropout, 5,000 steps).

@@ -115,8 +115,8 @@ Scored: {evaluation['tokens']:,} tokens, {evaluation['bytes']:,} bytes. {evaluat
 | `{config.tokens.dir}/` | token shards, training and held-out, and their manifest |
 | `config.json` | the complete config of the run |
 | `checkpoints/` | weights, optimiser state and data position |
-| `metrics.jsonl`, `tensorboard/` | every logged step; `pip install tensorboard` to look at the latter |
-| `results.json` | what training ended with |
+| `metrics.jsonl`, `tensorboard/` | every logged step; `pip install tensorboard` to look at the
+latter | | `results.json` | what training ended with |
 | `evaluation.json` | the held-out measures above, with their protocol |
 | `samples.jsonl` | the samples above |
 | `loss.png` | the picture above |

@@ -110,8 +110,8 @@ def main(args: cli.Args) -> None:
                 )  # fmt: skip
             except metrics.NotFinite as e:
                 raise errors.InputError(
-                    f'{e}; nothing of it was saved. Lower --config.optim.peak_lr or clip_norm, in a '
-                    'new workdir; the same command goes on from the last checkpoint'
+                    f'{e}; nothing of it was saved. Lower --config.optim.peak_lr or clip_norm, in '
+                    'a new workdir; the same command goes on from the last checkpoint'
                 ) from e
             finally:
                 writer.close()
@@ -224,8 +224,8 @@ def _restore(found: tuple, target: step_lib.State, plan: optim.Plan) -> step_lib
     if meta['data']['windows'] != plan.position(int(state.step))[0]:
         raise errors.InputError(
             f'{folder} had consumed {meta["data"]["windows"]} windows by step {meta["step"]}, this '
-            f'batch plan {plan.position(int(state.step))[0]}: on this mesh the batch ramp is rounded '
-            'otherwise; use a mesh whose data x fsdp divides the old one'
+            f'batch plan {plan.position(int(state.step))[0]}: on this mesh the batch ramp is '
+            'rounded otherwise; use a mesh whose data x fsdp divides the old one'
         )
     return state
 

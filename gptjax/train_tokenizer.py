@@ -30,8 +30,8 @@ def main(args: cli.Args) -> None:
     if made.exists():
         if made.read_text() != recipe:
             raise errors.InputError(
-                f'{folder} holds a tokenizer made from another config ({made.read_text().strip()}); '
-                'remove that folder or choose another tokenizer.dir'
+                f'{folder} holds a tokenizer made from another config '
+                f'({made.read_text().strip()}); remove that folder or choose another tokenizer.dir'
             )
         _log.info('tokenizer %s is done already', folder)
         return

@@ -145,7 +145,8 @@ def test_a_disk_that_is_full_keeps_what_was_there(tmp_path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, limit[1]))
     try:
-        with pytest.raises(checkpoint.SaveError, match='the checkpoint of step 1 is whole') as said:
+        whole = 'the checkpoint of step 1 is whole'
+        with pytest.raises(checkpoint.SaveError, match=whole) as said:  # noqa: PT012
             checkpoints.save(2, big, {'step': jnp.zeros(())}, {})
             checkpoints.wait()
     finally:

@@ -30,7 +30,7 @@ def _in_repository(monkeypatch):
 
 @pytest.fixture(scope='session')
 def real_data() -> pathlib.Path:
-    """A folder of real data sets beside the checkout; tests that need it skip where it is absent."""
+    """A folder of real data sets beside the checkout; without it tests skip."""
     folder = pathlib.Path(os.environ.get('GPTJAX_TEST_DATA', ROOT.parent / 'shared' / 'data'))
     if not folder.is_dir():
         pytest.skip('no folder of real data; set GPTJAX_TEST_DATA')

@@ -72,7 +72,7 @@ def test_end_of_text_stops_a_row_and_is_left_out():
     model = helpers.tiny_model()
     params = helpers.params_of(model)
     decoder = generate_program.decoder(model)
-    free = decode.generate(decoder, params, PROMPTS, _config(), 63, seed=0)
+    free = decode.generate(decoder, params, PROMPTS, _config(), 100, seed=0)
     stop = free[1][2]
     found = decode.generate(decoder, params, PROMPTS, _config(), stop, seed=0)
     assert found[1] == free[1][: free[1].index(stop)]

@@ -63,10 +63,8 @@ def test_equals_brute_force(held_out, stride):
     ids = held_out.read(0, int(held_out.table()[0, 0])).astype(np.int32)
     nats = 0.0
     for target in range(1, len(ids)):
-        if target <= N_CTX:
-            first = 0
-        else:  # the earliest window that reaches the target
-            first = -(-(target - N_CTX) // stride) * stride
+        # The earliest window that reaches the target.
+        first = max(0, -(-(target - N_CTX) // stride) * stride)
         row = np.zeros((1, N_CTX), np.int32)
         row[0, : target - first] = ids[first:target]
         logits = np.asarray(helpers.applied(model)(params, row))[0, target - first - 1]

@@ -9,9 +9,9 @@ from tests import helpers
 
 PINNED = [4.180281, 4.167928, 4.001526, 3.934091, 3.999527]
 MESSAGE = """
-The losses of a fixed tiny run have changed. If you meant to change initialisation, model, loss, random
-numbers or optimiser, say so in LOG.md and pin the new values in this file. If you did not, you have
-found a bug: do not update the numbers. A new version of JAX may move them by 1e-5 at most.
+The losses of a fixed tiny run have changed. If you meant to change initialisation, model, loss,
+random numbers or optimiser, say so in LOG.md and pin the new values in this file. If you did not,
+you have found a bug: do not update the numbers. A new version of JAX may move them by 1e-5 at most.
 """
 
 

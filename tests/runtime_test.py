@@ -91,9 +91,12 @@ def test_progress_writes_lines_in_a_log(caplog, monkeypatch):
 
 def test_a_workdir_is_for_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(program, '_LOCK_SECS', 0.3)
-    with program.only_one(tmp_path), pytest.raises(errors.InputError, match='another process'):
-        with program.only_one(tmp_path):
-            pass
+    with (
+        program.only_one(tmp_path),
+        pytest.raises(errors.InputError, match='another process'),
+        program.only_one(tmp_path),
+    ):
+        pass
     with program.only_one(tmp_path):
         pass
 

@@ -11,7 +11,8 @@ from gptjax.text import tokenizer as lib
 
 HARD = [
     'hello world', '', ' ', '  spaces   \n\n\t tabs ', '한국어 텍스트입니다.', '😀👩‍👩‍👧 emoji 🇰🇷',
-    '\x00\x01\x7f\x1b control', "it's don't WE'LL they've", '1234567890 12.5e-3', '\u200b\ufeff e\u0301 é',
+    '\x00\x01\x7f\x1b control', "it's don't WE'LL they've", '1234567890 12.5e-3',
+    '\u200b\ufeff e\u0301 é',
     '\r\n line \r ends', '𝕳 astral \U0010ffff', 'a<|endoftext|>b', '</s>[EOS]<s>', '\u3000 wide',
 ]  # fmt: skip
 

@@ -118,7 +118,8 @@ def test_accumulation_of_masked_batches_equals_one_batch(accum_steps):
     batch['weights'] = keep.astype(np.float32)
     (one, metrics), (many, others) = _after(batch, 1, model), _after(batch, accum_steps, model)
     np.testing.assert_allclose(metrics['train/loss'], others['train/loss'], rtol=1e-6)
-    # Adam's first moments, not the weights: where a gradient is zero (key biases), Adam blows up noise.
+    # Adam's first moments, not the weights: where a gradient is zero (key biases), Adam blows up
+    # noise.
     for a, b in zip(*(jax.tree.leaves(s.opt_state[1].mu) for s in (one, many)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 

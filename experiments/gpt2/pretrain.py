@@ -6,8 +6,8 @@ Expected time: not measured
 Expected number: WikiText-103 word perplexity 37.50, 26.37, 22.05, 17.48 by size (paper, Table 3, on
 WebText, which is not public)
 
-From the paper: shape, vocabulary, context 1024, batch 512. Learning rate, schedule, length and dropout
-are not published: those here are ours, GPT-3's for the nearest size and no dropout.
+From the paper: shape, vocabulary, context 1024, batch 512. Learning rate, schedule, length and
+dropout are not published: those here are ours, GPT-3's for the nearest size and no dropout.
 """
 
 import ml_collections

@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.corpus = ml_collections.ConfigDict(
         {
             'set': 'stdlib',  # a module of gptjax.data.sets
-            'path': '',  # what the set reads: a folder, file or glob; a TFDS name; '' where it needs none
+            'path': '',  # what the set reads: folder, file, glob or TFDS name; '' = nothing
             'text_field': 'text',  # the field of JSONL or TFDS records that holds the text
             'dir': 'corpus',  # where the documents are written
             'shard_bytes': 64 * 2**20,  # text per document shard; above 0
@@ -27,8 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.tokenizer = ml_collections.ConfigDict(
         {
-            'kind': 'bpe',  # bpe (byte-level), sentencepiece, bytes, or file (an existing one, see path)
-            'path': '',  # kind=file: tokenizer.json, *.model, a folder, or encoder.json beside vocab.bpe
+            'kind': 'bpe',  # bpe (byte-level), sentencepiece, bytes, or file (see path)
+            'path': '',  # kind=file: tokenizer.json, *.model, encoder.json, or a folder
             'dir': 'tokenizer',  # where it is written and read
             'n_vocab': 4096,  # ids, end-of-text included; above 257 for bpe
             'sample_bytes': 256 * 2**20,  # text it is trained on, from the start of the corpus
@@ -72,7 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
             'b1': 0.9,
             'b2': 0.95,
             'eps': 1e-8,  # outside the square root, as in Adam's paper, algorithm 1
-            'weight_decay': 0.1,  # decoupled (AdamW), times the learning rate; biases and gains are spared
+            'weight_decay': 0.1,  # decoupled (AdamW); biases and gains are spared
             'clip_norm': 1.0,  # global gradient norm; 0 = no clipping
         }
     )

@@ -11,7 +11,7 @@ class UsageError(InputError):
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises UsageError with `message` unless `condition` holds; for the checks of Config dataclasses."""
+    """Raises UsageError with `message` unless `condition` holds."""
     if not condition:
         raise UsageError(message)
 

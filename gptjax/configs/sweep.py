@@ -53,7 +53,7 @@ def apply(config: ml_collections.ConfigDict, point: Overrides) -> ml_collections
     changed = config.copy_and_resolve_references()
     for field, value in point.items():
         *sections, leaf = field.split('.')
-        node = functools.reduce(lambda n, s: n[s] if s in n else {}, sections, changed)
+        node = functools.reduce(_section, sections, changed)
         errors.require(leaf in node, f'a sweep names the field {field!r}, which does not exist')
         node[leaf] = value
     return changed.lock()
@@ -67,3 +67,7 @@ def name(point: Overrides) -> str:
     """
     parts = sorted((key.rsplit('.', 1)[-1], value) for key, value in point.items())
     return ','.join(f'{key}={value}' for key, value in parts)
+
+
+def _section(node: Any, name: str) -> Any:
+    return node[name] if name in node else {}  # noqa: SIM401 - .get forgives typing errors

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A corpus on disk: documents in JSONL shards with a manifest written last.
 
-One line a document: {"text": ..., "split": "train" | "valid" | ""}; an empty split is decided later,
-by the document's hash.
+One line a document: {"text": ..., "split": "train" | "valid" | ""}; an empty split is decided
+later, by the document's hash.
 """
 
 import dataclasses

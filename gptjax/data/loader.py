@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training batches on Grain: window i is f(seed, i), so a batch is a function of its place alone.
 
-Neither the number of hosts, nor the mesh, nor accumulation, nor the batch ramp changes which windows
-come in which order; a process merely reads the rows and columns that its own devices hold.
+Neither the number of hosts, nor the mesh, nor accumulation, nor the batch ramp changes which
+windows come in which order; a process merely reads the rows and columns that its own devices hold.
 """
 
 import dataclasses
@@ -54,8 +54,8 @@ def windows(
 ) -> grain.MapDataset:
     """The endless sequence of training windows; element i is f(seed, i).
 
-    Each set is cut into windows of n_ctx + 1 tokens (the last token of one is the first of the next),
-    shuffled anew every epoch, without replacement within it; sets are mixed by weight.
+    Each set is cut into windows of n_ctx + 1 tokens (the last token of one is the first of the
+    next), shuffled anew every epoch, without replacement within it; sets are mixed by weight.
 
     Args:
       columns: the part of 0 .. n_ctx that is read; an element has one token more, the target.
@@ -68,8 +68,9 @@ def windows(
         source = _Windows(token_set, n_ctx, columns)
         if len(source) == 0:
             raise errors.InputError(
-                f'{token_set.folder} holds {len(token_set):,} training tokens, less than one window '
-                f'of n_ctx + 1 = {n_ctx + 1}; use more text or a smaller --config.model.n_ctx'
+                f'{token_set.folder} holds {len(token_set):,} training tokens, less than one '
+                f'window of n_ctx + 1 = {n_ctx + 1}; use more text or a smaller '
+                '--config.model.n_ctx'
             )
         dataset = grain.MapDataset.source(source)
         mixed.append(dataset.shuffle(seed=(seed * 1009 + index) % 2**31).repeat())

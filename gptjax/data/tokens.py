@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token shards: flat little-endian files, read through memory maps, with a manifest of hashes.
 
-A document is written as end-of-text followed by its tokens, so every token of text has a context, and
-windows run over document boundaries as in GPT-2 and GPT-3 (paper, section B). Held-out shards carry
-a table of their documents' bytes and words, so that any whole number of documents can be scored.
+A document is written as end-of-text followed by its tokens, so every token of text has a context,
+and windows run over document boundaries as in GPT-2 and GPT-3 (paper, section B). Held-out shards
+carry a table of their documents' bytes and words, so that any whole number of documents can be
+scored.
 """
 
 import bisect

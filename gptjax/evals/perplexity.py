@@ -61,7 +61,7 @@ def check(token_set: tokens.TokenSet, n_ctx: int, config: Config) -> None:
         )
     errors.require(
         config.stride <= n_ctx,
-        f'evaluate.stride = {config.stride} would leave tokens unscored; use at most n_ctx = {n_ctx}',
+        f'evaluate.stride = {config.stride} would leave tokens unscored; use at most {n_ctx}',
     )
 
 
@@ -93,8 +93,8 @@ def score(
         progress(config.batch_windows)
     stride = config.stride or n_ctx
     protocol = (
-        f'{len(table)} documents joined by end-of-text, windows of {n_ctx} tokens, stride {stride}; '
-        'end-of-text not scored; bytes of the original UTF-8'
+        f'{len(table)} documents joined by end-of-text, windows of {n_ctx} tokens, '
+        f'stride {stride}; end-of-text not scored; bytes of the original UTF-8'
     )
     return Score(nats, round(weight), text_bytes, words, len(table), protocol)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: orbax, asynchronous, each whole or not there at all.
 
-CHECKPOINTS/<step>/ holds params/ and rest/ (orbax), meta.json (config, data position, clock, shapes)
-and, written last, manifest.json with a sha256 for every file: orbax restores a flipped bit in
-silence, so ours are verified before anything is read. One without a manifest is unfinished.
+CHECKPOINTS/<step>/ holds params/ and rest/ (orbax), meta.json (config, data position, clock,
+shapes) and, written last, manifest.json with a sha256 for every file: orbax restores a flipped bit
+in silence, so ours are verified before anything is read. One without a manifest is unfinished.
 """
 
 import concurrent.futures
@@ -218,8 +218,8 @@ def _check_shapes(checkpoint: pathlib.Path, saved: dict, wanted: dict, items: tu
         if saved.get(name) != wanted.get(name):
             raise errors.InputError(
                 f'checkpoint {checkpoint} does not fit this config: {name} is '
-                f'{_said(saved.get(name))} there and {_said(wanted.get(name))} here; use the config '
-                'that made it, or another workdir'
+                f'{_said(saved.get(name))} there and {_said(wanted.get(name))} here; use the '
+                'config that made it, or another workdir'
             )
 
 

@@ -18,8 +18,8 @@ from gptjax.configs import errors
 _AXES = ('data', 'fsdp', 'tensor', 'context')
 _BATCH = ('data', 'fsdp')
 
-# Logical axis -> mesh axes. Parameters are split over fsdp along d_model and over tensor along heads,
-# d_ff and the vocabulary (Megatron-LM, section 3); activations by batch, length and heads.
+# Logical axis -> mesh axes. Parameters are split over fsdp along d_model and over tensor along
+# heads, d_ff and the vocabulary (Megatron-LM, section 3); activations by batch, length and heads.
 _RULES = {
     'vocab': 'tensor',
     'embed': 'fsdp',
@@ -51,7 +51,7 @@ class Config:
         sizes = [getattr(self, axis) for axis in _AXES]
         errors.require(
             all(size > 0 or size == -1 for size in sizes) and sizes.count(-1) <= 1,
-            f'mesh sizes must be above 0, one of them may be -1; got {dict(zip(_AXES, sizes))}',
+            f'mesh sizes must be above 0, one of them may be -1; got {sizes} for {_AXES}',
         )
 
 
@@ -107,9 +107,9 @@ class Mesh:
         over = self.batch_multiple()
         errors.require(
             windows % (over * accum_steps) == 0,
-            f'a batch of {windows} windows in {accum_steps} microbatches does not divide over data x '
-            f'fsdp = {over}; use a multiple of {over * accum_steps} windows of {n_ctx} tokens, or '
-            'change the mesh',
+            f'a batch of {windows} windows in {accum_steps} microbatches does not divide over '
+            f'data x fsdp = {over}; use a multiple of {over * accum_steps} windows of {n_ctx} '
+            'tokens, or change the mesh',
         )
         errors.require(
             n_ctx % self.mesh.shape['context'] == 0,

@@ -66,8 +66,8 @@ def fit(
 ) -> tuple[step_lib.State, dict[str, float]]:
     """Trains from the state's step to `total_steps`; returns the state and the last evaluation.
 
-    The metrics of step n - 1 are fetched after step n was dispatched, so the device never waits for a
-    log; before a save or an evaluation step n's are read too, so no NaN is ever saved.
+    The metrics of step n - 1 are fetched after step n was dispatched, so the device never waits
+    for a log; before a save or an evaluation step n's are read too, so no NaN is ever saved.
 
     Raises:
       metrics.NotFinite: the loss or the gradient norm is; nothing of it was saved.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdamW with a schedule counted in tokens, and the batch ramp that says how many tokens a step has."""
+"""AdamW with a schedule counted in tokens, and the batch ramp: how many tokens a step has."""
 
 import dataclasses
 from typing import Any, Literal
@@ -69,8 +69,8 @@ class Batch:
 class Plan:
     """Which windows step s consumes: [n(s), n(s) + b(s)), in closed form.
 
-    The ramp (GPT-3, section B: linear in tokens from a small batch) goes through `ramp_stages` batch
-    sizes, each held for an equal share of `ramp_over_tokens`.
+    The ramp (GPT-3, section B: linear in tokens from a small batch) goes through `ramp_stages`
+    batch sizes, each held for an equal share of `ramp_over_tokens`.
     """
 
     def __init__(self, config: Batch, n_ctx: int, multiple: int = 1) -> None:
@@ -89,7 +89,8 @@ class Plan:
         sizes, lengths = [], []
         if config.ramp_from_tokens:
             share = config.ramp_over_tokens / config.ramp_stages
-            # The middle of each stage lies on the straight line from the first batch to the full one.
+            # The middle of each stage lies on the straight line from the first batch to the full
+            # one.
             middles = (np.arange(config.ramp_stages) + 0.5) / config.ramp_stages
             for size in np.interp(middles, (0, 1), (config.ramp_from_tokens / n_ctx, full)):
                 size = min(full, max(multiple, int(np.ceil(size / multiple)) * multiple))

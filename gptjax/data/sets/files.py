@@ -51,8 +51,8 @@ def _decode(file: pathlib.Path, content: bytes) -> str:
         return content.decode('utf-8')
     except UnicodeDecodeError as e:
         raise errors.InputError(
-            f'{file} is not valid UTF-8: byte 0x{content[e.start]:02x} at offset {e.start}; convert '
-            'it, as iconv -f latin1 -t utf-8, or leave it out'
+            f'{file} is not valid UTF-8: byte 0x{content[e.start]:02x} at offset {e.start}; '
+            'convert it, as iconv -f latin1 -t utf-8, or leave it out'
         ) from e
 
 

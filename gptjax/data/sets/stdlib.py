@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The embedded corpus: the documentation of the Python that runs this, about 2 MB of English.
 
-One document a module, its docstrings in source order, and one a topic of `pydoc_data.topics`. Sources
-are parsed, never imported: some modules act on import. It differs by Python version.
+One document a module, its docstrings in source order, and one a topic of `pydoc_data.topics`.
+Sources are parsed, never imported: some modules act on import. It differs by Python version.
 """
 
 import ast

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any text data set of TensorFlow Datasets, by name, without TensorFlow.
 
-`path` is a TFDS name, as tiny_shakespeare or wikipedia/20230601.en. A missing data set is downloaded
-and prepared here, before any training, into TFDS_DATA_DIR.
+`path` is a TFDS name, as tiny_shakespeare or wikipedia/20230601.en. A missing data set is
+downloaded and prepared here, before any training, into TFDS_DATA_DIR.
 """
 
 from collections.abc import Iterator

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a new user gets: one command, killed and run again, ends with a report."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gptjax import evaluate, prepare_corpus, prepare_tokens, train, train_tokenizer
+from tests import helpers
+
+
+def _start(config, workdir):
+    command = [sys.executable, '-m', 'gptjax.quickstart', f'--config={config}']
+    return subprocess.Popen(
+        [*command, f'--workdir={workdir}'],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_killed_and_run_again_it_finishes_and_repeats_nothing(tmp_path, corpus_file):
+    config = helpers.tiny_config(tmp_path, corpus_file)
+    workdir = tmp_path / 'run'
+    for how, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 75)):
+        process = _start(config, workdir)
+        deadline = time.monotonic() + 120
+        while not (workdir / 'checkpoints').exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(how)
+        process.communicate(timeout=120)
+        assert process.returncode in (code, 0)
+    process = _start(config, workdir)
+    out, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert 'Traceback' not in said
+    assert 'prepare_tokens: done already' in said
+    report = (workdir / 'report.md').read_text()
+    for name in ('corpus', 'tokens', 'metrics.jsonl', 'samples.jsonl', 'loss.png', 'checkpoints'):
+        assert name in report
+        assert (workdir / name).exists()
+    assert json.loads((workdir / 'evaluation.json').read_text())['bits_per_byte'] > 0
+    before = (workdir / 'samples.jsonl').stat().st_mtime_ns
+    again = subprocess.run(process.args, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0
+    assert again.stderr.count('done already') == 6
+    assert (workdir / 'samples.jsonl').stat().st_mtime_ns == before
+
+
+def test_a_failing_program_is_named(tmp_path):
+    config = helpers.tiny_config(tmp_path, tmp_path / 'missing.jsonl')
+    found = helpers.run_program('quickstart', f'--config={config}', f'--workdir={tmp_path}/run')
+    assert found.returncode == 1
+    assert 'check --config.corpus.path' in found.stderr
+    assert 'gptjax.prepare_corpus failed with exit code 1' in found.stderr
+    assert 'Traceback' not in found.stderr
+
+
+@pytest.mark.slow
+def test_shakespeare_learns_as_nanogpt_does(real_data, tmp_path):
+    """nanoGPT's README reaches 1.88 nats a character with this recipe; ours at most 1.90."""
+    config = f'experiments/shakespeare_char.py:path={real_data}/tinyshakespeare/input.txt'
+    workdir = tmp_path / 'run'
+    flags = [f'--config={config}', f'--workdir={workdir}']
+    environment = os.environ | {'XLA_FLAGS': ''}
+    for program in (prepare_corpus, train_tokenizer, prepare_tokens, train, evaluate):
+        name = program.__name__.removeprefix('gptjax.')
+        found = subprocess.run(
+            [sys.executable, '-m', f'gptjax.{name}', *flags],
+            capture_output=True, text=True, env=environment, timeout=1500,
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr
+    evaluation = json.loads((workdir / 'evaluation.json').read_text())
+    assert evaluation['tokens'] == 111_540
+    assert evaluation['nats_per_token'] <= 1.90
