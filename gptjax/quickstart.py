@@ -12,6 +12,7 @@ import ctypes
 import json
 import logging
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,20 +31,18 @@ def main(args: cli.Args) -> None:
     """Writes WORKDIR/report.md and everything it names."""
     workdir = pathlib.Path(args.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    flags = [a for a in sys.argv[1:] if a.lstrip('-').startswith('config')]
-    if not any(a.lstrip('-').partition('=')[0] == 'config' for a in flags):
-        flags = [f'--config={CONFIG}', *flags]
+    flags = cli.with_config(sys.argv, CONFIG)[1:]
     began = time.monotonic()
     for number, name in enumerate(_PROGRAMS, 1):
-        command = [sys.executable, '-m', f'gptjax.{name}', *flags, f'--workdir={workdir}']
+        command = [sys.executable, '-m', f'gptjax.{name}', *flags]
         if name == 'generate':
             command += [f'--prompt={prompt}' for prompt in _PROMPTS]
         done = workdir / f'.done-{name}'
-        asked = json.dumps([flags, command[1:]])
+        asked = json.dumps(command[1:])
         if done.exists() and done.read_text() == asked:
             _log.info('%d/%d %s: done already', number, len(_PROGRAMS), name)
             continue
-        _log.info('%d/%d %s', number, len(_PROGRAMS), ' '.join(['python', *command[1:]]))
+        _log.info('%d/%d %s', number, len(_PROGRAMS), shlex.join(['python', *command[1:]]))
         _run(command)
         done.write_text(asked)
     report = _report(args, workdir, flags)
@@ -86,7 +85,7 @@ def _report(args: cli.Args, workdir: pathlib.Path, flags: list[str]) -> pathlib.
     lines = (workdir / 'samples.jsonl').read_text(encoding='utf-8').splitlines()
     samples = [json.loads(line) for line in lines]
     shown = '\n\n'.join(f'> **{s["prompt"]}**{_quoted(s["text"])}' for s in samples)
-    how = ' '.join([*flags, f'--workdir={workdir}'])
+    how = shlex.join(flags)
     text = f"""# What the quickstart made
 
 A GPT of {results['parameters']:,} parameters, trained on {results['tokens']:,} tokens in

@@ -181,7 +181,7 @@ def _total_tokens(config: loop.Config, sets: list[tokens.TokenSet]) -> int:
 
 def _plan(sections: Sections, mesh: mesh_lib.Mesh) -> optim.Plan:
     n_ctx, accum_steps = sections.model.n_ctx, sections.batch.accum_steps
-    plan = optim.Plan(sections.batch, n_ctx, mesh.batch_multiple() * accum_steps)
+    plan = optim.Plan(sections.batch, n_ctx)
     for windows in plan.sizes():
         mesh.check_batch(windows, n_ctx, accum_steps)
     mesh.check_batch(sections.evaluate.batch_windows, n_ctx)
@@ -221,11 +221,11 @@ def _restore(found: tuple, target: step_lib.State, plan: optim.Plan) -> step_lib
     rest = {'step': target.step, 'opt_state': target.opt_state}
     items = checkpoint.restore(folder, meta, params=target.params, rest=rest)
     state = step_lib.State(items['rest']['step'], items['params'], items['rest']['opt_state'])
-    if meta['data']['windows'] != plan.position(int(state.step))[0]:
+    windows = plan.position(int(state.step))[0]
+    if meta['data']['windows'] != windows:
         raise errors.InputError(
-            f'{folder} had consumed {meta["data"]["windows"]} windows by step {meta["step"]}, this '
-            f'batch plan {plan.position(int(state.step))[0]}: on this mesh the batch ramp is '
-            'rounded otherwise; use a mesh whose data x fsdp divides the old one'
+            f'{folder} had consumed {meta["data"]["windows"]} windows, this batch plan '
+            f'{windows} by step {meta["step"]}; use the version of gptjax that made it'
         )
     return state
 

@@ -224,11 +224,8 @@ def test_windows_are_the_same_for_ramps_hosts_and_columns():
     for _ in range(12):
         hosts, columns = rng.choice([1, 2, 4]), rng.choice([1, 2, 5])
         full = int(rng.integers(2, 6)) * 4
-        batch = optim.Batch(
-            full * n_ctx, 1, int(rng.integers(1, full)) * n_ctx, int(rng.integers(50, 3000)),
-            int(rng.integers(1, 6)),
-        )  # fmt: skip
-        plan = optim.Plan(batch, n_ctx, multiple=4)
+        over, stages = int(rng.integers(50, 3000)), int(rng.integers(1, 6))
+        plan = optim.Plan(optim.Batch(full * n_ctx, 1, 4 * n_ctx, over, stages), n_ctx)
         found = _windows(
             plan,
             lambda n, h, hosts=hosts: slice(h * n // hosts, (h + 1) * n // hosts),

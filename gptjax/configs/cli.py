@@ -38,8 +38,7 @@ def parse(
     Raises:
       UsageError: a mistyped flag, field or value, in one line, with a suggestion.
     """
-    if default_config and not any(arg.partition('=')[0].lstrip('-') == 'config' for arg in argv):
-        argv = [argv[0], f'--config={default_config}', *argv[1:]]
+    argv = with_config(argv, default_config)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         'config', None, 'Experiment file, as experiments/quickstart.py or file.py:key=value.',
@@ -59,6 +58,13 @@ def parse(
     errors.require(config is not None, 'give --config=experiments/<name>.py')
     errors.require(bool(values.workdir), 'give --workdir=<folder of the run>')
     return Args(config, values.workdir, values)
+
+
+def with_config(argv: list[str], default_config: str) -> list[str]:
+    """The command line, naming `default_config` where it names no config file."""
+    if not default_config or any(a.partition('=')[0].lstrip('-') == 'config' for a in argv):
+        return argv
+    return [argv[0], f'--config={default_config}', *argv[1:]]
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> Any:

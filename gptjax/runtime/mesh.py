@@ -98,18 +98,14 @@ class Mesh:
         """Of an array that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def batch_multiple(self) -> int:
-        """Every batch must be a multiple of this many windows."""
-        return math.prod(self.mesh.shape[axis] for axis in _BATCH)
-
     def check_batch(self, windows: int, n_ctx: int, accum_steps: int = 1) -> None:
         """Raises UsageError unless microbatches of (windows / accum_steps, n_ctx) divide."""
-        over = self.batch_multiple()
+        over = math.prod(self.mesh.shape[axis] for axis in _BATCH)
         errors.require(
             windows % (over * accum_steps) == 0,
             f'a batch of {windows} windows in {accum_steps} microbatches does not divide over '
             f'data x fsdp = {over}; use a multiple of {over * accum_steps} windows of {n_ctx} '
-            'tokens, or change the mesh',
+            'tokens (batch_tokens, and ramp_from_tokens for a ramp), or change the mesh',
         )
         errors.require(
             n_ctx % self.mesh.shape['context'] == 0,

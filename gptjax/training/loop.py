@@ -121,6 +121,7 @@ class _Reader:
         self._config, self._parts, self._plan = config, parts, plan
         self._total, self._writer, self._clock = total_tokens, writer, clock
         self._losses: list[float] = []
+        self._seen = False
         self._note = self._evaluation = ''
         self.pending: tuple[int, dict] | None = None
 
@@ -139,6 +140,9 @@ class _Reader:
         self.pending = None
         values = {name: float(value) for name, value in found.items()}
         metrics.check_finite(step, values)
+        if not self._seen:
+            self._seen = True
+            _log.info('first step done: step %d, loss %.4f', step, values['train/loss'])
         self._losses.append(values['train/loss'])
         if step % self._config.log_every_steps == 0:
             tokens = self._plan.tokens(step)

@@ -70,30 +70,28 @@ class Plan:
     """Which windows step s consumes: [n(s), n(s) + b(s)), in closed form.
 
     The ramp (GPT-3, section B: linear in tokens from a small batch) goes through `ramp_stages`
-    batch sizes, each held for an equal share of `ramp_over_tokens`.
+    batch sizes, each held for an equal share of `ramp_over_tokens` and a multiple of the first
+    batch: so neither mesh nor accumulation changes which step consumes which window.
     """
 
-    def __init__(self, config: Batch, n_ctx: int, multiple: int = 1) -> None:
-        """Args: multiple: windows that every batch is rounded up to, from mesh and accumulation.
-
-        Raises:
-          UsageError: batch_tokens is not a multiple of n_ctx.
-        """
-        errors.require(
-            config.batch_tokens % n_ctx == 0,
-            f'batch.batch_tokens = {config.batch_tokens} is not a multiple of n_ctx = {n_ctx}; '
-            f'use {max(1, round(config.batch_tokens / n_ctx)) * n_ctx}',
-        )
-        full = config.batch_tokens // n_ctx
-        self.n_ctx, self.full = n_ctx, full
+    def __init__(self, config: Batch, n_ctx: int) -> None:
+        """Raises UsageError where a batch is not made of whole windows."""
+        for field in ('batch_tokens', 'ramp_from_tokens'):
+            value = getattr(config, field)
+            errors.require(
+                value % n_ctx == 0,
+                f'batch.{field} = {value} is not a multiple of n_ctx = {n_ctx}; '
+                f'use {max(1, round(value / n_ctx)) * n_ctx}',
+            )
+        full, start = config.batch_tokens // n_ctx, config.ramp_from_tokens // n_ctx
+        self.n_ctx = n_ctx
         sizes, lengths = [], []
-        if config.ramp_from_tokens:
+        if start:
             share = config.ramp_over_tokens / config.ramp_stages
-            # The middle of each stage lies on the straight line from the first batch to the full
-            # one.
+            # The middle of each stage lies on the line from the first batch to the full one.
             middles = (np.arange(config.ramp_stages) + 0.5) / config.ramp_stages
-            for size in np.interp(middles, (0, 1), (config.ramp_from_tokens / n_ctx, full)):
-                size = min(full, max(multiple, int(np.ceil(size / multiple)) * multiple))
+            for size in np.interp(middles, (0, 1), (start, full)):
+                size = min(full, max(1, round(size / start)) * start)
                 sizes.append(size)
                 lengths.append(int(np.ceil(share / (size * n_ctx))))
         self._sizes = np.array([*sizes, full], np.int64)
