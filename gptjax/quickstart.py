@@ -57,7 +57,7 @@ def _run(command: list[str]) -> None:
     except program.Preempted:
         child.send_signal(signal.SIGTERM)
         code = child.wait()
-        if code in (0, program.PREEMPTED):
+        if code in (0, program.PREEMPTED, -signal.SIGTERM):
             raise
     if code == program.PREEMPTED:
         raise program.Preempted

@@ -32,6 +32,7 @@ def test_killed_and_run_again_it_finishes_and_repeats_nothing(tmp_path, corpus_f
         deadline = time.monotonic() + 120
         while not (workdir / 'checkpoints').exists() and time.monotonic() < deadline:
             time.sleep(0.05)
+        time.sleep(2)  # past the start, when a signal still ends Python itself
         process.send_signal(how)
         process.communicate(timeout=120)
         assert process.returncode in (code, 0)

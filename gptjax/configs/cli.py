@@ -126,8 +126,11 @@ def _typed(key: str, text: str, default: Any) -> Any:
 
 def _explain(error: Exception, argv: list[str], values: flags.FlagValues) -> str:
     """One line for what absl and ml_collections say in many."""
-    if isinstance(error, errors.InputError):
-        return str(error)
+    cause: BaseException | None = error
+    while cause is not None:  # absl wraps what a config file raises
+        if isinstance(cause, errors.InputError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
     if isinstance(error, flags.UnrecognizedFlagError):
         near = difflib.get_close_matches(error.flagname, list(values), n=1)
         hint = f'did you mean --{near[0]}?' if near else f'there are: --{", --".join(values)}'

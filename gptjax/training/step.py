@@ -85,7 +85,7 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / weight, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {'train/loss': nats / weight, 'opt/grad_norm': optax.global_norm(grads)}
+        metrics = {'train/loss': nats / weight, 'opt/grad_norm': optax.tree.norm(grads)}
         return State(state.step + 1, params, opt_state), metrics
 
     def _microbatches(x: jax.Array) -> jax.Array:
