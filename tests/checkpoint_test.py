@@ -3,6 +3,7 @@
 
 import json
 import logging
+import pathlib
 import random
 import resource
 
@@ -50,6 +51,12 @@ def test_saved_and_restored_bit_for_bit(tmp_path):
     for a, b in zip(*map(jax.tree.leaves, ((items['params'], items['rest']), (params, rest))),
                     strict=True):  # fmt: skip
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_relative_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(pathlib.Path('run'), [1])
+    assert read(pathlib.Path('run'))[0]['step'] == 1
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -151,7 +158,7 @@ def test_a_disk_that_is_full_keeps_what_was_there(tmp_path):
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert 'make room' in str(said.value)
+    assert 'run the same command again' in str(said.value)
     assert checkpoint.latest(tmp_path)[1]['step'] == 1
     assert not (tmp_path / 'checkpoints' / '00000002').exists()
     checkpoints.save(3, *tree(3), {})

@@ -48,7 +48,7 @@ class Checkpoints:
     """The checkpoints of one run."""
 
     def __init__(self, workdir: pathlib.Path, keep: int) -> None:
-        self._folder = workdir / FOLDER
+        self._folder = workdir.absolute() / FOLDER  # orbax takes no relative path
         self._keep = keep
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
@@ -108,12 +108,13 @@ class Checkpoints:
         shutil.rmtree(target, ignore_errors=True)
         whole = _finished(self._folder)
         kept = f'the checkpoint of step {int(whole[-1].name)} is whole' if whole else 'none is kept'
-        reason = ' '.join(str(error).split())[:300]
         if getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error):
-            reason = 'no space is left on the disk'
+            reason = 'no space is left on the disk; make room (or lower checkpoint.keep)'
+        else:
+            reason = ' '.join(str(error).split())[:300] + '; mend that'
         return SaveError(
-            f'could not save step {int(target.name)} to {self._folder}: {reason}; {kept}; '
-            'make room (or lower checkpoint.keep) and run the same command again'
+            f'could not save step {int(target.name)} to {self._folder}, {kept}: {reason} and run the '
+            'same command again'
         )
 
 
@@ -125,7 +126,7 @@ def latest(workdir: str | pathlib.Path) -> tuple[pathlib.Path, dict] | None:
     Raises:
       InputError: there are checkpoints, and all of them are damaged.
     """
-    folder = pathlib.Path(workdir) / FOLDER
+    folder = pathlib.Path(workdir).absolute() / FOLDER
     found = _finished(folder)
     for checkpoint in reversed(found):
         damage = _damage(checkpoint)

@@ -89,6 +89,8 @@ def set_up_logging() -> None:
     logging.getLogger().handlers = [handler]
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger('gptjax').setLevel(logging.INFO)
+    # orbax and grain log through absl, page after page, what they also raise; we say it in a line.
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
     logging.captureWarnings(True)
 
 
