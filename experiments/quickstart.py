@@ -8,14 +8,14 @@ Expected number: see the results table in README.md
 
 import ml_collections
 
-from gptjax.configs import base, sizes
+from gptjax.configs import base, cli, sizes
 
 VARIANTS = ('',)
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The quickstart's config; takes no argument."""
-    del arg
+    cli.parse_arg(arg)
     config = base.get_config()
     config.corpus.shard_bytes = 2**20
     config.tokenizer.n_vocab = 2048

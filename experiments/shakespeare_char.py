@@ -32,7 +32,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.corpus.update(set='tfds', path='tiny_shakespeare')
     if arg.path:
         config.corpus.update(set='files', path=arg.path)
-    config.tokens.valid_fraction = 0.1  # one document: its last tenth, as nanoGPT
+    config.tokens.valid_fraction = 0.1  # of input.txt its last tenth, as nanoGPT; TFDS splits alike
     config.tokenizer.update(kind='bytes', n_vocab=257)
     config.model = sizes.model(
         'char_cpu' if arg.size == 'cpu' else 'char',
@@ -43,6 +43,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.optim.update(peak_lr=1e-3, b2=0.99, warmup_tokens=100 * windows * n_ctx)
     config.train.update(total_tokens=steps * windows * n_ctx, eval_every_steps=250)
     config.evaluate.batch_windows = 64
+    config.decode.update(max_new_tokens=n_ctx // 2, temperature=0.8)
     return config.lock()
 
 

@@ -13,11 +13,12 @@ import logging
 import pathlib
 
 from gptjax.configs import cli, errors
-from gptjax.data import tokens
+from gptjax.data import loader, tokens
 from gptjax.evals import perplexity
 from gptjax.models import pretrained
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program, progress
+from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.training import losses
 from gptjax.training import step as step_lib
@@ -32,7 +33,10 @@ def main(args: cli.Args) -> None:
     workdir = pathlib.Path(args.workdir)
     weights = args.config.init_from or args.workdir
     mesh = mesh_lib.Mesh(mesh_lib.Config(**args.config.mesh))
-    held_out = tokens.open_set(workdir / args.config.data.eval_set, 'valid')
+    data = loader.Config(**args.config.data)
+    with progress.Progress('stage', None, ' tokens') as bar:
+        folder = tokens.locate(data.eval_set, workdir, data.stage_dir, bar.advance)
+    held_out = tokens.open_set(folder, 'valid')
     with mesh.scope():
         model, params, tokenizer = pretrained.load(weights, mesh.shardings)
         if tokenizer_lib.fingerprint(tokenizer) != held_out.fingerprint:
@@ -63,7 +67,8 @@ def main(args: cli.Args) -> None:
         **found.metrics(),
     }
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / EVALUATION).write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
+    if program.is_first():
+        files.replace(workdir / EVALUATION, json.dumps(report, indent=1) + '\n')
     for name, value in report.items():
         print(f'{name:18} {value:,.4f}' if isinstance(value, float) else f'{name:18} {value}')
     _log.info('wrote %s', workdir / EVALUATION)

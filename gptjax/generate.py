@@ -13,13 +13,15 @@ import json
 import logging
 import pathlib
 
+import jax.numpy as jnp
 from absl import flags
 
 from gptjax.configs import cli, errors
-from gptjax.models import gpt, pretrained
+from gptjax.models import gpt, heads, pretrained
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program
 from gptjax.sampling import decode
+from gptjax.text import files
 
 SAMPLES = 'samples.jsonl'
 _log = logging.getLogger('gptjax')
@@ -43,24 +45,34 @@ def main(args: cli.Args) -> None:
         )
         ids = [tokenizer.encode(prompt) or [tokenizer.end_of_text] for prompt in args.flags.prompt]
         found = decode.generate(
-            decoder(model), params, ids, config, tokenizer.end_of_text, args.config.seed
+            decoder(model, tokenizer.n_vocab),
+            params,
+            ids,
+            config,
+            tokenizer.end_of_text,
+            args.config.seed,
         )
     prompts = [prompt for prompt in args.flags.prompt for _ in range(config.samples)]
     workdir = pathlib.Path(args.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / SAMPLES).open('w', encoding='utf-8') as f:
-        for prompt, tokens in zip(prompts, found, strict=True):
-            text = tokenizer.decode(tokens)
-            f.write(json.dumps({'prompt': prompt, 'text': text}, ensure_ascii=False) + '\n')
-            print(f'{prompt}{text}\n---')
+    lines = []
+    for prompt, tokens in zip(prompts, found, strict=True):
+        text = tokenizer.decode(tokens)
+        lines.append(json.dumps({'prompt': prompt, 'text': text}, ensure_ascii=False) + '\n')
+        print(f'{prompt}{text}\n---')
+    files.replace(workdir / SAMPLES, ''.join(lines))
     _log.info('wrote %s', workdir / SAMPLES)
 
 
-def decoder(model) -> decode.Decoder:
-    """What decoding needs of a language model."""
+def decoder(model: heads.LanguageModel, n_vocab: int) -> decode.Decoder:
+    """What decoding needs of a language model; ids from n_vocab on are padding, never drawn."""
 
     def extend(params, tokens_BxL, positions_BxL, cache):
-        return model.apply({'params': params}, tokens_BxL, positions_BxL, cache, method='extend')
+        logits_Bx1xV, cache = model.apply(
+            {'params': params}, tokens_BxL, positions_BxL, cache, method='extend'
+        )
+        real_V = jnp.arange(logits_Bx1xV.shape[-1]) < n_vocab
+        return jnp.where(real_V[None, None], logits_Bx1xV, jnp.finfo(jnp.float32).min), cache
 
     def empty_cache(rows, slots):
         return gpt.empty_cache(model.config, rows, slots)

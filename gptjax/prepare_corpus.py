@@ -22,10 +22,16 @@ _log = logging.getLogger('gptjax')
 
 def main(args: cli.Args) -> None:
     """Writes WORKDIR/corpus; whole shards of an interrupted run are kept."""
+    with program.only_one(pathlib.Path(args.workdir)):
+        _main(args)
+
+
+def _main(args: cli.Args) -> None:
     config = documents.Config(**args.config.corpus)
     folder = pathlib.Path(args.workdir, config.dir)
-    source = {'set': config.set, 'path': config.path, 'text_field': config.text_field}
     dataset = lookup.module('gptjax.data.sets', config.set)
+    source = {'set': config.set, 'path': config.path, 'text_field': config.text_field}
+    source['identity'] = dataset.identity(config.path)
     if documents.is_finished(folder, source):
         _log.info('corpus %s is done already', folder)
         return

@@ -4,7 +4,7 @@
 Laptop:
   python -m gptjax.prepare_tokens --config=experiments/quickstart.py --workdir=runs/quickstart
 TPU VM, once, on one host; then copy the folder to a bucket and train with
---config.data.sets="('gs://bucket/tokens',)":
+--config.data.sets="('gs://bucket/tokens',)" --config.data.eval_set=gs://bucket/tokens:
   python -m gptjax.prepare_tokens --config=experiments/gpt2/pretrain.py --workdir=/data/wiki \
       --config.tokens.processes=96
 """
@@ -16,11 +16,11 @@ import logging
 import multiprocessing
 import pathlib
 import signal
-from collections.abc import Iterator
 
 from gptjax.configs import cli, errors
 from gptjax.data import documents, tokens
 from gptjax.runtime import program, progress
+from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
 
 _log = logging.getLogger('gptjax')
@@ -34,16 +34,13 @@ class _Job:
     index: int
     shard: documents.Shard
     valid_fraction: float
-    single: bool  # the corpus is one document, which is cut
 
     def run(self) -> dict:
         """Tokenises the shard and leaves its record beside it, so that it is not done twice."""
         tokenizer = tokenizer_lib.load(self.tokenizer)
-        texts: Iterator[documents.Document] = documents.read(self.corpus / self.shard.name)
-        if self.single:
-            texts = (part for text in texts for part in tokens.cut(text, self.valid_fraction))
-        record = tokens.write_shard(self.folder, self.index, texts, tokenizer, self.valid_fraction)
-        documents.replace_text(self.record_path(), json.dumps(record) + '\n')
+        texts = documents.split(self.corpus, self.shard, self.valid_fraction)
+        record = tokens.write_shard(self.folder, self.index, texts, tokenizer)
+        files.replace(self.record_path(), json.dumps(record) + '\n')
         return record
 
     def record_path(self) -> pathlib.Path:
@@ -52,6 +49,11 @@ class _Job:
 
 def main(args: cli.Args) -> None:
     """Writes WORKDIR/tokens; shards that an interrupted run finished are kept."""
+    with program.only_one(pathlib.Path(args.workdir)):
+        _main(args)
+
+
+def _main(args: cli.Args) -> None:
     config = tokens.Config(**args.config.tokens)
     corpus = pathlib.Path(args.workdir, args.config.corpus.dir)
     tokenizer_dir = pathlib.Path(args.workdir, args.config.tokenizer.dir)
@@ -71,9 +73,8 @@ def main(args: cli.Args) -> None:
     if tokens.is_finished(folder, source):
         _log.info('tokens %s are done already', folder)
         return
-    single = sum(shard.documents for shard in shards) == 1
     jobs = [
-        _Job(corpus, tokenizer_dir, folder, index, shard, config.valid_fraction, single)
+        _Job(corpus, tokenizer_dir, folder, index, shard, config.valid_fraction)
         for index, shard in enumerate(shards)
     ]
     with progress.Progress('tokenise', sum(s.text_bytes for s in shards), ' bytes') as bar:

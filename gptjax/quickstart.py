@@ -4,13 +4,14 @@
 What is done is not repeated; what was interrupted goes on. Laptop:
   python -m gptjax.quickstart --workdir=runs/quickstart
 TPU VM, on one host, with an experiment of your own:
-  python -m gptjax.quickstart --config=experiments/shakespeare_char.py --workdir=/data/run \
-      --config.corpus.path=input.txt
+  python -m gptjax.quickstart --workdir=/data/run \
+      --config=experiments/shakespeare_char.py:path=input.txt
 """
 
 import ctypes
 import json
 import logging
+import os
 import pathlib
 import shlex
 import signal
@@ -20,10 +21,24 @@ import time
 
 from gptjax.configs import cli, errors
 from gptjax.runtime import plots, program
+from gptjax.text import files
 
 CONFIG = 'experiments/quickstart.py'
-_PROMPTS = ('Return a list of', 'The following example shows how to', 'This module provides')
-_PROGRAMS = ('prepare_corpus', 'train_tokenizer', 'prepare_tokens', 'train', 'evaluate', 'generate')
+_PROMPTS = (
+    'Return a list of',
+    'The following example',
+    'This module provides',
+)  # short: they must fit
+REPORT = 'report.md'
+# The programs in order, and what each leaves below the workdir when it has run to its end.
+_OUTPUTS = {
+    'prepare_corpus': 'corpus/manifest.json',
+    'train_tokenizer': 'tokenizer/recipe.json',
+    'prepare_tokens': 'tokens/manifest.json',
+    'train': 'results.json',
+    'evaluate': 'evaluation.json',
+    'generate': 'samples.jsonl',
+}
 _log = logging.getLogger('gptjax')
 
 
@@ -33,25 +48,29 @@ def main(args: cli.Args) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     flags = cli.with_config(sys.argv, CONFIG)[1:]
     began = time.monotonic()
-    for number, name in enumerate(_PROGRAMS, 1):
+    stamp = json.dumps([args.config.to_json(), flags, _PROMPTS])
+    for number, name in enumerate(_OUTPUTS, 1):
+        done = workdir / f'.done-{name}'
+        output = workdir / _OUTPUTS[name]
+        if output.exists() and done.exists() and done.read_text() == stamp:
+            _log.info('%d/%d %s: done already', number, len(_OUTPUTS), name)
+            continue
         command = [sys.executable, '-m', f'gptjax.{name}', *flags]
         if name == 'generate':
             command += [f'--prompt={prompt}' for prompt in _PROMPTS]
-        done = workdir / f'.done-{name}'
-        asked = json.dumps(command[1:])
-        if done.exists() and done.read_text() == asked:
-            _log.info('%d/%d %s: done already', number, len(_PROGRAMS), name)
-            continue
-        _log.info('%d/%d %s', number, len(_PROGRAMS), shlex.join(['python', *command[1:]]))
+        _log.info('%d/%d %s', number, len(_OUTPUTS), shlex.join(['python', *command[1:]]))
         _run(command)
-        done.write_text(asked)
-    report = _report(args, workdir, flags)
-    _log.info('all done in %.0f s; read %s', time.monotonic() - began, report)
+        files.replace(done, stamp)
+        (workdir / REPORT).unlink(missing_ok=True)
+    if not (workdir / REPORT).exists():
+        _report(args, workdir, flags)
+    _log.info('all done in %.0f s; read %s', time.monotonic() - began, workdir / REPORT)
 
 
 def _run(command: list[str]) -> None:
     """Runs one program; a signal to us is passed on, and its exit code becomes ours."""
-    child = subprocess.Popen(command, preexec_fn=_die_with_parent)
+    # A group of its own: Ctrl-C reaches us alone, and is passed on once.
+    child = subprocess.Popen(command, preexec_fn=_die_with_parent, process_group=0)
     try:
         code = child.wait()
     except program.Preempted:
@@ -76,16 +95,16 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def _report(args: cli.Args, workdir: pathlib.Path, flags: list[str]) -> pathlib.Path:
+def _report(args: cli.Args, workdir: pathlib.Path, flags: list[str]) -> None:
     config = args.config
     eval_name = f'eval/{pathlib.PurePath(config.data.eval_set).name}/bits_per_byte'
     plots.loss_curve(workdir, eval_name, workdir / 'loss.png')
     results = json.loads((workdir / 'results.json').read_text())
     evaluation = json.loads((workdir / 'evaluation.json').read_text())
-    lines = (workdir / 'samples.jsonl').read_text(encoding='utf-8').splitlines()
-    samples = [json.loads(line) for line in lines]
+    lines = (workdir / 'samples.jsonl').read_text(encoding='utf-8').split('\n')
+    samples = [json.loads(line) for line in lines if line]
     shown = '\n\n'.join(f'> **{s["prompt"]}**{_quoted(s["text"])}' for s in samples)
-    how = shlex.join(flags)
+    how, python = shlex.join(flags), os.path.relpath(sys.executable)
     text = f"""# What the quickstart made
 
 A GPT of {results['parameters']:,} parameters, trained on {results['tokens']:,} tokens in
@@ -114,21 +133,20 @@ Scored: {evaluation['tokens']:,} tokens, {evaluation['bytes']:,} bytes. {evaluat
 | `{config.tokens.dir}/` | token shards, training and held-out, and their manifest |
 | `config.json` | the complete config of the run |
 | `checkpoints/` | weights, optimiser state and data position |
-| `metrics.jsonl`, `tensorboard/` | every logged step; `pip install tensorboard` to look at the
-latter | | `results.json` | what training ended with |
+| `metrics.jsonl` | every logged step, a JSON line each |
+| `tensorboard/` | the same for TensorBoard (`pip install tensorboard`) |
+| `results.json` | what training ended with |
 | `evaluation.json` | the held-out measures above, with their protocol |
 | `samples.jsonl` | the samples above |
 | `loss.png` | the picture above |
 
 ## To go on
 
-    python -m gptjax.generate {how} --prompt="Your own words"
-    python -m gptjax.evaluate {how} --config.evaluate.stride=64
+    {python} -m gptjax.generate {how} --prompt="Your own words"
+    {python} -m gptjax.evaluate {how} --config.evaluate.stride=64
     tensorboard --logdir={workdir / 'tensorboard'}
 """
-    path = workdir / 'report.md'
-    path.write_text(text, encoding='utf-8')
-    return path
+    files.replace(workdir / REPORT, text)
 
 
 def _quoted(text: str) -> str:

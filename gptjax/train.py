@@ -3,9 +3,10 @@
 
 Laptop:
   python -m gptjax.train --config=experiments/quickstart.py --workdir=runs/quickstart
-TPU VM, on every host of a v5e-16:
-  python -m gptjax.train --config=experiments/gpt2/pretrain.py:size=small --workdir=/data/run \
-      --config.mesh.fsdp=16 --config.mesh.data=1 --config.model.n_vocab=50304 --distributed
+TPU VM, on every host of a v5e-16, the workdir on a disk that all of them mount:
+  python -m gptjax.train --config=experiments/gpt2/pretrain.py:size=small --workdir=/shared/run \
+      --config.mesh.fsdp=16 --config.mesh.data=1 --config.model.n_vocab=50304 \
+      --config.batch.accum_steps=8 --config.model.remat=full --distributed
 """
 
 import functools
@@ -24,14 +25,19 @@ from gptjax.models import gpt, heads, pretrained
 from gptjax.runtime import checkpoint, clock, metrics, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.scaling import flops
+from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.training import loop, losses, optim
 from gptjax.training import step as step_lib
 
 RESULTS = 'results.json'
 # What may differ when a run goes on; everything else makes it another run.
-_FREE = ('init_from', 'corpus', 'checkpoint', 'decode', 'evaluate', 'mesh')
-_FREE_FIELDS = ('train.log_every_steps', 'train.eval_every_steps', 'data.prefetch_steps')
+# (tokens and tokenizer are compared by hash; accumulation changes dropout's draws, nothing else).
+_FREE = (
+    'init_from', 'corpus', 'tokenizer', 'tokens', 'checkpoint', 'decode', 'evaluate', 'mesh',
+    'batch.accum_steps', 'train.log_every_steps', 'train.eval_every_steps', 'data.sets',
+    'data.eval_set', 'data.prefetch_steps', 'data.stage_dir',
+)  # fmt: skip
 _log = logging.getLogger('gptjax')
 
 
@@ -57,7 +63,7 @@ def main(args: cli.Args) -> None:
             found = checkpoint.latest(workdir)
             _claim(workdir, config, found)
             if found:
-                state = _restore(found, target, plan)
+                state = _restore(found, target, plan, sets)
                 _log.info('going on from step %d', int(state.step))
             else:
                 state = step_lib.init(model.init_params, optimizer, config.seed, target)
@@ -80,7 +86,11 @@ def main(args: cli.Args) -> None:
                 _log.info('training in %s is done already', workdir)
                 return
             checkpoints = checkpoint.Checkpoints(workdir, sections.checkpoint.keep)
-            writer = metrics.Writer(workdir, int(state.step), per_token)
+            writer = (
+                metrics.Writer(workdir, int(state.step), per_token)
+                if program.is_first()
+                else metrics.Silent()
+            )
             try:
                 state, evaluation = loop.fit(
                     state,
@@ -99,7 +109,7 @@ def main(args: cli.Args) -> None:
                             optim.learning_rate(sections.optim, total_tokens, float(t))
                         ),
                         evaluate=evaluate,
-                        save=functools.partial(_save, checkpoints, config, plan),
+                        save=functools.partial(_save, checkpoints, config, plan, sets),
                     ),
                     plan,
                     total_steps,
@@ -114,12 +124,15 @@ def main(args: cli.Args) -> None:
                     'a new workdir; the same command goes on from the last checkpoint'
                 ) from e
             finally:
-                writer.close()
-                checkpoints.close()
+                try:
+                    checkpoints.close()
+                finally:
+                    writer.close()
             evaluation = evaluation or evaluate(state.params)
     results = {'steps': total_steps, 'tokens': plan.tokens(total_steps), 'parameters': n_params}
     results |= {'train_secs': round(watch.totals()['train_secs'], 1)} | evaluation
-    (workdir / RESULTS).write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    if program.is_first():
+        files.replace(workdir / RESULTS, json.dumps(results, indent=1) + '\n')
     _log.info('done in %.0f s: %s', time.monotonic() - began, json.dumps(results))
 
 
@@ -144,14 +157,14 @@ def _open_data(
     The tokenizer is copied into the workdir: it travels with the weights.
     """
 
-    def folder(name: str) -> pathlib.Path:
-        if '://' not in name:
-            return workdir / name
-        with progress.Progress(f'stage {name}', None, ' tokens') as bar:
-            return tokens.stage(name, workdir / config.stage_dir, bar.advance)
+    with progress.Progress('open tokens', None, ' tokens staged') as bar:
 
-    sets = [tokens.open_set(folder(name), 'train') for name in config.sets]
-    held_out = tokens.open_set(folder(config.eval_set), 'valid')
+        def open_set(name: str, split: str) -> tokens.TokenSet:
+            folder = tokens.locate(name, workdir, config.stage_dir, bar.advance)
+            return tokens.open_set(folder, split)
+
+        sets = [open_set(name, 'train') for name in config.sets]
+        held_out = open_set(config.eval_set, 'valid')
     tokenizer = tokenizer_lib.load(workdir / tokenizer_dir)
     print_ = tokenizer_lib.fingerprint(tokenizer)
     for token_set in [*sets, held_out]:
@@ -161,8 +174,13 @@ def _open_data(
                 f'({token_set.fingerprint[:12]}) than {workdir / tokenizer_dir} ({print_[:12]}); '
                 'prepare them again, or set --config.tokenizer.dir to the one they were made with'
             )
-    if (workdir / tokenizer_dir).resolve() != (workdir / pretrained.TOKENIZER).resolve():
-        tokenizer_lib.save(tokenizer, workdir / pretrained.TOKENIZER)
+    own = workdir / pretrained.TOKENIZER
+    if not own.exists() and program.is_first():
+        tokenizer_lib.save(tokenizer, own)
+    elif own.exists() and tokenizer_lib.fingerprint(tokenizer_lib.load(own)) != print_:
+        raise errors.InputError(
+            f'{own} holds another tokenizer than {workdir / tokenizer_dir}; use another --workdir'
+        )
     return sets, held_out
 
 
@@ -176,7 +194,7 @@ def _check_vocabulary(model: gpt.Config, sets: list[tokens.TokenSet]) -> None:
 
 
 def _total_tokens(config: loop.Config, sets: list[tokens.TokenSet]) -> int:
-    return config.total_tokens or round(config.total_epochs * sum(len(s) for s in sets))
+    return config.total_tokens or max(1, round(config.total_epochs * sum(map(len, sets))))
 
 
 def _plan(sections: Sections, mesh: mesh_lib.Mesh) -> optim.Plan:
@@ -203,21 +221,32 @@ def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, found: tupl
                 f'{workdir} holds a run of another config ({"; ".join(differing)}); use another '
                 '--workdir, or the config it was begun with'
             )
-    (workdir / 'config.json').write_text(config.to_json(indent=1) + '\n', encoding='utf-8')
+    if program.is_first():
+        files.replace(workdir / 'config.json', config.to_json(indent=1) + '\n')
 
 
 def _flat(config: ml_collections.ConfigDict) -> dict:
+    """The fields that make a run what it is, by dotted name."""
     found = {}
     for name, value in json.loads(config.to_json()).items():
+        if name in _FREE:
+            continue
         if isinstance(value, dict):
-            found |= {f'{name}.{field}': v for field, v in value.items() if name not in _FREE}
-        elif name not in _FREE:
+            found |= {f'{name}.{field}': v for field, v in value.items()}
+        else:
             found[name] = value
-    return {name: value for name, value in found.items() if name not in _FREE_FIELDS}
+    return {name: value for name, value in found.items() if name not in _FREE}
 
 
-def _restore(found: tuple, target: step_lib.State, plan: optim.Plan) -> step_lib.State:
+def _restore(
+    found: tuple, target: step_lib.State, plan: optim.Plan, sets: list[tokens.TokenSet]
+) -> step_lib.State:
     folder, meta = found
+    if meta['data']['sets'] != [token_set.digest for token_set in sets]:
+        raise errors.InputError(
+            f'{folder} was trained on other token shards than those in data.sets now; put the old '
+            'ones back, or use another --workdir'
+        )
     rest = {'step': target.step, 'opt_state': target.opt_state}
     items = checkpoint.restore(folder, meta, params=target.params, rest=rest)
     state = step_lib.State(items['rest']['step'], items['params'], items['rest']['opt_state'])
@@ -234,13 +263,18 @@ def _save(
     checkpoints: checkpoint.Checkpoints,
     config: ml_collections.ConfigDict,
     plan: optim.Plan,
+    sets: list[tokens.TokenSet],
     step: int,
     state: step_lib.State,
     totals: dict,
 ) -> None:
     meta = {
         'config': json.loads(config.to_json()),
-        'data': {'windows': plan.position(step)[0]},
+        'data': {
+            'windows': plan.position(step)[0],
+            'sets': [token_set.digest for token_set in sets],
+        },
+        'tokenizer': sets[0].fingerprint,
         'clock': totals,
     }
     checkpoints.save(step, state.params, {'step': state.step, 'opt_state': state.opt_state}, meta)

@@ -14,6 +14,7 @@ import pathlib
 from gptjax.configs import cli, errors
 from gptjax.data import documents
 from gptjax.runtime import program, progress
+from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
 
 _log = logging.getLogger('gptjax')
@@ -22,6 +23,11 @@ _RECIPE = 'recipe.json'
 
 def main(args: cli.Args) -> None:
     """Writes WORKDIR/tokenizer."""
+    with program.only_one(pathlib.Path(args.workdir)):
+        _main(args)
+
+
+def _main(args: cli.Args) -> None:
     config = tokenizer_lib.Config(**args.config.tokenizer)
     corpus = pathlib.Path(args.workdir, args.config.corpus.dir)
     folder = pathlib.Path(args.workdir, config.dir)
@@ -36,12 +42,12 @@ def main(args: cli.Args) -> None:
         _log.info('tokenizer %s is done already', folder)
         return
     total = sum(shard.text_bytes for shard in documents.shards(corpus))
+    fraction = args.config.tokens.valid_fraction
+    texts = documents.training_texts(corpus, fraction, config.sample_bytes)
     with progress.Progress('read', min(total, config.sample_bytes), ' bytes') as bar:
-        tokenizer = tokenizer_lib.train(
-            config, _told(documents.texts(corpus, config.sample_bytes), bar)
-        )
+        tokenizer = tokenizer_lib.train(config, _told(texts, bar))
     tokenizer_lib.save(tokenizer, folder)
-    documents.replace_text(made, recipe)
+    files.replace(made, recipe)
     _log.info(
         'tokenizer %s: %s, %s ids, fingerprint %s', folder, config.kind,
         f'{tokenizer.n_vocab:,}', tokenizer_lib.fingerprint(tokenizer)[:12],

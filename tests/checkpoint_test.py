@@ -166,6 +166,17 @@ def test_a_disk_that_is_full_keeps_what_was_there(tmp_path):
     assert checkpoint.latest(tmp_path)[1]['step'] == 3
 
 
+def test_a_disk_that_will_not_hold_it_is_seen_beforehand(tmp_path, monkeypatch):
+    save(tmp_path, [1])
+    checkpoints = checkpoint.Checkpoints(tmp_path, 2)
+    usage = type('Usage', (), {'free': 1000})
+    monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda path: usage)
+    with pytest.raises(checkpoint.SaveError, match='no space is left .* make room'):
+        checkpoints.save(2, *tree(2), {})
+    checkpoints.close()
+    assert checkpoint.latest(tmp_path)[1]['step'] == 1
+
+
 def test_meta_records_every_shape(tmp_path):
     save(tmp_path, [1])
     meta = json.loads((tmp_path / 'checkpoints' / '00000001' / 'meta.json').read_text())

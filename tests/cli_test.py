@@ -67,7 +67,27 @@ def test_programs_exit_with_their_codes(tmp_path):
 
 def _mutate(rng: random.Random, fields: dict) -> list[str]:
     """One to three random wrongs or oddities."""
-    odd = ['-1', '0', '1', '3', '7', '1e30', 'nan', 'x', '', "('a',)", '()', 'True', '1.5', "''"]
+    odd = [
+        '-1',
+        '0',
+        '1',
+        '3',
+        '7',
+        '1e30',
+        'nan',
+        'x',
+        '',
+        "('a',)",
+        '()',
+        'True',
+        '1.5',
+        "''",
+        '1e400',
+        "(['a'],)",
+        '9' * 20,
+        '-7',
+        '(1e400,)',
+    ]
     flags = []
     for _ in range(rng.randint(1, 3)):
         name = rng.choice(list(fields))
@@ -95,7 +115,7 @@ def _try_mutations(seeds, tmp_path, corpus_file):
         for name in ('corpus', 'tokenizer', 'tokens'):
             (workdir / name).symlink_to(ready / name)
         try:
-            short = ('--config.train.total_tokens=512', *flags)
+            short = ('--config.train.total_tokens=512', '--config.optim.warmup_tokens=0', *flags)
             train.main(helpers.args(config, workdir, *short))
         except errors.InputError as e:
             refused += 1

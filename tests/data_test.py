@@ -54,12 +54,15 @@ def test_files_of_every_kind(tmp_path):
         ('a.jsonl', b'{"text": "x"}\n{broken\n', 'line 2 is no JSON'),
         ('a.jsonl', b'{"body": "x"}\n', "line 1 has no text in field 'text'"),
         ('a.csv', b'x', 'no .txt or .jsonl file'),
+        ('a.jsonl', b'{"text": "\\ud800"}\n', 'lone surrogate'),
     ],
 )
 def test_bad_files_are_clear_errors(tmp_path, name, content, said):
-    (tmp_path / name).write_bytes(content)
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'in' / name).write_bytes(content)
+    found = files.documents_of(str(tmp_path / 'in'), 'text')
     with pytest.raises(errors.InputError, match=said):
-        list(files.documents_of(str(tmp_path), 'text'))
+        documents.write(tmp_path / 'out', found, 99, {}, nothing)
 
 
 def test_missing_and_empty_corpus(tmp_path, corpus_file):
@@ -154,6 +157,33 @@ def test_a_single_document_is_cut(tmp_path):
     assert len(tokens.open_set(tmp_path / 'run' / 'tokens', 'train')) == 1 + 900
 
 
+def test_a_few_documents_always_hold_something_out(tmp_path):
+    for i in range(3):
+        (tmp_path / f'{i}.txt').write_text(f'{i}' * 1000)
+    config = helpers.tiny_config(tmp_path, tmp_path)
+    flags = ('--config.tokens.valid_fraction=0.001', '--config.corpus.shard_bytes=500')
+    helpers.prepare(config, tmp_path / 'run', *flags)
+    assert len(tokens.open_set(tmp_path / 'run' / 'tokens', 'valid')) == 1 + 1
+
+
+def test_the_tokenizer_never_sees_what_is_held_out(prepared, texts):
+    _, workdir = prepared
+    seen = set(documents.training_texts(workdir / 'corpus', 0.15, 10**9))
+    held_out = set(texts) - seen
+    assert 0 < len(held_out) < len(texts) / 2
+
+
+def test_a_changed_corpus_is_noticed(tmp_path):
+    (tmp_path / 'texts').mkdir()
+    (tmp_path / 'texts' / 'a.txt').write_text('one ' * 100)
+    config = helpers.tiny_config(tmp_path, tmp_path / 'texts')
+    prepare_corpus.main(helpers.args(config, tmp_path / 'run'))
+    prepare_corpus.main(helpers.args(config, tmp_path / 'run'))
+    (tmp_path / 'texts' / 'b.txt').write_text('two ' * 100)
+    with pytest.raises(errors.InputError, match='begun from another source'):
+        prepare_corpus.main(helpers.args(config, tmp_path / 'run'))
+
+
 def test_reading_across_shards(tmp_path, corpus_file):
     config = helpers.tiny_config(tmp_path, corpus_file)
     helpers.prepare(config, tmp_path / 'a', '--config.corpus.shard_bytes=1000')
@@ -171,22 +201,24 @@ def test_staging_from_a_remote_file_system(prepared, tmp_path):
     _, workdir = prepared
     remote = fsspec.filesystem('memory')
     remote.put(str(workdir / 'tokens'), '/bucket/tokens', recursive=True)
-    local = tokens.stage('memory://bucket/tokens', tmp_path / 'cache', nothing)
+    local = tokens.locate('memory://bucket/tokens', tmp_path, 'cache', nothing)
     for split in tokens.SPLITS:
         here, there = tokens.open_set(local, split), tokens.open_set(workdir / 'tokens', split)
         assert here.read(0, len(here)).tolist() == there.read(0, len(there)).tolist()
     with remote.open('/bucket/tokens/train-00000.bin', 'r+b') as f:
         f.write(b'\xff\xff')
     with pytest.raises(errors.InputError, match='does not have the hash'):
-        tokens.stage('memory://bucket/tokens', tmp_path / 'other', nothing)
+        tokens.locate('memory://bucket/tokens', tmp_path, 'other', nothing)
     with pytest.raises(errors.InputError, match='cannot read token shards'):
-        tokens.stage('memory://bucket/none', tmp_path / 'other', nothing)
+        tokens.locate('memory://bucket/none', tmp_path, 'other', nothing)
 
 
 def _numbers(first: int, length: int) -> tokens.TokenSet:
     """A token set of consecutive numbers."""
     array = np.arange(first, first + length)
-    return tokens.TokenSet(pathlib.Path('numbers'), 'train', 0, 10**6, '', [array], [length], [])
+    return tokens.TokenSet(
+        pathlib.Path('numbers'), 'train', 0, 10**6, '', '', [array], [length], []
+    )  # fmt: skip
 
 
 def _config(weights=(0.7, 0.3)):
@@ -203,7 +235,7 @@ def _windows(plan, rows_of, steps, n_ctx, hosts, columns=1, start=0):
         width = n_ctx // columns
 
         def region(n, row=row, column=column, width=width):
-            return rows_of(n, row), slice(column * width, (column + 1) * width)
+            return np.arange(n)[rows_of(n, row)], slice(column * width, (column + 1) * width)
 
         parts.append(
             list(loader.batches(sets, _config(), n_ctx, 7, plan.position, region, start, steps))
@@ -262,7 +294,7 @@ def test_a_late_step_comes_at_once():
     sets = [_numbers(0, 1001)]
     plan = helpers.plan_of(80, 10)
     batches = loader.batches(
-        sets, _config((1.0,)), 10, 0, plan.position, lambda n: (slice(0, n), slice(0, 10)),
+        sets, _config((1.0,)), 10, 0, plan.position, lambda n: (np.arange(n), slice(0, 10)),
         300_000, 300_001,
     )  # fmt: skip
     assert next(batches)['tokens'].shape == (8, 10)

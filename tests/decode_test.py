@@ -63,7 +63,7 @@ PROMPTS = [[5], [1, 2, 3, 4, 5, 6, 7], [60, 3, 9]]
 def test_greedy_in_a_ragged_batch_equals_a_plain_loop():
     model = helpers.tiny_model()
     params = helpers.params_of(model)
-    decoder = generate_program.decoder(model)
+    decoder = generate_program.decoder(model, model.config.n_vocab)
     found = decode.generate(decoder, params, PROMPTS, _config(), 0, seed=0)
     assert found == [_greedy(model, params, prompt, 6, 0) for prompt in PROMPTS]
 
@@ -71,7 +71,7 @@ def test_greedy_in_a_ragged_batch_equals_a_plain_loop():
 def test_end_of_text_stops_a_row_and_is_left_out():
     model = helpers.tiny_model()
     params = helpers.params_of(model)
-    decoder = generate_program.decoder(model)
+    decoder = generate_program.decoder(model, model.config.n_vocab)
     free = decode.generate(decoder, params, PROMPTS, _config(), 100, seed=0)
     stop = free[1][2]
     found = decode.generate(decoder, params, PROMPTS, _config(), stop, seed=0)
@@ -82,7 +82,7 @@ def test_end_of_text_stops_a_row_and_is_left_out():
 def test_draws_have_the_models_distribution():
     model = helpers.tiny_model(n_vocab=8)
     params = helpers.params_of(model)
-    decoder = generate_program.decoder(model)
+    decoder = generate_program.decoder(model, model.config.n_vocab)
     config = _config(temperature=0.7, max_new_tokens=1, samples=4000)
     found = decode.generate(decoder, params, [[1, 2]], config, 100, seed=3)
     counts = np.bincount([row[0] for row in found], minlength=8)
@@ -95,7 +95,7 @@ def test_draws_have_the_models_distribution():
 def test_the_seed_decides():
     model = helpers.tiny_model()
     params = helpers.params_of(model)
-    decoder = generate_program.decoder(model)
+    decoder = generate_program.decoder(model, model.config.n_vocab)
     config = _config(temperature=1.0)
     one, same, other = (
         decode.generate(decoder, params, PROMPTS, config, 100, seed=s) for s in (0, 0, 1)
@@ -105,10 +105,18 @@ def test_the_seed_decides():
 
 def test_what_does_not_fit_is_a_clear_error():
     model = helpers.tiny_model()
-    decoder = generate_program.decoder(model)
+    decoder = generate_program.decoder(model, model.config.n_vocab)
     with pytest.raises(errors.InputError, match='do not fit n_ctx = 16'):
         decode.generate(decoder, {}, [[1] * 11], _config(), 0, seed=0)
     with pytest.raises(errors.InputError, match='a prompt is empty'):
         decode.generate(decoder, {}, [[1], []], _config(), 0, seed=0)
     with pytest.raises(errors.UsageError, match=r'top_p must be in \(0, 1\]'):
         _config(top_p=0.0)
+
+
+def test_padding_of_the_vocabulary_is_never_drawn():
+    model = helpers.tiny_model()
+    config = _config(temperature=5.0, samples=50)
+    decoder = generate_program.decoder(model, 10)
+    found = decode.generate(decoder, helpers.params_of(model), [[1]], config, 100, seed=0)
+    assert max(max(row) for row in found) < 10

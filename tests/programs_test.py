@@ -2,6 +2,7 @@
 """Every program on a tiny config, and again from its own output."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -122,11 +123,31 @@ def test_tokenizer_that_does_not_match_the_shards(trained, tmp_path):
 
 def test_tokenizer_travels_with_the_weights(trained, tmp_path):
     config, workdir = trained
-    flags = [f'--config.tokenizer.dir={workdir}/tokenizer', '--config.train.total_tokens=512']
+    flags = [f'--config.tokenizer.dir={workdir}/tokenizer', '--config.train.total_tokens=512',
+             '--config.optim.warmup_tokens=0']  # fmt: skip
     flags += [f"--config.data.sets=('{workdir}/tokens',)"]
     flags += [f'--config.data.eval_set={workdir}/tokens']
     train.main(helpers.args(config, tmp_path, *flags))
     assert pretrained.load(str(tmp_path)).tokenizer.n_vocab == 257
+    (tmp_path / 'tokenizer' / 'tokenizer.json').write_text('{}')
+    with pytest.raises(errors.InputError, match='no tokenizer that can be read'):
+        pretrained.load(str(tmp_path))
+
+
+def test_other_shards_under_a_run_are_noticed(trained, tmp_path):
+    config, workdir = trained
+    shutil.copytree(workdir, tmp_path / 'run')
+    manifest = tmp_path / 'run' / 'tokens' / 'manifest.json'
+    manifest.write_text(manifest.read_text() + ' ')
+    with pytest.raises(errors.InputError, match='trained on other token shards'):
+        train.main(helpers.args(config, tmp_path / 'run'))
+
+
+def test_a_workdir_that_is_a_file(trained, tmp_path):
+    config, _ = trained
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(errors.UsageError, match='is a file, not a folder'):
+        helpers.args(config, tmp_path / 'file' / 'run')
 
 
 def test_nan_stops_the_run_before_anything_is_saved(trained, tmp_path):
@@ -148,7 +169,9 @@ def test_epochs_set_the_length(trained, tmp_path):
     config, workdir = trained
     for name in ('tokens', 'tokenizer'):
         (tmp_path / name).symlink_to(workdir / name)
-    flags = ('--config.train.total_tokens=0', '--config.train.total_epochs=0.1')
+    flags = (
+        '--config.train.total_tokens=0', '--config.train.total_epochs=0.1',
+    )  # fmt: skip
     train.main(helpers.args(config, tmp_path, *flags))
     results = json.loads((tmp_path / 'results.json').read_text())
     manifest = json.loads((workdir / 'tokens' / 'manifest.json').read_text())

@@ -21,19 +21,23 @@ def _start(config, workdir):
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        process_group=0,
     )
 
 
 def test_killed_and_run_again_it_finishes_and_repeats_nothing(tmp_path, corpus_file):
     config = helpers.tiny_config(tmp_path, corpus_file)
     workdir = tmp_path / 'run'
-    for how, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 75)):
+    for how, code in ((signal.SIGKILL, -9), (signal.SIGINT, 75)):
         process = _start(config, workdir)
         deadline = time.monotonic() + 120
         while not (workdir / 'checkpoints').exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(2)  # past the start, when a signal still ends Python itself
-        process.send_signal(how)
+        if how == signal.SIGINT:
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C on a terminal
+        else:
+            process.kill()
         process.communicate(timeout=120)
         assert process.returncode in (code, 0)
     process = _start(config, workdir)
@@ -41,6 +45,7 @@ def test_killed_and_run_again_it_finishes_and_repeats_nothing(tmp_path, corpus_f
     assert process.returncode == 0, said
     assert 'Traceback' not in said
     assert 'prepare_tokens: done already' in said
+    assert 'going on from step' in said
     report = (workdir / 'report.md').read_text()
     for name in ('corpus', 'tokens', 'metrics.jsonl', 'samples.jsonl', 'loss.png', 'checkpoints'):
         assert name in report

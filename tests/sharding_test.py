@@ -123,4 +123,30 @@ def test_mesh_fills_in_and_checks_batches():
         mesh.check_batch(4, 15)
     with pytest.raises(errors.UsageError, match='one of them may be -1'):
         mesh_lib.Config(-1, -1, 1, 1)
-    assert mesh.region(8, 16) == (slice(0, 8), slice(0, 16))
+    rows, columns = mesh.region(8, 16)
+    assert rows.tolist() == list(range(8))
+    assert columns == slice(0, 16)
+
+
+def test_hosts_may_own_rows_that_are_not_neighbours(monkeypatch):
+    """On a torus the devices of a host need not be neighbours in the mesh."""
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 8, 1, 1))
+    mine = [d for i, d in enumerate(mesh.mesh.devices.ravel()) if i in (0, 1, 5)]
+    sharding = mesh._batch_sharding()
+    held = sharding.devices_indices_map((16, 4))
+    monkeypatch.setattr(
+        type(sharding), 'addressable_devices_indices_map',
+        lambda self, shape: {d: held[d] for d in mine},
+    )  # fmt: skip
+    rows, columns = mesh.region(16, 4)
+    assert rows.tolist() == [0, 1, 2, 3, 10, 11]
+    assert columns == slice(0, 4)
+
+
+def test_what_is_put_is_what_comes_out():
+    whole = np.arange(16 * 8).reshape(16, 8)
+    for sizes in ((2, 2, 1, 2), (1, 2, 2, 2), (1, 1, 1, 8)):
+        mesh = mesh_lib.Mesh(mesh_lib.Config(*sizes))
+        rows, columns = mesh.region(16, 8)
+        found = mesh.put({'x': whole[rows, columns]}, 16, 8)['x']
+        np.testing.assert_array_equal(found, whole)

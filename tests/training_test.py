@@ -80,8 +80,9 @@ def test_plan_is_a_sum_of_batches():
 def test_ramp_is_near_the_straight_line():
     batch = optim.Batch(3_145_728, 1, 32_768, 12 * 10**9, 8)
     plan = optim.Plan(batch, 2048)
-    half = plan.steps(6 * 10**9)
-    assert plan.position(half)[1] * 2048 == pytest.approx((32_768 + 3_145_728) / 2, rel=0.15)
+    assert plan.position(0) == (0, 16)
+    half = plan.steps(61 * 10**8)  # just inside the fifth of eight stages
+    assert plan.position(half)[1] * 2048 == pytest.approx((32_768 + 3_145_728) / 2, rel=0.02)
     assert plan.position(plan.steps(13 * 10**9))[1] * 2048 == 3_145_728
 
 
@@ -132,3 +133,22 @@ def test_clipping_limits_the_gradient_before_adam():
     mu = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
     norm = float(jnp.sqrt(sum(jnp.sum(m**2) for m in mu[: len(mu) // 2])))
     assert norm == pytest.approx(0.1, rel=1e-4)  # (1 - b1) times a norm of 1
+
+
+@pytest.mark.parametrize('param_dtype', ['float32', 'bfloat16'])
+def test_a_step_keeps_every_shape_and_dtype(param_dtype):
+    model = helpers.tiny_model(param_dtype=param_dtype)
+    optimizer = helpers.optimizer_of(helpers.plan_of(8 * 16, 16))
+    mesh = helpers.one_device()
+    with mesh.scope():
+        state = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
+        step = step_lib.make_train_step(helpers.loss_of(model), optimizer, 0, 1)
+        after, _ = jax.eval_shape(step, state, helpers.batch_of(8, 16, 64))
+    kinds = [jax.tree.map(lambda x: (x.shape, str(x.dtype)), s) for s in (state, after)]
+    assert kinds[0] == kinds[1]
+
+
+def test_a_warm_up_longer_than_training_is_refused():
+    plan = helpers.plan_of(8 * 16, 16)
+    with pytest.raises(errors.UsageError, match='not below the 100 tokens of training'):
+        helpers.optimizer_of(plan, total_tokens=100, warmup_tokens=100)

@@ -12,7 +12,7 @@ gradient norm 1.
 
 import ml_collections
 
-from gptjax.configs import base, sizes
+from gptjax.configs import base, cli, sizes
 
 VARIANTS = ('',)
 _BATCH, _N_CTX = 64, 512
@@ -20,7 +20,7 @@ _BATCH, _N_CTX = 64, 512
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Takes no argument."""
-    del arg
+    cli.parse_arg(arg)
     config = base.get_config()
     config.tokenizer.n_vocab = 40478
     config.model = sizes.model('gpt1')

@@ -9,6 +9,8 @@ Expected number: LAMBADA zero-shot accuracy 42.7, 54.3, 60.4, 63.6, 67.1, 70.3, 
 From the paper: rate, warm-up, decay, betas, clipping, 300B tokens, context 2048 always full, batch
 ramped linearly from 32k tokens. Ours: batches of whole windows near the printed ones, how long the
 ramp lasts within the printed 4 to 12 billion, which layers are banded and how wide (sizes.py).
+The ramp's batches are multiples of its first, 16 windows: on a mesh whose data x fsdp is larger,
+raise --config.batch.ramp_from_tokens to as many windows of 2,048 tokens.
 """
 
 import ml_collections
@@ -16,7 +18,7 @@ import ml_collections
 from gptjax.configs import base, cli, sizes
 
 VARIANTS = tuple(f'size={size}' for size in sizes.GPT3)
-# Printed millions of tokens -> windows of 2048. 1,536 divides over 512 devices and is 3.15M.
+# Printed millions of tokens -> windows of 2048; 1,536 of them, 3.15M, divide over 512 devices.
 _WINDOWS = {0.5: 256, 1.0: 512, 2.0: 1024, 3.2: 1536}
 _RAMP_BILLIONS = dict(zip(sizes.GPT3, (4, 4, 4, 6, 6, 8, 10, 12), strict=True))
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one complete config tree: every field with its unit, constraint and source.
 
-Paths that are relative are taken from --workdir, so that one folder holds a whole run.
+Folders that are relative (the `dir` fields, data.sets, data.eval_set) are taken from --workdir, so
+that one folder holds a whole run; what is read from elsewhere is relative to where you stand.
 An experiment copies this tree, replaces its `model` section with one from sizes.py, and locks it.
 """
 

@@ -4,6 +4,7 @@
 import ast
 import dataclasses
 import difflib
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +58,19 @@ def parse(
         raise errors.UsageError(f'unexpected argument {rest[0]!r}; flags look like --name=value')
     errors.require(config is not None, 'give --config=experiments/<name>.py')
     errors.require(bool(values.workdir), 'give --workdir=<folder of the run>')
+    errors.require(0 <= config.seed < 2**31, f'seed = {config.seed} must be from 0 to 2**31 - 1')
+    blocked = next(
+        (p for p in _with_parents(values.workdir) if p.exists() and not p.is_dir()), None
+    )
+    errors.require(
+        blocked is None, f'--workdir={values.workdir}: {blocked} is a file, not a folder'
+    )
     return Args(config, values.workdir, values)
+
+
+def _with_parents(workdir: str) -> list[pathlib.Path]:
+    path = pathlib.Path(workdir)
+    return [path, *path.parents]
 
 
 def with_config(argv: list[str], default_config: str) -> list[str]:

@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from gptjax.configs import errors
+from gptjax.text import files, tokenizer
 
 MANIFEST = 'manifest.json'
+_SMALL = 1000  # documents; larger corpora always hold something out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ def write(
     source: dict,
     progress: Callable[[int], None],
 ) -> list[Shard]:
-    """Writes documents into shards of about `shard_bytes` of text, then the manifest.
+    """Writes documents that hold text into shards of about `shard_bytes`, then the manifest.
 
     Interrupted and called again it keeps the shards that are whole and goes on after them, so
     `documents` must come in the same order every time.
@@ -66,7 +68,7 @@ def write(
       progress: is told the bytes of every document written.
 
     Raises:
-      InputError: there are no documents, or the folder holds shards of another source.
+      InputError: there is no text, a lone surrogate in it, or shards of another source.
     """
     folder.mkdir(parents=True, exist_ok=True)
     started = folder / 'source.json'
@@ -75,17 +77,18 @@ def write(
             f'{folder} was begun from another source ({started.read_text().strip()}); '
             'remove that folder or choose another corpus.dir'
         )
-    replace_text(started, json.dumps(source) + '\n')
+    files.replace(started, json.dumps(source) + '\n')
     shards = _whole_shards(folder)
-    rest = itertools.islice(documents, sum(s.documents for s in shards), None)
+    texts = (document for document in documents if document.text)
+    rest = itertools.islice(texts, sum(s.documents for s in shards), None)
     while shard := _write_shard(folder, len(shards), rest, shard_bytes, progress):
         shards.append(shard)
-    if not any(shard.text_bytes for shard in shards):
+    if not shards:
         raise errors.InputError(
             f'the corpus is empty: no text in {source.get("path") or source.get("set")!r}'
         )
     manifest = {'source': source, 'shards': [dataclasses.asdict(s) for s in shards]}
-    replace_text(folder / MANIFEST, json.dumps(manifest, indent=1) + '\n')
+    files.replace(folder / MANIFEST, json.dumps(manifest, indent=1) + '\n')
     return shards
 
 
@@ -112,32 +115,47 @@ def read(path: pathlib.Path) -> Iterator[Document]:
             yield Document(**json.loads(line))
 
 
-def texts(folder: pathlib.Path, limit_bytes: int) -> Iterator[str]:
-    """Texts from the start of a corpus, documents to hold out left aside, up to a size."""
+def split(folder: pathlib.Path, shard: Shard, valid_fraction: float) -> Iterator[Document]:
+    """The documents of one shard of a finished corpus, each with its split decided.
+
+    A document's own split holds, else the hash of its text decides: the same on every machine.
+    Where that leaves a small corpus nothing to hold out, the end of its last document is held out.
+    """
+    found = shards(folder)
+    total = sum(s.documents for s in found)
+    cutting = (
+        valid_fraction > 0 and shard == found[-1] and total <= _SMALL
+        and not any(
+            _decided(document, valid_fraction) == 'valid'
+            for s in found for document in read(folder / s.name)
+        )
+    )  # fmt: skip
+    for number, document in enumerate(read(folder / shard.name), 1):
+        if cutting and number == shard.documents:
+            at = int(len(document.text) * (1 - valid_fraction))
+            yield Document(document.text[:at], 'train')
+            yield Document(document.text[at:], 'valid')
+        else:
+            yield Document(document.text, _decided(document, valid_fraction))
+
+
+def training_texts(folder: pathlib.Path, valid_fraction: float, limit_bytes: int) -> Iterator[str]:
+    """Texts from the start of a corpus up to a size, without what is held out."""
     taken = 0
     for shard in shards(folder):
-        for document in read(folder / shard.name):
+        for document in split(folder, shard, valid_fraction):
             if taken >= limit_bytes:
                 return
-            if document.split != 'valid':
+            if document.split == 'train':
                 taken += len(document.text.encode())
                 yield document.text
 
 
-def replace_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a reader sees the old or the new one, never a part."""
-    partial = path.with_name(path.name + '.partial')
-    with partial.open('w', encoding='utf-8') as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    partial.replace(path)
-
-
-def sha256(path: pathlib.Path) -> str:
-    """Hex digest of a file."""
-    with path.open('rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest()
+def _decided(document: Document, valid_fraction: float) -> str:
+    if document.split:
+        return document.split
+    digest = hashlib.blake2b(document.text.encode(), digest_size=8).digest()
+    return 'valid' if int.from_bytes(digest, 'big') < valid_fraction * 2**64 else 'train'
 
 
 def _whole_shards(folder: pathlib.Path) -> list[Shard]:
@@ -158,6 +176,7 @@ def _write_shard(
     count = size = 0
     with path.open('w', encoding='utf-8') as f:
         for document in documents:
+            tokenizer.check_text(document.text)
             f.write(json.dumps(dataclasses.asdict(document), ensure_ascii=False) + '\n')
             written = len(document.text.encode())
             progress(written)
@@ -169,6 +188,6 @@ def _write_shard(
     if not count:
         path.unlink()
         return None
-    shard = Shard(path.name, count, size, sha256(path))
-    replace_text(path.with_suffix('.json'), json.dumps(dataclasses.asdict(shard)) + '\n')
+    shard = Shard(path.name, count, size, files.sha256(path))
+    files.replace(path.with_suffix('.json'), json.dumps(dataclasses.asdict(shard)) + '\n')
     return shard

@@ -6,6 +6,7 @@ windows come in which order; a process merely reads the rows and columns that it
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import grain
@@ -16,7 +17,7 @@ from gptjax.data import tokens
 
 Batch = dict[str, np.ndarray]
 # windows -> the (rows, columns) of a (windows, n_ctx) batch that this process reads
-Region = Callable[[int], tuple[slice, slice]]
+Region = Callable[[int], tuple[np.ndarray, slice]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Config:
             f'data.weights has {len(self.weights)} entries for {len(self.sets)} data.sets',
         )
         errors.require(
-            all(isinstance(w, int | float) and w > 0 for w in self.weights),
-            f'data.weights must be numbers above 0, got {self.weights}',
+            all(isinstance(w, int | float) and 0 < w < math.inf for w in self.weights),
+            f'data.weights must be finite numbers above 0, got {self.weights}',
         )
         errors.require_between(self, 1, 1024, 'prefetch_steps')
 
@@ -132,7 +133,7 @@ class _Steps:
 
     def __getitem__(self, step: int) -> Batch:
         first, count = self._position(step)
-        rows = range(count)[self._region(count)[0]]
+        rows = self._region(count)[0].tolist()
         read = np.stack([self._windows[first + row] for row in rows]).astype(np.int32)
         tokens_BxL, targets_BxL = read[:, :-1], read[:, 1:]
         weights_BxL = np.ones(tokens_BxL.shape, np.float32)

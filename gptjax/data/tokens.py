@@ -13,12 +13,14 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
 
 from gptjax.configs import errors
 from gptjax.data import documents
+from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
 
 MANIFEST = 'manifest.json'
@@ -38,24 +40,8 @@ class Config:
         errors.require_between(self, 1, 1024, 'processes')
 
 
-def split_of(document: documents.Document, valid_fraction: float) -> str:
-    """The document's own split, else one by the hash of its text: the same on every machine."""
-    if document.split:
-        return document.split
-    digest = hashlib.blake2b(document.text.encode(), digest_size=8).digest()
-    return 'valid' if int.from_bytes(digest, 'big') < valid_fraction * 2**64 else 'train'
-
-
-def cut(document: documents.Document, valid_fraction: float) -> Iterator[documents.Document]:
-    """A corpus of a single document is cut: the last `valid_fraction` of its text is held out."""
-    at = int(len(document.text) * (1 - valid_fraction))
-    yield documents.Document(document.text[:at], 'train')
-    if document.text[at:]:
-        yield documents.Document(document.text[at:], 'valid')
-
-
 def is_finished(folder: pathlib.Path, source: dict) -> bool:
-    """Whether `folder` holds whole token shards made from `source`; makes it ready to be written.
+    """Whether `folder` holds whole token shards made from `source`; begins it where it does not.
 
     Raises:
       InputError: it holds shards of another corpus, tokenizer or split.
@@ -67,7 +53,7 @@ def is_finished(folder: pathlib.Path, source: dict) -> bool:
             f'{folder} was begun from another corpus, tokenizer or valid_fraction; remove that '
             'folder or choose another tokens.dir'
         )
-    documents.replace_text(begun, json.dumps(source) + '\n')
+    files.replace(begun, json.dumps(source) + '\n')
     return (folder / MANIFEST).exists()
 
 
@@ -76,24 +62,22 @@ def write_shard(
     index: int,
     texts: Iterator[documents.Document],
     tokenizer: tokenizer_lib.Tokenizer,
-    valid_fraction: float,
 ) -> dict:
-    """Tokenises one shard of documents into one token shard a split; returns their records."""
+    """Tokenises documents, their splits decided, into a token shard a split; returns records."""
     lists = {split: [] for split in SPLITS}
     tables = {split: [] for split in SPLITS}
     for document in texts:
-        split = split_of(document, valid_fraction)
         ids = tokenizer.encode(document.text)
-        lists[split].append(np.array([tokenizer.end_of_text, *ids], dtype=np.int64))
+        lists[document.split].append(np.array([tokenizer.end_of_text, *ids], dtype=np.int64))
         size = len(document.text.encode())
-        tables[split].append((1 + len(ids), size, len(document.text.split())))
+        tables[document.split].append((1 + len(ids), size, len(document.text.split())))
     record = {}
     for split in SPLITS:
         if not lists[split]:
             continue
         path = folder / f'{split}-{index:05d}.bin'
         flat = np.concatenate(lists[split])
-        _replace(path, flat.astype(_dtype(tokenizer.n_vocab)).tobytes())
+        files.replace(path, flat.astype(_dtype(tokenizer.n_vocab)).tobytes())
         table = np.array(tables[split], dtype=np.int64)
         _, text_bytes, words = (int(x) for x in table.sum(axis=0))
         record[split] = {
@@ -102,13 +86,13 @@ def write_shard(
             'documents': len(table),
             'text_bytes': text_bytes,
             'words': words,
-            'sha256': documents.sha256(path),
+            'sha256': files.sha256(path),
         }
         if split == 'valid':
             table_path = path.with_suffix('.documents.npy')
             with table_path.open('wb') as f:
                 np.save(f, table)
-            record[split]['table'] = table_path.name
+            record[split] |= {'table': table_path.name, 'table_sha256': files.sha256(table_path)}
     return record
 
 
@@ -132,7 +116,7 @@ def write_manifest(
         'dtype': _dtype(tokenizer.n_vocab).str,
         'splits': splits,
     }
-    documents.replace_text(folder / MANIFEST, json.dumps(manifest, indent=1) + '\n')
+    files.replace(folder / MANIFEST, json.dumps(manifest, indent=1) + '\n')
     return manifest
 
 
@@ -144,7 +128,8 @@ class TokenSet:
     split: str
     end_of_text: int
     n_vocab: int
-    fingerprint: str
+    fingerprint: str  # of the tokenizer
+    digest: str  # of the manifest, and so of every shard
     _shards: list[np.ndarray]
     _ends: list[int]  # tokens up to the end of each shard
     _records: list[dict]  # of the manifest
@@ -194,48 +179,58 @@ def open_set(folder: str | pathlib.Path, split: str) -> TokenSet:
     ends = [int(x) for x in np.cumsum([len(shard) for shard in shards])]
     return TokenSet(
         folder, split, manifest['end_of_text'], manifest['n_vocab'], manifest['tokenizer'],
-        shards, ends, records,
+        files.sha256(folder / MANIFEST), shards, ends, records,
     )  # fmt: skip
 
 
-def stage(url: str, cache: pathlib.Path, progress: Callable[[int], None]) -> pathlib.Path:
-    """A local copy of a remote folder of token shards (gs://, s3://, ...), hashes verified.
+def locate(
+    name: str, workdir: pathlib.Path, stage_dir: str, progress: Callable[[int], None]
+) -> pathlib.Path:
+    """The local folder of token shards of that name, below the workdir unless absolute.
 
-    A path without :// is returned as it is. What was copied before is not copied again.
+    A remote one (gs://, s3://, ...) is copied into the workdir's `stage_dir` first, every hash
+    verified; what was copied before is not copied again.
+
+    Args:
+      progress: is told the tokens staged.
 
     Raises:
-      InputError: the folder or its protocol's package is missing, or a hash differs.
+      InputError: the remote folder or its protocol's package is missing, or a hash differs.
     """
-    if '://' not in url:
-        return pathlib.Path(url)
+    if '://' not in name:
+        return workdir / name
     import fsspec
 
-    local = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
-    local.mkdir(parents=True, exist_ok=True)
     try:
-        remote, root = fsspec.core.url_to_fs(url)
-        text = remote.cat_file(f'{root}/{MANIFEST}').decode()
+        remote, root = fsspec.core.url_to_fs(name)
+        text = remote.cat_file(f'{root}/{MANIFEST}')
+        local = workdir / stage_dir / hashlib.sha256(text).hexdigest()[:16]
+        local.mkdir(parents=True, exist_ok=True)
         for record in (r for rs in json.loads(text)['splits'].values() for r in rs):
-            target = local / record['name']
+            _fetch(remote, root, local, record['name'], record['sha256'])
             if 'table' in record:
-                remote.get_file(f'{root}/{record["table"]}', str(local / record['table']))
-            if not target.exists():
-                partial = target.with_suffix('.partial')
-                remote.get_file(f'{root}/{record["name"]}', str(partial))
-                if documents.sha256(partial) != record['sha256']:
-                    raise errors.InputError(
-                        f'{url}/{record["name"]} does not have the hash of its manifest; '
-                        'it is damaged: upload it again'
-                    )
-                partial.replace(target)
+                _fetch(remote, root, local, record['table'], record['table_sha256'])
             progress(record['tokens'])
+    except errors.InputError:
+        raise
     except (OSError, ImportError, ValueError) as e:
-        if isinstance(e, errors.InputError):
-            raise
         hint = "; gs:// needs: pip install 'gptjax[tpu]'" if isinstance(e, ImportError) else ''
-        raise errors.InputError(f'cannot read token shards at {url}: {e}{hint}') from e
-    documents.replace_text(local / MANIFEST, text)
+        raise errors.InputError(f'cannot read token shards at {name}: {e}{hint}') from e
+    files.replace(local / MANIFEST, text)
     return local
+
+
+def _fetch(remote: Any, root: str, local: pathlib.Path, name: str, sha256: str) -> None:
+    target = local / name
+    if target.exists():
+        return
+    partial = target.with_name(name + '.partial')
+    remote.get_file(f'{root}/{name}', str(partial))
+    if files.sha256(partial) != sha256:
+        raise errors.InputError(
+            f'{root}/{name} does not have the hash of its manifest; it is damaged: upload it again'
+        )
+    partial.replace(target)
 
 
 def _manifest(folder: pathlib.Path) -> dict:
@@ -249,12 +244,6 @@ def _manifest(folder: pathlib.Path) -> dict:
 
 def _dtype(n_vocab: int) -> np.dtype:
     return np.dtype('<u2') if n_vocab <= 2**16 else np.dtype('<u4')
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    partial = path.with_suffix('.partial')
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 _NOTHING = np.zeros(0, np.uint16)

@@ -85,12 +85,16 @@ def score(
     table = _documents(token_set, config.max_tokens)
     stop, text_bytes, words = (int(x) for x in table.sum(axis=0))
     nats = weight = 0.0
+    left = n_windows(token_set, n_ctx, config)
     rows, columns = mesh.region(config.batch_windows, n_ctx)
     for batch in _batches(token_set, stop, n_ctx, config):
         local = {name: array[rows, columns] for name, array in batch.items()}
         found = eval_step(params, mesh.put(local, config.batch_windows, n_ctx))
         nats, weight = nats + float(found[0]), weight + float(found[1])
-        progress(config.batch_windows)
+        progress(min(config.batch_windows, left))
+        left -= config.batch_windows
+    if not weight:
+        raise errors.InputError(f'the held-out text of {token_set.folder} has no token to score')
     stride = config.stride or n_ctx
     protocol = (
         f'{len(table)} documents joined by end-of-text, windows of {n_ctx} tokens, '

@@ -49,8 +49,9 @@ def attend(
     A query that may see no key at all (padding) gets an average of values: finite, never read.
     """
     scale = query_BxLxHxK.shape[-1] ** -0.5
-    att_BxHxLxM = jnp.einsum('BLHK,BMHK->BHLM', query_BxLxHxK * scale, key_BxMxHxK)
-    att_BxHxLxM = att_BxHxLxM.astype(jnp.float32)
+    att_BxHxLxM = jnp.einsum(
+        'BLHK,BMHK->BHLM', query_BxLxHxK * scale, key_BxMxHxK, preferred_element_type=jnp.float32
+    )
     att_BxHxLxM = jnp.where(mask_BxLxM[:, None], att_BxHxLxM, jnp.finfo(jnp.float32).min)
     att_BxHxLxM = jax.nn.softmax(att_BxHxLxM, axis=-1).astype(value_BxMxHxK.dtype)
     att_BxHxLxM = dropout(att_BxHxLxM, deterministic=deterministic)

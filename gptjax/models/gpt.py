@@ -61,7 +61,7 @@ class Config:
         errors.require_between(
             self, 0.0, 10.0, 'init_std', 'position_init_std', 'residual_init_std'
         )
-        kinds = set(self.attention)
+        kinds = {str(kind) for kind in self.attention}
         errors.require(
             bool(kinds) and kinds <= {'dense', 'banded'},
             f"attention must be a pattern of 'dense' and 'banded', got {self.attention}",

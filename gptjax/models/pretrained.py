@@ -35,7 +35,7 @@ def load(path: str, shardings: Callable[[Any], Any] | None = None) -> Pretrained
     Raises:
       InputError: there is no checkpoint or no tokenizer.
     """
-    found = checkpoint.latest(path)
+    found = checkpoint.latest(path, put_aside=False)
     if found is None:
         raise errors.InputError(
             f'no checkpoint in {path}; train one with python -m gptjax.train, or name another '
@@ -43,6 +43,11 @@ def load(path: str, shardings: Callable[[Any], Any] | None = None) -> Pretrained
         )
     folder, meta = found
     tokenizer = tokenizer_lib.load(pathlib.Path(path) / TOKENIZER)
+    if tokenizer_lib.fingerprint(tokenizer) != meta['tokenizer']:
+        raise errors.InputError(
+            f'the tokenizer in {path}/{TOKENIZER} is not the one that the weights were trained '
+            'with; put that one back'
+        )
     section = meta['config']['model']
     section['attention'] = tuple(section['attention'])  # JSON knows lists only
     model = heads.build(section)

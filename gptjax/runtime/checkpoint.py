@@ -9,7 +9,6 @@ in silence, so ours are verified before anything is read. One without a manifest
 import concurrent.futures
 import dataclasses
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from gptjax.configs import errors
+from gptjax.text import files
 
 FOLDER = 'checkpoints'
 _MANIFEST, _META = 'manifest.json', 'meta.json'
@@ -53,6 +53,9 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
         self._pending: concurrent.futures.Future | None = None
+        if jax.process_index() == 0:
+            for unfinished in set(self._folder.glob('[0-9]*')) - set(_folders(self._folder)):
+                shutil.rmtree(unfinished, ignore_errors=True)  # cut short by a crash
 
     def save(self, step: int, params: Any, rest: Any, meta: dict) -> None:
         """Starts saving; returns as soon as the arrays may be overwritten.
@@ -64,9 +67,10 @@ class Checkpoints:
         target = self._folder / f'{step:08d}'
         meta = meta | {'step': step, 'shapes': _shapes({'params': params, 'rest': rest})}
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _check_space(self._folder, {'params': params, 'rest': rest})
             if jax.process_index() == 0:
-                shutil.rmtree(target, ignore_errors=True)  # unfinished, from an interrupted run
-                target.mkdir(parents=True)
+                target.mkdir()
                 (target / _META).write_text(json.dumps(meta, indent=1) + '\n', encoding='utf-8')
             self._orbax.save(
                 target / 'state',
@@ -113,15 +117,16 @@ class Checkpoints:
         else:
             reason = ' '.join(str(error).split())[:300] + '; mend that'
         return SaveError(
-            f'could not save step {int(target.name)} to {self._folder}, {kept}: {reason} and run the '
-            'same command again'
+            f'could not save step {int(target.name)} to {self._folder}, {kept}: {reason} and run '
+            'the same command again'
         )
 
 
-def latest(workdir: str | pathlib.Path) -> tuple[pathlib.Path, dict] | None:
+def latest(workdir: str | pathlib.Path, put_aside: bool = True) -> tuple[pathlib.Path, dict] | None:
     """The newest checkpoint that verifies, and its meta; None where the run has none.
 
-    A damaged one is named in a warning and put aside (renamed to <step>.damaged).
+    A damaged one is named in a warning and, unless the run is not ours to change, put aside:
+    renamed to <step>.damaged.
 
     Raises:
       InputError: there are checkpoints, and all of them are damaged.
@@ -133,17 +138,17 @@ def latest(workdir: str | pathlib.Path) -> tuple[pathlib.Path, dict] | None:
         if not damage:
             return checkpoint, json.loads((checkpoint / _META).read_text(encoding='utf-8'))
         aside = checkpoint.with_name(checkpoint.name + '.damaged')
-        if jax.process_index() == 0:
+        if put_aside and jax.process_index() == 0:
             shutil.rmtree(aside, ignore_errors=True)
             checkpoint.rename(aside)
         _log.warning(
-            'checkpoint %s is damaged (%s); put aside as %s, going on from the one before it',
-            checkpoint, damage, aside.name,
+            'checkpoint %s is damaged (%s); going on from the one before it%s',
+            checkpoint, damage, f', this one put aside as {aside.name}' if put_aside else '',
         )  # fmt: skip
     if found:
         raise errors.InputError(
-            f'every checkpoint in {folder} is damaged; they were put aside as *.damaged. '
-            'Restore a copy, or run the same command again to start afresh'
+            f'every checkpoint in {folder} is damaged; restore a copy'
+            + (' of what is now *.damaged, or run again to start afresh' if put_aside else '')
         )
     return None
 
@@ -169,6 +174,18 @@ def restore(checkpoint: pathlib.Path, meta: dict, **items: Any) -> dict[str, Any
     return {name: restored[name] for name in items}
 
 
+def _check_space(folder: pathlib.Path, tree: Any) -> None:
+    """Raises OSError before anything is written where the disk cannot take the arrays."""
+    needed = sum(x.nbytes for x in jax.tree.leaves(tree))
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    aside = list(folder.glob('*.damaged'))
+    return _finished(folder) + aside
+
+
 def _finished(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(p.parent for p in folder.glob(f'[0-9]*/{_MANIFEST}') if p.parent.name.isdigit())
 
@@ -178,19 +195,9 @@ def _files(checkpoint: pathlib.Path) -> list[pathlib.Path]:
     return sorted(p for p in found if not p.name.endswith('.partial'))
 
 
-def _digest(path: pathlib.Path) -> str:
-    with path.open('rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
 def _write_manifest(checkpoint: pathlib.Path) -> None:
-    digests = {str(p.relative_to(checkpoint)): _digest(p) for p in _files(checkpoint)}
-    partial = checkpoint / (_MANIFEST + '.partial')
-    with partial.open('w', encoding='utf-8') as f:
-        json.dump(digests, f, indent=1)
-        f.flush()
-        os.fsync(f.fileno())
-    partial.replace(checkpoint / _MANIFEST)
+    digests = {str(p.relative_to(checkpoint)): files.sha256(p) for p in _files(checkpoint)}
+    files.replace(checkpoint / _MANIFEST, json.dumps(digests, indent=1))
 
 
 def _damage(checkpoint: pathlib.Path) -> str:
@@ -201,7 +208,7 @@ def _damage(checkpoint: pathlib.Path) -> str:
             path = checkpoint / name
             if not path.is_file():
                 return f'{name} is missing'
-            if _digest(path) != digest:
+            if files.sha256(path) != digest:
                 return f'{name} does not have the bytes that were saved'
     except (ValueError, OSError) as e:
         return f'unreadable: {e}'

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 from flax.core import meta
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gptjax.configs import errors
@@ -71,11 +72,10 @@ class Mesh:
             f'a mesh of {shape} does not make up {len(devices)} devices; set --config.mesh.<axis>, '
             'one of them may be -1',
         )
-        self.mesh = jax.make_mesh(
-            tuple(sizes),
+        self.mesh = jax.sharding.Mesh(
+            mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True),
             _AXES,
             axis_types=(jax.sharding.AxisType.Auto,) * len(_AXES),
-            devices=devices,
         )
 
     @contextlib.contextmanager
@@ -112,24 +112,33 @@ class Mesh:
             f'n_ctx = {n_ctx} does not divide over context = {self.mesh.shape["context"]}',
         )
 
-    def region(self, windows: int, n_ctx: int) -> tuple[slice, slice]:
-        """The rows and columns of a (windows, n_ctx) batch that this process's devices hold."""
-        indices = self._batch_sharding(2).addressable_devices_indices_map((windows, n_ctx))
-        rows = [index[0].indices(windows)[:2] for index in indices.values()]
-        columns = [index[1].indices(n_ctx)[:2] for index in indices.values()]
-        return _hull(rows), _hull(columns)
+    def region(self, windows: int, n_ctx: int) -> tuple[np.ndarray, slice]:
+        """The rows and columns of a (windows, n_ctx) batch that this process's devices hold.
+
+        Rows are listed, for on a torus of devices those of one host need not be neighbours.
+        """
+        indices = self._batch_sharding().addressable_devices_indices_map((windows, n_ctx)).values()
+        rows = {row for index in indices for row in range(windows)[index[0]]}
+        columns = [index[1].indices(n_ctx) for index in indices]
+        return np.array(sorted(rows)), slice(min(c[0] for c in columns), max(c[1] for c in columns))
 
     def put(self, batch: Mapping[str, np.ndarray], windows: int, n_ctx: int) -> dict[str, Any]:
-        """This process's part of a batch -> arrays sharded over the whole mesh."""
-        sharding = self._batch_sharding(2)
-        return {
-            name: jax.make_array_from_process_local_data(sharding, part, (windows, n_ctx))
-            for name, part in batch.items()
-        }
+        """This process's region of a batch -> arrays sharded over the whole mesh."""
+        sharding = self._batch_sharding()
+        rows, columns = self.region(windows, n_ctx)
 
-    def _batch_sharding(self, dimensions: int) -> NamedSharding:
-        spec = (_RULES['batch'], _RULES['length'])[:dimensions]
-        return NamedSharding(self.mesh, PartitionSpec(*spec))
+        def put_one(part: np.ndarray) -> jax.Array:
+            def shard(index: tuple[slice, slice]) -> np.ndarray:
+                mine = np.searchsorted(rows, range(windows)[index[0]])
+                start, stop, _ = index[1].indices(n_ctx)
+                return part[mine, start - columns.start : stop - columns.start]
+
+            return jax.make_array_from_callback((windows, n_ctx), sharding, shard)
+
+        return {name: put_one(part) for name, part in batch.items()}
+
+    def _batch_sharding(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(_RULES['batch'], _RULES['length']))
 
     def _sharding(self, path: tuple, leaf: Any) -> NamedSharding:
         if not _is_box(leaf):
@@ -152,7 +161,3 @@ class Mesh:
 
 def _is_box(x: Any) -> bool:
     return isinstance(x, meta.AxisMetadata)
-
-
-def _hull(ranges: list[tuple[int, int]]) -> slice:
-    return slice(min(start for start, _ in ranges), max(stop for _, stop in ranges))

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from gptjax.text import files
+
 FILE = 'metrics.jsonl'
 
 
@@ -26,9 +28,7 @@ class Writer:
         self._row: dict[str, float] = {}
         path = workdir / FILE
         kept = [row for row in read(workdir) if row['step'] <= start_step]
-        partial = path.with_suffix('.partial')
-        partial.write_text(''.join(json.dumps(row) + '\n' for row in kept), encoding='utf-8')
-        partial.replace(path)
+        files.replace(path, ''.join(json.dumps(row) + '\n' for row in kept))
         self._file = path.open('a', encoding='utf-8')
         self._board = tensorboardX.SummaryWriter(
             str(workdir / 'tensorboard'), purge_step=start_step + 1
@@ -60,6 +60,19 @@ class Writer:
         self.flush()
         self._file.close()
         self._board.close()
+
+
+class Silent:
+    """Stands in for a Writer on hosts other than the first."""
+
+    def write(self, step: int, tokens: int, metrics: Mapping[str, float]) -> None:
+        del step, tokens, metrics
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:

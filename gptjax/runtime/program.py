@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
 from absl import flags
 
 from gptjax.configs import cli, errors
@@ -68,6 +69,9 @@ def _exit_code(main, doc, define, default_config, uses_jax) -> int:
     except errors.InputError as e:
         print(f'error: {e}', file=sys.stderr)
         return WRONG_USAGE if isinstance(e, errors.UsageError) else FAILED
+    except OSError as e:
+        print(f'error: {e}', file=sys.stderr)
+        return FAILED
     except Preempted:
         print('stopped; run the same command again to go on', file=sys.stderr)
         return PREEMPTED
@@ -116,6 +120,24 @@ def stop_requested() -> bool:
     return _Stop.requested
 
 
+def is_first() -> bool:
+    """Whether this is the first of the hosts of a run: the one that writes files."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def agreed(*decisions: bool) -> tuple[bool, ...]:
+    """Each decision, true where it is on any host: what one host does alone, others wait for."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return decisions
+    everywhere = multihost_utils.process_allgather(np.array(decisions))
+    return tuple(bool(on) for on in everywhere.any(axis=0))
+
+
 @contextlib.contextmanager
 def graceful_stop() -> Iterator[None]:
     """While open, a signal only sets stop_requested(); a second one ends the program at once."""
@@ -128,11 +150,16 @@ def graceful_stop() -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_one(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps a second process of this machine out of a workdir, waiting for the first to end.
+    """Keeps a second run out of a workdir, waiting for the first to end.
+
+    On several hosts the first of them holds the workdir for all; programs without JAX have one.
 
     Raises:
       InputError: another process holds it for longer than a stop with saving takes.
     """
+    if 'jax' in sys.modules and not is_first():
+        yield
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / '.lock').open('w') as f:
         deadline = time.monotonic() + _LOCK_SECS

@@ -49,7 +49,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        else:
+        elif self._done > self._initial:
             self._log()
 
     def _log(self) -> None:

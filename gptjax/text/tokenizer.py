@@ -171,13 +171,6 @@ class Subwords:
         backend = self._special if allow_special else self._plain
         return backend.encode(check_text(text), add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """encode() of many texts, on all cores."""
-        found = self._plain.encode_batch_fast(
-            [check_text(text) for text in texts], add_special_tokens=False
-        )
-        return [encoding.ids for encoding in found]
-
     def decode(self, ids: Sequence[int]) -> str:
         return self._plain.decode(list(ids), skip_special_tokens=False)
 
@@ -208,7 +201,14 @@ class SentencePiece:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._processor.decode([int(i) for i in ids])
+        parts: list[list[int]] = [[]]
+        for i in ids:
+            if i == self.end_of_text:
+                parts.append([])
+            else:
+                parts[-1].append(int(i))
+        end = self._processor.id_to_piece(self.end_of_text) if len(parts) > 1 else ''
+        return end.join(self._processor.decode(part) for part in parts)
 
     def serialized(self) -> dict[str, bytes]:
         return {'sentencepiece.model': self._model}

@@ -77,7 +77,7 @@ def fit(
     total_tokens = plan.tokens(total_steps)
     save_due = clock_lib.Due(checkpoints.every_steps, checkpoints.every_secs)
     eval_due = clock_lib.Due(config.eval_every_steps)
-    reader = _Reader(config, parts, plan, total_tokens, writer, clock)
+    reader = _Reader(config, parts, plan, total_steps, writer, clock)
     evaluation: dict[str, float] = {}
     with (
         program.graceful_stop(),
@@ -95,14 +95,15 @@ def fit(
             bar.advance(windows * plan.n_ctx, note)
 
             done, last = step + 1, step + 1 == total_steps
-            stop = program.stop_requested()
+            stop, saving = program.agreed(program.stop_requested(), save_due(done))
             evaluating = (last or eval_due(done)) and not stop
-            saving = save_due(done) or stop or last
+            saving = saving or stop or last
             if evaluating or saving:
                 reader.read_pending()
                 clock.pause()
                 if evaluating:
                     evaluation = parts.evaluate(state.params)
+                    metrics.check_finite(done, evaluation)
                     writer.write(done, plan.tokens(done), evaluation)
                     reader.note_evaluation(evaluation)
                 if saving:
@@ -117,9 +118,9 @@ def fit(
 class _Reader:
     """Reads metrics off the device one step late, checks, averages and writes them."""
 
-    def __init__(self, config, parts, plan, total_tokens, writer, clock) -> None:
+    def __init__(self, config, parts, plan, total_steps, writer, clock) -> None:
         self._config, self._parts, self._plan = config, parts, plan
-        self._total, self._writer, self._clock = total_tokens, writer, clock
+        self._total_steps, self._writer, self._clock = total_steps, writer, clock
         self._losses: list[float] = []
         self._seen = False
         self._note = self._evaluation = ''
@@ -144,9 +145,9 @@ class _Reader:
             self._seen = True
             _log.info('first step done: step %d, loss %.4f', step, values['train/loss'])
         self._losses.append(values['train/loss'])
-        if step % self._config.log_every_steps == 0:
+        if step % self._config.log_every_steps == 0 or step == self._total_steps:
             tokens = self._plan.tokens(step)
-            perf = self._clock.read(self._total - tokens)
+            perf = self._clock.read(self._plan.tokens(self._total_steps) - tokens)
             values['train/loss'] = sum(self._losses) / len(self._losses)
             values['opt/lr'] = self._parts.learning_rate(tokens)
             values['batch/windows'] = self._plan.position(step - 1)[1]

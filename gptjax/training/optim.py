@@ -88,9 +88,8 @@ class Plan:
         sizes, lengths = [], []
         if start:
             share = config.ramp_over_tokens / config.ramp_stages
-            # The middle of each stage lies on the line from the first batch to the full one.
-            middles = (np.arange(config.ramp_stages) + 0.5) / config.ramp_stages
-            for size in np.interp(middles, (0, 1), (start, full)):
+            # Each stage begins on the line from the first batch to the full one.
+            for size in np.linspace(start, full, config.ramp_stages, endpoint=False):
                 size = min(full, max(1, round(size / start)) * start)
                 sizes.append(size)
                 lengths.append(int(np.ceil(share / (size * n_ctx))))
@@ -147,7 +146,16 @@ def learning_rate(config: Config, total_tokens: int, tokens: jax.Array | float) 
 
 
 def make(config: Config, total_tokens: int, plan: Plan) -> optax.GradientTransformation:
-    """Clip by global norm, Adam, decoupled decay, learning rate: in this order."""
+    """Clip by global norm, Adam, decoupled decay, learning rate: in this order.
+
+    Raises:
+      UsageError: the warm-up is longer than training.
+    """
+    errors.require(
+        config.warmup_tokens < total_tokens,
+        f'optim.warmup_tokens = {config.warmup_tokens} is not below the {total_tokens} tokens of '
+        'training; lower it',
+    )
 
     def rate(step: jax.Array) -> jax.Array:
         return learning_rate(config, total_tokens, plan.tokens_after(step))

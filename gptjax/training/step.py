@@ -85,7 +85,11 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / weight, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {'train/loss': nats / weight, 'opt/grad_norm': optax.tree.norm(grads)}
+        metrics = {
+            'train/loss': nats / weight,
+            'opt/grad_norm': optax.tree.norm(grads),
+            'opt/update_norm': optax.tree.norm(updates),
+        }
         return State(state.step + 1, params, opt_state), metrics
 
     def _microbatches(x: jax.Array) -> jax.Array:
@@ -103,4 +107,6 @@ def make_eval_step(
 
 def _create(init_params: Callable, optimizer: optax.GradientTransformation, seed: int) -> State:
     params = init_params(jax.random.key(seed))
-    return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    # Gradients are summed in float32, so the moments are float32 whatever the weights are.
+    moments = optimizer.init(jax.tree.map(lambda p: p.astype(jnp.float32), params))
+    return State(jnp.zeros((), jnp.int32), params, moments)

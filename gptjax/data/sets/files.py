@@ -6,6 +6,7 @@ is kept.
 """
 
 import glob
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterator
@@ -29,6 +30,12 @@ def documents_of(path: str, text_field: str) -> Iterator[documents.Document]:
             text = _decode(file, file.read_bytes())
             if text:
                 yield documents.Document(text, '')
+
+
+def identity(path: str) -> str:
+    """Changes when a file is added, removed or edited."""
+    listing = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in _files(path)]
+    return hashlib.sha256(repr(listing).encode()).hexdigest()
 
 
 def _files(path: str) -> list[pathlib.Path]:

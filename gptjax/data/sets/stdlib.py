@@ -8,6 +8,7 @@ Sources are parsed, never imported: some modules act on import. It differs by Py
 import ast
 import inspect
 import pathlib
+import platform
 import sysconfig
 import tokenize
 from collections.abc import Iterator
@@ -29,6 +30,12 @@ def documents_of(path: str, text_field: str) -> Iterator[documents.Document]:
                 yield documents.Document(text, '')
     for text in _topics(root / 'pydoc_data' / 'topics.py'):
         yield documents.Document(text, '')
+
+
+def identity(path: str) -> str:
+    """The Python whose documentation it is."""
+    del path
+    return platform.python_version()
 
 
 def _parse(source: pathlib.Path) -> ast.Module | None:

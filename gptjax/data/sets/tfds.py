@@ -30,6 +30,11 @@ def documents_of(path: str, text_field: str) -> Iterator[documents.Document]:
             yield documents.Document(_text(record, text_field, path), split)
 
 
+def identity(path: str) -> str:
+    """The full name with config and version."""
+    return _builder(path).info.full_name
+
+
 def _builder(path: str):
     if not path:
         raise errors.UsageError('the set tfds needs --config.corpus.path=<a TFDS name>')
@@ -53,4 +58,7 @@ def _text(record: dict, text_field: str, path: str) -> str:
             'name the right one with --config.corpus.text_field'
         )
     text = record[text_field]
-    return text.decode('utf-8') if isinstance(text, bytes) else str(text)
+    try:
+        return text.decode('utf-8') if isinstance(text, bytes) else str(text)
+    except UnicodeDecodeError as e:
+        raise errors.InputError(f'a record of {path} is not valid UTF-8: {e}') from e
