@@ -112,7 +112,13 @@ def set_up_jax(distributed: bool) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
     if distributed:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as e:
+            raise errors.UsageError(
+                f'--distributed could not join other hosts: {e} It finds them by itself on TPU VMs, '
+                'under Slurm and under Open MPI'
+            ) from e
 
 
 def stop_requested() -> bool:
