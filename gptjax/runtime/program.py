@@ -116,8 +116,8 @@ def set_up_jax(distributed: bool) -> None:
             jax.distributed.initialize()
         except (ValueError, RuntimeError) as e:
             raise errors.UsageError(
-                f'--distributed could not join other hosts: {e} It finds them by itself on TPU VMs, '
-                'under Slurm and under Open MPI'
+                f'--distributed could not join other hosts: {e} It finds them by itself on TPU '
+                'VMs, under Slurm and under Open MPI'
             ) from e
 
 
