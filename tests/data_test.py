@@ -11,6 +11,7 @@ from gptjax import prepare_corpus, prepare_tokens
 from gptjax.configs import errors
 from gptjax.data import documents, loader, tokens
 from gptjax.data.sets import files, stdlib
+from gptjax.runtime import mesh as mesh_lib
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.training import optim
 from tests import helpers
@@ -265,6 +266,23 @@ def test_windows_are_the_same_for_ramps_hosts_and_columns():
         )  # fmt: skip
         expected = np.stack([reference[i][:-1] for i in range(len(found))])
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize('sizes', [(8, 1, 1, 1), (2, 2, 1, 2), (1, 4, 2, 1), (1, 1, 1, 8)])
+def test_windows_are_the_same_on_every_mesh(sizes):
+    mesh, n_ctx = mesh_lib.Mesh(mesh_lib.Config(*sizes)), 16
+    plan = helpers.plan_of(24 * 16, 16, ramp_from_tokens=8 * 16, ramp_over_tokens=2000)
+    sets = [_numbers(0, 1001), _numbers(5000, 701)]
+    reference = loader.windows(sets, (0.7, 0.3), n_ctx, 7)
+    batches = loader.batches(
+        sets, _config(), n_ctx, 7, plan.position, lambda n: mesh.region(n, n_ctx), 0, 12
+    )
+    for step, batch in enumerate(batches):
+        first, count = plan.position(step)
+        found = mesh.put(batch, count, n_ctx)
+        expected = np.stack([reference[first + row] for row in range(count)])
+        np.testing.assert_array_equal(found['tokens'], expected[:, :-1])
+        np.testing.assert_array_equal(found['targets'], expected[:, 1:])
 
 
 def test_starting_anywhere_gives_the_same_batches():
