@@ -24,11 +24,8 @@ from gptjax.runtime import plots, program
 from gptjax.text import files
 
 CONFIG = 'experiments/quickstart.py'
-_PROMPTS = (
-    'Return a list of',
-    'The following example',
-    'This module provides',
-)  # short: they must fit
+# Short, so that they fit small contexts too.
+_PROMPTS = ('Return a list of', 'The following example', 'This module provides')
 REPORT = 'report.md'
 # The programs in order, and what each leaves below the workdir when it has run to its end.
 _OUTPUTS = {
