@@ -58,13 +58,13 @@ def through_the_loader(folder: pathlib.Path, stream: np.ndarray) -> tuple[float,
     """(tokens/s with one thread, seconds to the first batch of step 300,000)."""
     path = folder / 'flat.bin'
     mapped = np.memmap(path, np.uint16, mode='r')
-    token_set = tokens.TokenSet(folder, 'train', 0, 50257, '', [mapped], [len(stream)], [])
+    token_set = tokens.TokenSet(folder, 'train', 0, 50257, '', '', [mapped], [len(stream)], [])
     config = loader.Config(('x', 'y'), (0.7, 0.3), 'x', 4, 'staged')
     plan = optim.Plan(optim.Batch(32 * N_CTX, 1, 0, 0, 1), N_CTX)
     began = time.perf_counter()
     batches = loader.batches(
         [token_set, token_set], config, N_CTX, 0, plan.position,
-        lambda n: (slice(0, n), slice(0, N_CTX)), 300_000, 301_000,
+        lambda n: (np.arange(n), slice(0, N_CTX)), 300_000, 301_000,
     )  # fmt: skip
     next(batches)
     first = time.perf_counter() - began
