@@ -167,11 +167,31 @@ def test_a_few_documents_always_hold_something_out(tmp_path):
     assert len(tokens.open_set(tmp_path / 'run' / 'tokens', 'valid')) == 1 + 1
 
 
+@pytest.mark.parametrize('text', [f'{i} some text' * 50 for i in range(8)])
+def test_a_single_document_is_cut_whatever_its_hash(tmp_path, text):
+    (tmp_path / 'one.txt').write_text(text)
+    config = helpers.tiny_config(tmp_path, tmp_path / 'one.txt')
+    helpers.prepare(config, tmp_path / 'run', '--config.tokens.valid_fraction=0.5')
+    sizes = [len(tokens.open_set(tmp_path / 'run' / 'tokens', s)) for s in tokens.SPLITS]
+    assert sum(sizes) == len(text) + 2
+    assert abs(sizes[0] - sizes[1]) <= 1
+
+
 def test_the_tokenizer_never_sees_what_is_held_out(prepared, texts):
     _, workdir = prepared
     seen = set(documents.training_texts(workdir / 'corpus', 0.15, 10**9))
     held_out = set(texts) - seen
     assert 0 < len(held_out) < len(texts) / 2
+
+
+def test_an_empty_corpus_that_was_mended_is_taken(tmp_path):
+    (tmp_path / 'a.txt').write_text('')
+    config = helpers.tiny_config(tmp_path, tmp_path / 'a.txt')
+    with pytest.raises(errors.InputError, match='the corpus is empty'):
+        prepare_corpus.main(helpers.args(config, tmp_path / 'run'))
+    (tmp_path / 'a.txt').write_text('one ' * 100)
+    helpers.prepare(config, tmp_path / 'run')
+    assert len(tokens.open_set(tmp_path / 'run' / 'tokens', 'train')) > 1
 
 
 def test_a_changed_corpus_is_noticed(tmp_path):

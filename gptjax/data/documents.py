@@ -72,13 +72,13 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     started = folder / 'source.json'
-    if started.exists() and json.loads(started.read_text()) != source:
+    shards = _whole_shards(folder)
+    if shards and json.loads(started.read_text()) != source:
         raise errors.InputError(
             f'{folder} was begun from another source ({started.read_text().strip()}); '
             'remove that folder or choose another corpus.dir'
         )
     files.replace(started, json.dumps(source) + '\n')
-    shards = _whole_shards(folder)
     texts = (document for document in documents if document.text)
     rest = itertools.islice(texts, sum(s.documents for s in shards), None)
     while shard := _write_shard(folder, len(shards), rest, shard_bytes, progress):
@@ -119,19 +119,18 @@ def split(folder: pathlib.Path, shard: Shard, valid_fraction: float) -> Iterator
     """The documents of one shard of a finished corpus, each with its split decided.
 
     A document's own split holds, else the hash of its text decides: the same on every machine.
-    Where that leaves a small corpus nothing to hold out, the end of its last document is held out.
+    Where that leaves one of the splits of a small corpus empty, the last document is cut: its end
+    is held out.
     """
     found = shards(folder)
-    total = sum(s.documents for s in found)
     cutting = (
-        valid_fraction > 0 and shard == found[-1] and total <= _SMALL
-        and not any(
-            _decided(document, valid_fraction) == 'valid'
-            for s in found for document in read(folder / s.name)
-        )
-    )  # fmt: skip
+        valid_fraction > 0
+        and shard == found[-1]
+        and sum(s.documents for s in found) <= _SMALL
+        and len({_decided(d, valid_fraction) for s in found for d in read(folder / s.name)}) == 1
+    )
     for number, document in enumerate(read(folder / shard.name), 1):
-        if cutting and number == shard.documents:
+        if cutting and number == shard.documents and not document.split:
             at = int(len(document.text) * (1 - valid_fraction))
             yield Document(document.text[:at], 'train')
             yield Document(document.text[at:], 'valid')

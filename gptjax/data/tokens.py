@@ -48,7 +48,7 @@ def is_finished(folder: pathlib.Path, source: dict) -> bool:
     """
     folder.mkdir(parents=True, exist_ok=True)
     begun = folder / 'source.json'
-    if begun.exists() and json.loads(begun.read_text()) != source:
+    if any(folder.glob('record-*.json')) and json.loads(begun.read_text()) != source:
         raise errors.InputError(
             f'{folder} was begun from another corpus, tokenizer or valid_fraction; remove that '
             'folder or choose another tokens.dir'

@@ -61,7 +61,7 @@ def fit(
     total_steps: int,
     config: Config,
     checkpoints: checkpoint.Config,
-    writer: metrics.Writer,
+    writer: metrics.Writer | metrics.Silent,
     clock: clock_lib.Clock,
 ) -> tuple[step_lib.State, dict[str, float]]:
     """Trains from the state's step to `total_steps`; returns the state and the last evaluation.
