@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from gptjax.configs import base, sizes
-from gptjax.models import gpt, heads
+from gptjax.models import heads
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.training import losses, optim
 from gptjax.training import step as step_lib
@@ -41,7 +41,7 @@ def ours(shape: tuple[int, ...], dtype: str, scan: bool):
     )  # fmt: skip
     config = base.get_config()
     config.batch.batch_tokens = batch * n_ctx
-    model = heads.LanguageModel(gpt.Config(**section))
+    model = heads.build(section)
     mesh = mesh_lib.Mesh(mesh_lib.Config(**config.mesh), jax.devices()[:1])
     plan = optim.Plan(optim.Batch(**config.batch), n_ctx)
     optimizer = optim.make(optim.Config(**config.optim), 10**9, plan)

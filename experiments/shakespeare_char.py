@@ -36,7 +36,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.tokenizer.update(kind='bytes', n_vocab=257)
     config.model = sizes.model(
         'char_cpu' if arg.size == 'cpu' else 'char',
-        n_ctx=n_ctx, n_vocab=257, use_bias=False, position_init_std=0.02,
+        n_ctx=n_ctx, n_vocab=257, attention_bias=False, mlp_bias=False, norm_bias=False,
+        position_init_std=0.02,
         embed_dropout=dropout, attention_dropout=dropout, residual_dropout=dropout,
     )  # fmt: skip
     config.batch.batch_tokens = windows * n_ctx

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from gptjax.configs import cli, errors
-from gptjax.models import gpt, heads, pretrained
+from gptjax.models import heads, pretrained
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program
 from gptjax.sampling import decode
@@ -75,7 +75,7 @@ def decoder(model: heads.LanguageModel, n_vocab: int) -> decode.Decoder:
         return jnp.where(real_V[None, None], logits_Bx1xV, jnp.finfo(jnp.float32).min), cache
 
     def empty_cache(rows, slots):
-        return gpt.empty_cache(model.config, rows, slots)
+        return model.config.empty_cache(rows, slots)
 
     return decode.Decoder(extend, empty_cache, model.config.n_ctx)
 

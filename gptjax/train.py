@@ -21,10 +21,9 @@ import ml_collections
 from gptjax.configs import cli, errors
 from gptjax.data import loader, tokens
 from gptjax.evals import perplexity
-from gptjax.models import gpt, heads, pretrained
+from gptjax.models import heads, pretrained
 from gptjax.runtime import checkpoint, clock, metrics, program, progress
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.scaling import flops
 from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.training import loop, losses, optim
@@ -68,7 +67,7 @@ def main(args: cli.Args) -> None:
             else:
                 state = step_lib.init(model.init_params, optimizer, config.seed, target)
             n_params = sum(x.size for x in jax.tree.leaves(state.params))
-            per_token = _flops_per_token(sections.model, n_params)
+            per_token = sections.model.flops_per_token(n_params)
             watch = clock.Clock(per_token)
             if found:
                 watch.restore(found[1]['clock'])
@@ -140,7 +139,7 @@ class Sections:
     """The sections of a config as their owners' dataclasses: every mistake is found here."""
 
     def __init__(self, config: ml_collections.ConfigDict) -> None:
-        self.model = gpt.Config(**config.model)
+        self.model = heads.configure(config.model)
         self.optim = optim.Config(**config.optim)
         self.batch = optim.Batch(**config.batch)
         self.train = loop.Config(**config.train)
@@ -184,7 +183,7 @@ def _open_data(
     return sets, held_out
 
 
-def _check_vocabulary(model: gpt.Config, sets: list[tokens.TokenSet]) -> None:
+def _check_vocabulary(model: heads.Config, sets: list[tokens.TokenSet]) -> None:
     n_vocab = max(token_set.n_vocab for token_set in sets)
     errors.require(
         n_vocab <= model.n_vocab,
@@ -295,13 +294,6 @@ def _evaluate(eval_step, held_out, sections, mesh, name, params) -> dict[str, fl
     )
     label = pathlib.PurePath(name).name
     return {f'eval/{label}/{metric}': value for metric, value in found.metrics().items()}
-
-
-def _flops_per_token(config: gpt.Config, n_params: int) -> float:
-    return flops.per_token(
-        config.n_layers, config.n_heads, config.d_head, config.n_ctx,
-        n_params - config.n_ctx * config.d_model,
-    )  # fmt: skip
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from gptjax.configs import cli, sizes
-from gptjax.models import gpt, heads
+from gptjax.models import heads
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.training import losses, optim
 from gptjax.training import step as step_lib
@@ -53,7 +53,7 @@ def prepare(config: str, workdir: pathlib.Path, *flags: str) -> None:
 def tiny_model(**overrides) -> heads.LanguageModel:
     """A model of two layers."""
     section = sizes.model('tiny', **({'n_vocab': 64, 'n_ctx': 16} | overrides))
-    return heads.LanguageModel(gpt.Config(**section))
+    return heads.build(section)
 
 
 @functools.lru_cache

@@ -6,34 +6,60 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.configs import errors
-from gptjax.models import attention, axes, gpt
+from gptjax.configs import errors, sizes
+from gptjax.models import attention, axes, heads
 from tests import helpers
 
+RNNS = {kind: sizes.rnn(kind, n_ctx=16, n_vocab=64, d_model=32) for kind in ('lstm', 'gru')}
 KINDS = {
     'gpt1': {'norm': 'post'},
     'gpt2': {},
     'gpt3': {'attention': ('dense', 'banded'), 'band_width': 4, 'n_layers': 4},
-    'no_bias': {'use_bias': False},
+    'no_bias': {'attention_bias': False, 'mlp_bias': False, 'norm_bias': False},
+    'gptj': {
+        'parallel_residual': True,
+        'positions': 'rotary',
+        'rotary_dims': 16,
+        'attention_bias': False,
+        'head_bias': True,
+        'tied_embedding': False,
+    },
+    'llama': {
+        'norm_kind': 'rms',
+        'positions': 'rotary',
+        'rotary_dims': 32,
+        'activation': 'silu',
+        'gated_mlp': True,
+        'n_heads': 4,
+        'n_kv_heads': 2,
+        'attention_bias': False,
+        'mlp_bias': False,
+        'norm_bias': False,
+    },
 }
+
+
+def model_of(kind):
+    return heads.build(RNNS[kind]) if kind in RNNS else helpers.tiny_model(**KINDS[kind])
 
 
 def tokens_of(rows=2, length=16, seed=0):
     return jnp.asarray(np.random.default_rng(seed).integers(0, 64, (rows, length)), jnp.int32)
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [*KINDS, *RNNS])
 def test_no_gradient_reaches_later_positions(kind):
-    model = helpers.tiny_model(**KINDS[kind])
+    model = model_of(kind)
     params = helpers.params_of(model)
-    tokens = tokens_of(1)
+    tokens = jnp.arange(16)[None]  # token j stands at place j
 
-    def logit_sum(table, at):
-        changed = params | {'gpt': params['gpt'] | {'position_embedding': table}}
-        return model.apply({'params': changed}, tokens)[0, at].sum()
+    def hidden_sum(table, at):
+        changed = params | {'network': params['network'] | {'token_embedding': table}}
+        hidden = model.apply({'params': changed}, tokens, method='hidden')
+        return (hidden[0, at] * jnp.arange(hidden.shape[-1])).sum()
 
-    table = params['gpt']['position_embedding']
-    gradient = jax.jit(jax.grad(logit_sum))
+    table = params['network']['token_embedding']
+    gradient = jax.jit(jax.grad(hidden_sum))
     for at in (0, 5, 15):
         grad = np.abs(gradient(table, at)).sum(axis=1)
         assert (grad[at + 1 :] == 0).all()  # exactly
@@ -43,10 +69,10 @@ def test_no_gradient_reaches_later_positions(kind):
 def test_a_banded_layer_sees_its_band_only():
     model = helpers.tiny_model(attention=('banded',), band_width=4, n_layers=1)
     params = helpers.params_of(model)
-    table = params['gpt']['position_embedding']
+    table = params['network']['position_embedding']
 
     def logit_sum(table):
-        changed = params | {'gpt': params['gpt'] | {'position_embedding': table}}
+        changed = params | {'network': params['network'] | {'position_embedding': table}}
         return model.apply({'params': changed}, tokens_of(1))[0, 10].sum()
 
     seen = np.abs(jax.jit(jax.grad(logit_sum))(table)).sum(axis=1) > 0
@@ -93,12 +119,12 @@ def test_dropout_needs_a_key_and_changes_the_result():
     assert not np.allclose(plain, dropped)
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [*KINDS, *RNNS])
 def test_cached_decoding_equals_the_full_forward(kind):
-    model = helpers.tiny_model(**KINDS[kind])
+    model = model_of(kind)
     params, tokens = helpers.params_of(model), tokens_of()
     full = helpers.applied(model)(params, tokens)
-    cache = gpt.empty_cache(model.config, 2, 16)
+    cache = model.config.empty_cache(2, 16)
     for start, stop in ((0, 7), (7, 8), (8, 9), (9, 16)):
         positions = jnp.broadcast_to(jnp.arange(start, stop)[None], (2, stop - start))
         logits, cache = helpers.applied(model, 'extend')(
@@ -107,9 +133,9 @@ def test_cached_decoding_equals_the_full_forward(kind):
         np.testing.assert_allclose(logits[:, 0], full[:, stop - 1], atol=2e-5)
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [*KINDS, *RNNS])
 def test_padding_is_invisible(kind):
-    model = helpers.tiny_model(**KINDS[kind])
+    model = model_of(kind)
     params, tokens = helpers.params_of(model), tokens_of(1, 10)
     alone = helpers.applied(model)(params, tokens)
     for filler in (0, 63):
@@ -146,7 +172,7 @@ def test_initialisation_has_the_published_deviations():
             residual = "'out'" in name or "'down'" in name
             expected = 0.005 if residual else 0.01 if 'position' in name else 0.02
             assert leaf.std() == pytest.approx(expected, rel=0.05), name
-    blocks = params['gpt']['block_0']['up']['kernel'].value
+    blocks = params['network']['block_0']['up']['kernel'].value
     assert not np.allclose(blocks[0], blocks[1])
 
 

@@ -26,7 +26,7 @@ def peer_of(model, params):
             attn_pdrop=0.0, attn_implementation='eager',
         )
     )  # fmt: skip
-    gpt = jax.tree.map(np.asarray, params['gpt'])
+    gpt = jax.tree.map(np.asarray, params['network'])
     width = cfg.d_model
     new = {
         'transformer.wte.weight': gpt['token_embedding'],

@@ -108,9 +108,12 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     small = config.copy_and_resolve_references()
     with small.unlocked():
         shape = sizes.TINY['tiny']
-        small.model.update(shape._asdict(), d_ff=4 * shape.d_model, n_ctx=32, n_vocab=512)
-        small.model.n_layers = 2 * len(small.model.attention)
-        small.model.band_width = min(small.model.band_width, 8)
+        tiny_model = shape._asdict() | {'d_ff': 4 * shape.d_model, 'n_ctx': 32, 'n_vocab': 512}
+        if small.model.family == 'gpt':
+            tiny_model['n_layers'] = 2 * len(small.model.attention)
+            tiny_model['n_kv_heads'] = shape.n_heads
+            tiny_model['band_width'] = min(small.model.band_width, 8)
+        small.model.update({k: v for k, v in tiny_model.items() if k in small.model})
         small.tokenizer.n_vocab = 512
         small.batch.update(batch_tokens=16 * 32, ramp_over_tokens=0, ramp_from_tokens=0)
         small.train.update(total_tokens=6 * 16 * 32, total_epochs=0.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model sizes of the GPT line as data. Fields are those of models/gpt.py's Config.
+"""Model sizes of the GPT line as data. Fields are those of models/gpt.py's and rnn.py's Config.
 
 Where a paper contradicts itself, GPT3_PRINTED keeps what Table 2.1 prints and GPT3 holds what runs.
 """
@@ -17,6 +17,18 @@ class Shape(NamedTuple):
     d_model: int
     n_heads: int
     d_head: int
+
+
+class LlamaShape(NamedTuple):
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_ff: int
+    n_ctx: int
+    n_vocab: int
+    rotary_base: float
 
 
 class Recipe(NamedTuple):
@@ -64,6 +76,16 @@ GPT3_RECIPE = {
     '175b': Recipe(3.2, 0.6e-4),
 }
 
+# GPT-J (mesh-transformer-jax, README, "Model Details") and KoGPT (its model card): one shape.
+GPTJ = Shape(28, 4096, 16, 256)
+GPTJ_VOCAB = {'gptj-6b': 50400, 'kogpt-6b': 64512}
+
+# Published config.json files.
+LLAMA = {
+    'smollm2-135m': LlamaShape(30, 576, 9, 3, 64, 1536, 8192, 49152, 1e5),
+    'smollm2-360m': LlamaShape(32, 960, 15, 5, 64, 2560, 8192, 49152, 1e5),
+}
+
 # Ours: for tests, laptops and the quickstart.
 TINY = {
     'tiny': Shape(2, 64, 2, 32),
@@ -74,7 +96,7 @@ TINY = {
 
 
 def model(size: str, **overrides) -> ml_collections.ConfigDict:
-    """The complete model section for 'gpt1', 'gpt2-small', 'gpt3-175b', 'tiny', ...
+    """The model section of a GPT: 'gpt1', 'gpt2-small', 'gpt3-175b', 'gptj-6b', 'tiny', ...
 
     Raises:
       UsageError: there is no such size; the message lists those there are.
@@ -82,10 +104,34 @@ def model(size: str, **overrides) -> ml_collections.ConfigDict:
     table = {'gpt1': GPT1} | TINY
     table |= {f'gpt2-{name}': shape for name, shape in GPT2.items()}
     table |= {f'gpt3-{name}': shape for name, shape in GPT3.items()}
+    table |= dict.fromkeys(GPTJ_VOCAB, GPTJ) | LLAMA
     errors.require(size in table, f'no size {size!r}; there are: {", ".join(table)}')
     shape = table[size]
     fields = _fields(shape)
-    if size == 'gpt1':
+    if size in LLAMA:
+        fields |= {
+            **shape._asdict(),
+            'norm_kind': 'rms',
+            'positions': 'rotary',
+            'rotary_dims': shape.d_head,
+            'activation': 'silu',
+            'gated_mlp': True,
+            'attention_bias': False,
+            'mlp_bias': False,
+            'norm_bias': False,
+        }
+    elif size in GPTJ_VOCAB:
+        fields |= {
+            'n_ctx': 2048,
+            'n_vocab': GPTJ_VOCAB[size],  # GPT-J's 50,257 tokens are padded to 50,400
+            'parallel_residual': True,
+            'positions': 'rotary',
+            'rotary_dims': 64,
+            'attention_bias': False,
+            'head_bias': True,
+            'tied_embedding': False,
+        }
+    elif size == 'gpt1':
         fields |= {
             'norm': 'post',
             'n_ctx': 512,
@@ -105,19 +151,64 @@ def model(size: str, **overrides) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(fields | overrides)
 
 
-def _fields(shape: Shape) -> dict:
+def rnn(cell: str, **overrides) -> ml_collections.ConfigDict:
+    """The model section of an RNN baseline, cell 'lstm' or 'gru'."""
+    fields = {
+        'family': 'rnn',  # a module of gptjax.models
+        'cell': cell,  # lstm or gru
+        'n_layers': 2,
+        'd_model': 200,  # units of a layer, and of the embedding
+        'n_ctx': 128,  # tokens of a window; the state starts at zero before each
+        'n_vocab': 10000,
+        'bptt_tokens': 32,  # gradients go back at most so many tokens; 0 = the whole window
+        # The small model of Zaremba et al. 2014 (section 4.1): 2 x 200, uniform, no dropout.
+        'init_range': 0.1,
+        'dropout': 0.0,  # between layers
+        'tied_embedding': True,  # the embedding gives the logits too (Press and Wolf 2017)
+        'param_dtype': 'float32',  # float32 or bfloat16
+        'compute_dtype': 'float32',
+    }
+    return ml_collections.ConfigDict(fields | overrides)
+
+
+def ngram(order: int, **overrides) -> ml_collections.ConfigDict:
+    """The model section of an n-gram baseline."""
+    fields = {
+        'family': 'ngram',  # a module of gptjax.models
+        'order': order,  # n; it sees n - 1 tokens
+        'n_ctx': 128,  # tokens of a window that is scored
+        'n_vocab': 50257,
+        'entries': (),  # n-grams of each order; () until they are counted
+    }
+    return ml_collections.ConfigDict(fields | overrides)
+
+
+def _fields(shape: Shape | LlamaShape) -> dict:
     """GPT-2's choices (paper, section 2.3, and the released src/model.py) for one shape."""
     return {
         'family': 'gpt',  # a module of gptjax.models
         **shape._asdict(),  # d_head x n_heads is d_model in every published size
+        'n_kv_heads': shape.n_heads,  # n_heads / n_kv_heads of them share keys and values
         'd_ff': 4 * shape.d_model,
         'n_ctx': 1024,  # tokens of context
         'n_vocab': 50257,
         'norm': 'pre',  # pre (GPT-2, GPT-3) or post (GPT-1)
+        'norm_kind': 'layer',  # layer or rms (Llama)
+        'norm_eps': 1e-5,
+        'parallel_residual': False,  # attention and feed-forward net side by side (GPT-J)
         'attention': ('dense',),  # pattern repeated over the layers: dense, banded
         'band_width': 0,  # positions a banded layer sees, its own included; 0 = no banded layer
-        'use_bias': True,  # biases of linear layers and of norms
-        'norm_eps': 1e-5,
+        'positions': 'learned',  # learned or rotary (GPT-J, Llama)
+        'rotary_dims': 0,  # of each head, that are rotated; 0 = no rotary positions
+        'rotary_base': 1e4,
+        'rotary_scaling': (),  # or Llama 3.1's factor, low, high frequency factor, original n_ctx
+        'activation': 'gelu_tanh',  # gelu_tanh, gelu (by erf), relu, silu
+        'gated_mlp': False,  # activation(gate) x up (Shazeer 2020); with silu: SwiGLU
+        'attention_bias': True,
+        'mlp_bias': True,
+        'norm_bias': True,
+        'head_bias': False,  # of the logits (GPT-J)
+        'tied_embedding': True,  # the token embedding gives the logits too
         'init_std': 0.02,
         'position_init_std': 0.01,  # src/model.py; the paper is silent
         # "Scaled at initialization by 1/sqrt(N), N the number of residual layers": two a block.
@@ -125,8 +216,8 @@ def _fields(shape: Shape) -> dict:
         'embed_dropout': 0.0,
         'attention_dropout': 0.0,
         'residual_dropout': 0.0,
-        'param_dtype': 'float32',  # float32 or bfloat16
-        'compute_dtype': 'float32',  # float32 or bfloat16; softmax, norms and losses stay float32
+        'param_dtype': 'float32',  # float32, bfloat16 or float16
+        'compute_dtype': 'float32',  # as param_dtype; softmax, norms and losses stay float32
         'scan_layers': True,  # one compiled block for all repeats of the pattern; False unrolls
         'remat': 'none',  # none, dots (keep matrix products) or full (keep block borders)
     }

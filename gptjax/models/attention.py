@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Causal attention, dense or locally banded, with an explicit key-value cache."""
+"""Causal attention, dense or locally banded, with rotary positions and an explicit cache."""
 
 import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
@@ -13,10 +14,10 @@ from gptjax.models import axes, layers
 
 
 class KeyValue(NamedTuple):
-    """What one layer keeps of the past: M slots of keys and values."""
+    """What one layer keeps of the past: M slots of keys and values, in G heads."""
 
-    key_BxMxHxK: Float[Array, 'B M H K']
-    value_BxMxHxK: Float[Array, 'B M H K']
+    key_BxMxGxK: Float[Array, 'B M G K']
+    value_BxMxGxK: Float[Array, 'B M G K']
 
 
 def mask(
@@ -36,42 +37,82 @@ def mask(
     return seen_BxLxM
 
 
+def rotate(
+    x_BxLxHxK: Float[Array, 'B L H K'],
+    positions_BxL: Int[Array, '#B L'],
+    dims: int,
+    base: float,
+    scaling: tuple[float, ...],
+) -> Float[Array, 'B L H K']:
+    """Rotary position embedding (RoFormer, section 3.4.2) of the first `dims` of each head.
+
+    Dimension i is paired with i + dims / 2. Weights published for neighbouring pairs (GPT-J, GGUF)
+    are reordered where they are read.
+
+    Args:
+      scaling: () or (factor, low_freq_factor, high_freq_factor, original n_ctx): Llama 3.1 divides
+        the frequencies of wave lengths beyond n_ctx / low_freq_factor by `factor`, keeps those
+        below n_ctx / high_freq_factor, and interpolates in between.
+    """
+    if not dims:
+        return x_BxLxHxK
+    frequency = base ** (-np.arange(0, dims, 2, dtype=np.float64) / dims)
+    if scaling:
+        factor, low, high, n_ctx = scaling
+        turns = n_ctx * frequency / (2 * np.pi)
+        kept = np.clip((turns - low) / (high - low), 0, 1)
+        frequency *= kept + (1 - kept) / factor
+    frequency_1x1x1xK = jnp.asarray(frequency, jnp.float32)[None, None, None]
+    angle_BxLx1xK = positions_BxL[:, :, None, None] * frequency_1x1x1xK
+    cos, sin = jnp.cos(angle_BxLx1xK), jnp.sin(angle_BxLx1xK)
+    x1, x2, rest = jnp.split(x_BxLxHxK, (dims // 2, dims), axis=-1)
+    a, b = x1.astype(jnp.float32), x2.astype(jnp.float32)
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x_BxLxHxK.dtype), rest], axis=-1)
+
+
 def attend(
     query_BxLxHxK: Float[Array, 'B L H K'],
-    key_BxMxHxK: Float[Array, 'B M H K'],
-    value_BxMxHxK: Float[Array, 'B M H K'],
+    key_BxMxGxK: Float[Array, 'B M G K'],
+    value_BxMxGxK: Float[Array, 'B M G K'],
     mask_BxLxM: Bool[Array, '#B L M'],
     dropout: nn.Module,
     deterministic: bool,
 ) -> Float[Array, 'B L H K']:
     """Scaled dot-product attention (Attention Is All You Need, section 3.2.1); softmax in float32.
 
-    A query that may see no key at all (padding) gets an average of values: finite, never read.
+    H / G neighbouring query heads share a key-value head (Ainslie et al. 2023). A query that may
+    see no key at all (padding) gets an average of values: finite, never read.
     """
-    scale = query_BxLxHxK.shape[-1] ** -0.5
-    att_BxHxLxM = jnp.einsum(
-        'BLHK,BMHK->BHLM', query_BxLxHxK * scale, key_BxMxHxK, preferred_element_type=jnp.float32
+    shape, n_kv_heads = query_BxLxHxK.shape, key_BxMxGxK.shape[2]
+    query_BxLxGxSxK = query_BxLxHxK.reshape(*shape[:2], n_kv_heads, -1, shape[3])
+    att_BxGxSxLxM = jnp.einsum(
+        'BLGSK,BMGK->BGSLM',
+        query_BxLxGxSxK * shape[3] ** -0.5,
+        key_BxMxGxK,
+        preferred_element_type=jnp.float32,
     )
-    att_BxHxLxM = jnp.where(mask_BxLxM[:, None], att_BxHxLxM, jnp.finfo(jnp.float32).min)
-    att_BxHxLxM = jax.nn.softmax(att_BxHxLxM, axis=-1).astype(value_BxMxHxK.dtype)
-    att_BxHxLxM = dropout(att_BxHxLxM, deterministic=deterministic)
-    return jnp.einsum('BHLM,BMHK->BLHK', att_BxHxLxM, value_BxMxHxK)
+    lowest = jnp.finfo(jnp.float32).min
+    att_BxGxSxLxM = jnp.where(mask_BxLxM[:, None, None], att_BxGxSxLxM, lowest)
+    att_BxGxSxLxM = jax.nn.softmax(att_BxGxSxLxM, axis=-1).astype(value_BxMxGxK.dtype)
+    att_BxGxSxLxM = dropout(att_BxGxSxLxM, deterministic=deterministic)
+    return jnp.einsum('BGSLM,BMGK->BLGSK', att_BxGxSxLxM, value_BxMxGxK).reshape(shape)
 
 
 def update(
     cache: KeyValue,
-    key_BxLxHxK: Float[Array, 'B L H K'],
-    value_BxLxHxK: Float[Array, 'B L H K'],
+    key_BxLxGxK: Float[Array, 'B L G K'],
+    value_BxLxGxK: Float[Array, 'B L G K'],
     slot: Int[Array, ''],
 ) -> KeyValue:
     """The cache with L new keys and values written from `slot` on."""
     start = (0, slot, 0, 0)
     return KeyValue(
         jax.lax.dynamic_update_slice(
-            cache.key_BxMxHxK, key_BxLxHxK.astype(cache.key_BxMxHxK.dtype), start
+            cache.key_BxMxGxK, key_BxLxGxK.astype(cache.key_BxMxGxK.dtype), start
         ),
         jax.lax.dynamic_update_slice(
-            cache.value_BxMxHxK, value_BxLxHxK.astype(cache.value_BxMxHxK.dtype), start
+            cache.value_BxMxGxK, value_BxLxGxK.astype(cache.value_BxMxGxK.dtype), start
         ),
     )
 
@@ -97,31 +138,34 @@ class Attention(nn.Module):
         cfg = self.config
         linear = functools.partial(
             layers.Linear,
-            use_bias=cfg.use_bias,
+            use_bias=cfg.attention_bias,
             param_dtype=cfg.param_dtype,
             compute_dtype=cfg.compute_dtype,
         )
 
-        def heads(name: str) -> jax.Array:
+        def heads(name: str, number: int) -> jax.Array:
             y_BxLxHxK = linear(
                 'BLD,DHK->BLHK',
-                (cfg.d_model, cfg.n_heads, cfg.d_head),
+                (cfg.d_model, number, cfg.d_head),
                 ('embed', 'heads', 'head_dim'),
                 cfg.init_std,
                 name=name,
             )(x_BxLxD)
             return axes.constrain(y_BxLxHxK, 'batch', 'length', 'act_heads', 'act_head_dim')
 
-        query_BxLxHxK, key_BxLxHxK, value_BxLxHxK = map(heads, ('query', 'key', 'value'))
+        rotary = (query_positions_BxL, cfg.rotary_dims, cfg.rotary_base, cfg.rotary_scaling)
+        query_BxLxHxK = rotate(heads('query', cfg.n_heads), *rotary)
+        key_BxLxGxK = rotate(heads('key', cfg.n_kv_heads), *rotary)
+        value_BxLxGxK = heads('value', cfg.n_kv_heads)
         if cache is None:
-            key_BxMxHxK, value_BxMxHxK = key_BxLxHxK, value_BxLxHxK
+            key_BxMxGxK, value_BxMxGxK = key_BxLxGxK, value_BxLxGxK
         else:
-            cache = update(cache, key_BxLxHxK, value_BxLxHxK, slot)
-            key_BxMxHxK, value_BxMxHxK = (kv.astype(x_BxLxD.dtype) for kv in cache)
+            cache = update(cache, key_BxLxGxK, value_BxLxGxK, slot)
+            key_BxMxGxK, value_BxMxGxK = (kv.astype(x_BxLxD.dtype) for kv in cache)
         y_BxLxHxK = attend(
             query_BxLxHxK,
-            key_BxMxHxK,
-            value_BxMxHxK,
+            key_BxMxGxK,
+            value_BxMxGxK,
             mask(query_positions_BxL, key_positions_BxM, self.band_width),
             nn.Dropout(cfg.attention_dropout),
             not self.has_rng('dropout'),

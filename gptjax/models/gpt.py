@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder of GPT-1, GPT-2 and GPT-3.
+"""The decoder of GPT-1, GPT-2, GPT-3, GPT-J and Llama: one block, its choices in the Config.
 
-Names carry their axes: B batch, L query positions, M key positions, D d_model, H heads, K d_head,
-F d_ff, V vocabulary, N layers, R repeats of the layer pattern.
+Names carry their axes: B batch, L query positions, M key positions, D d_model, H heads, G key-value
+heads, K d_head, F d_ff, V vocabulary, N layers, R repeats of the layer pattern.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from gptjax.configs import errors
 from gptjax.models import attention, axes, layers
+from gptjax.scaling import flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,40 +28,76 @@ class Config:
     n_layers: int
     d_model: int
     n_heads: int
+    n_kv_heads: int
     d_head: int
     d_ff: int
     n_ctx: int
     n_vocab: int
     norm: Literal['pre', 'post']
+    norm_kind: Literal['layer', 'rms']
+    norm_eps: float
+    parallel_residual: bool
     attention: tuple[str, ...]
     band_width: int
-    use_bias: bool
-    norm_eps: float
+    positions: Literal['learned', 'rotary']
+    rotary_dims: int
+    rotary_base: float
+    rotary_scaling: tuple[float, ...]
+    activation: Literal['gelu_tanh', 'gelu', 'relu', 'silu']
+    gated_mlp: bool
+    attention_bias: bool
+    mlp_bias: bool
+    norm_bias: bool
+    head_bias: bool
+    tied_embedding: bool
     init_std: float
     position_init_std: float
     residual_init_std: float
     embed_dropout: float
     attention_dropout: float
     residual_dropout: float
-    param_dtype: Literal['float32', 'bfloat16']
-    compute_dtype: Literal['float32', 'bfloat16']
+    param_dtype: Literal['float32', 'bfloat16', 'float16']
+    compute_dtype: Literal['float32', 'bfloat16', 'float16']
     scan_layers: bool
     remat: Literal['none', 'dots', 'full']
 
     def __post_init__(self) -> None:
         errors.require_positive(
-            self, 'n_layers', 'd_model', 'n_heads', 'd_head', 'd_ff', 'n_ctx', 'n_vocab', 'norm_eps'
-        )
+            self, 'n_layers', 'd_model', 'n_heads', 'n_kv_heads', 'd_head', 'd_ff', 'n_ctx',
+            'n_vocab', 'norm_eps', 'rotary_base',
+        )  # fmt: skip
         errors.require_choice(self, 'family', ('gpt',))
         errors.require_choice(self, 'norm', ('pre', 'post'))
+        errors.require_choice(self, 'norm_kind', ('layer', 'rms'))
+        errors.require_choice(self, 'positions', ('learned', 'rotary'))
+        errors.require_choice(self, 'activation', tuple(_ACTIVATIONS))
         errors.require_choice(self, 'remat', ('none', 'dots', 'full'))
         for field in ('param_dtype', 'compute_dtype'):
-            errors.require_choice(self, field, ('float32', 'bfloat16'))
+            errors.require_choice(self, field, ('float32', 'bfloat16', 'float16'))
         errors.require_between(
             self, 0.0, 0.99, 'embed_dropout', 'attention_dropout', 'residual_dropout'
         )
         errors.require_between(
             self, 0.0, 10.0, 'init_std', 'position_init_std', 'residual_init_std'
+        )
+        errors.require(
+            self.n_heads % self.n_kv_heads == 0,
+            f'n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}',
+        )
+        errors.require(
+            not (self.parallel_residual and self.norm == 'post'),
+            "parallel_residual = True has one norm before both branches; set norm = 'pre'",
+        )
+        rotary = self.positions == 'rotary'
+        errors.require(
+            self.rotary_dims % 2 == 0 and rotary * 2 <= self.rotary_dims <= rotary * self.d_head,
+            f'rotary_dims = {self.rotary_dims} does not fit positions = {self.positions!r}: even, '
+            f'from 2 to d_head = {self.d_head} for rotary positions, 0 for learned ones',
+        )
+        errors.require(
+            len(self.rotary_scaling) in (0, 4),
+            'rotary_scaling must be empty or (factor, low_freq_factor, high_freq_factor, '
+            f'original n_ctx), got {self.rotary_scaling}',
         )
         kinds = {str(kind) for kind in self.attention}
         errors.require(
@@ -77,6 +115,28 @@ class Config:
             'it is above 0 exactly when a layer is banded',
         )
 
+    def network(self) -> 'GPT':
+        return GPT(self)
+
+    def empty_cache(self, batch: int, slots: int) -> 'Cache':
+        """A cache for `batch` rows of up to `slots` tokens, prompt and continuation together."""
+        shape = (batch, slots, self.n_kv_heads, self.d_head)
+        dtype = jnp.dtype(self.compute_dtype)
+        layer = attention.KeyValue(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        return Cache(
+            jnp.full((batch, slots), -1, jnp.int32), jnp.zeros((), jnp.int32),
+            (layer,) * self.n_layers,
+        )  # fmt: skip
+
+    def flops_per_token(self, n_params: int) -> float:
+        """FLOPs of training on a token; what is only looked up does not multiply."""
+        looked_up = self.n_ctx if self.positions == 'learned' else 0
+        looked_up += 0 if self.tied_embedding else self.n_vocab
+        return flops.per_token(
+            self.n_layers, self.n_heads, self.d_head, self.n_ctx,
+            n_params - looked_up * self.d_model,
+        )  # fmt: skip
+
 
 class Cache(NamedTuple):
     """Decoding state: M slots shared by the layers; a position of -1 is padding or empty."""
@@ -87,7 +147,10 @@ class Cache(NamedTuple):
 
 
 class Block(nn.Module):
-    """One layer: attention and a feed-forward net, normed before (GPT-2) or after (GPT-1)."""
+    """One layer: attention and a feed-forward net, normed before (GPT-2) or after (GPT-1).
+
+    Both branches read the same normed input where the residual is parallel (GPT-J).
+    """
 
     config: Config
     band_width: int
@@ -102,16 +165,20 @@ class Block(nn.Module):
         slot: Int[Array, ''] | None = None,
     ) -> tuple[Float[Array, 'B L D'], attention.KeyValue | None]:
         cfg = self.config
-        norm = (cfg.norm_eps, cfg.use_bias, cfg.param_dtype)
-        norm_attention = layers.LayerNorm(*norm, name='norm_attention')
-        norm_mlp = layers.LayerNorm(*norm, name='norm_mlp')
+        norm = functools.partial(
+            layers.Norm, cfg.norm_kind, cfg.norm_eps, cfg.norm_bias, cfg.param_dtype
+        )
+        norm_attention = norm(name='norm_attention')
         attend = attention.Attention(cfg, self.band_width, name='attention')
         dropout = nn.Dropout(cfg.residual_dropout, deterministic=not self.has_rng('dropout'))
         pre = cfg.norm == 'pre'
 
         y_BxLxD = norm_attention(x_BxLxD) if pre else x_BxLxD
-        y_BxLxD, cache = attend(y_BxLxD, query_positions_BxL, key_positions_BxM, cache, slot)
-        x_BxLxD += dropout(y_BxLxD)
+        att_BxLxD, cache = attend(y_BxLxD, query_positions_BxL, key_positions_BxM, cache, slot)
+        x_BxLxD += dropout(att_BxLxD)
+        if cfg.parallel_residual:
+            return x_BxLxD + dropout(self._mlp(y_BxLxD)), cache
+        norm_mlp = norm(name='norm_mlp')
         x_BxLxD = x_BxLxD if pre else norm_attention(x_BxLxD)
         y_BxLxD = norm_mlp(x_BxLxD) if pre else x_BxLxD
         x_BxLxD += dropout(self._mlp(y_BxLxD))
@@ -119,21 +186,26 @@ class Block(nn.Module):
 
     def _mlp(self, x_BxLxD: jax.Array) -> jax.Array:
         cfg = self.config
-        numerics = (cfg.use_bias, cfg.param_dtype, cfg.compute_dtype)
-        up, down = (cfg.d_model, cfg.d_ff), (cfg.d_ff, cfg.d_model)
-        x_BxLxF = layers.Linear(
-            'BLD,DF->BLF', up, ('embed', 'mlp'), cfg.init_std, *numerics, name='up'
-        )(x_BxLxD)
-        x_BxLxF = axes.constrain(x_BxLxF, 'batch', 'length', 'act_mlp')
-        x_BxLxF = jax.nn.gelu(x_BxLxF, approximate=True)  # the tanh form, as all released code
+        numerics = (cfg.mlp_bias, cfg.param_dtype, cfg.compute_dtype)
+
+        def widen(name: str) -> jax.Array:
+            y_BxLxF = layers.Linear(
+                'BLD,DF->BLF', (cfg.d_model, cfg.d_ff), ('embed', 'mlp'), cfg.init_std, *numerics,
+                name=name,
+            )(x_BxLxD)  # fmt: skip
+            return axes.constrain(y_BxLxF, 'batch', 'length', 'act_mlp')
+
+        act = _ACTIVATIONS[cfg.activation]
+        y_BxLxF = act(widen('gate')) * widen('up') if cfg.gated_mlp else act(widen('up'))
         y_BxLxD = layers.Linear(
-            'BLF,FD->BLD', down, ('mlp', 'embed'), cfg.residual_init_std, *numerics, name='down'
-        )(x_BxLxF)
+            'BLF,FD->BLD', (cfg.d_ff, cfg.d_model), ('mlp', 'embed'), cfg.residual_init_std,
+            *numerics, name='down',
+        )(y_BxLxF)  # fmt: skip
         return axes.constrain(y_BxLxD, 'batch', 'length', 'act_embed')
 
 
 class GPT(nn.Module):
-    """Tokens -> hidden states, and hidden states -> logits through the tied embedding.
+    """Tokens -> hidden states, and hidden states -> logits.
 
     Parameters of the layers are stacked: 'block_j' holds, for place j of the attention pattern,
     the layers j, j + P, j + 2P, ... of a pattern P long. Scanned and unrolled forms share them.
@@ -150,12 +222,27 @@ class GPT(nn.Module):
             (cfg.n_vocab, cfg.d_model),
             dtype,
         )
-        self.position_embedding = self.param(
-            'position_embedding',
-            axes.boxed(nn.initializers.normal(cfg.position_init_std), 'ctx', 'embed'),
-            (cfg.n_ctx, cfg.d_model),
-            dtype,
-        )
+        if cfg.positions == 'learned':
+            self.position_embedding = self.param(
+                'position_embedding',
+                axes.boxed(nn.initializers.normal(cfg.position_init_std), 'ctx', 'embed'),
+                (cfg.n_ctx, cfg.d_model),
+                dtype,
+            )
+        if not cfg.tied_embedding:
+            self.unembedding = self.param(
+                'unembedding',
+                axes.boxed(nn.initializers.normal(cfg.init_std), 'vocab', 'embed'),
+                (cfg.n_vocab, cfg.d_model),
+                dtype,
+            )
+        if cfg.head_bias:
+            self.unembedding_bias = self.param(
+                'unembedding_bias',
+                axes.boxed(nn.initializers.zeros, 'vocab'),
+                (cfg.n_vocab,),
+                dtype,
+            )
         self.pattern = [
             Block(cfg, cfg.band_width if kind == 'banded' else 0, parent=None)
             for kind in cfg.attention
@@ -165,7 +252,9 @@ class GPT(nn.Module):
             for j, block in enumerate(self.pattern)
         ]
         if cfg.norm == 'pre':
-            self.final_norm = layers.LayerNorm(cfg.norm_eps, cfg.use_bias, cfg.param_dtype)
+            self.final_norm = layers.Norm(
+                cfg.norm_kind, cfg.norm_eps, cfg.norm_bias, cfg.param_dtype
+            )
         self.embed_dropout = nn.Dropout(cfg.embed_dropout)
 
     def __call__(
@@ -194,7 +283,8 @@ class GPT(nn.Module):
         if positions_BxL is None:
             positions_BxL = jnp.arange(length)[None]
         x_BxLxD = self.token_embedding.astype(dtype)[tokens_BxL]
-        x_BxLxD += self.position_embedding.astype(dtype)[jnp.maximum(positions_BxL, 0)]
+        if cfg.positions == 'learned':
+            x_BxLxD += self.position_embedding.astype(dtype)[jnp.maximum(positions_BxL, 0)]
         x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'act_embed')
         x_BxLxD = self.embed_dropout(x_BxLxD, deterministic=not self.has_rng('dropout'))
         if cache is None:
@@ -206,11 +296,16 @@ class GPT(nn.Module):
         return x_BxLxD, cache
 
     def unembed(self, hidden_BxLxD: Float[Array, 'B L D']) -> Float[Array, 'B L V']:
-        """float32 logits through the tied token embedding."""
-        table_VxD = self.token_embedding.astype(hidden_BxLxD.dtype)
+        """float32 logits, through the token embedding where it is tied."""
+        table_VxD = self.token_embedding if self.config.tied_embedding else self.unembedding
         logits_BxLxV = jnp.einsum(
-            'BLD,VD->BLV', hidden_BxLxD, table_VxD, preferred_element_type=jnp.float32
+            'BLD,VD->BLV',
+            hidden_BxLxD,
+            table_VxD.astype(hidden_BxLxD.dtype),
+            preferred_element_type=jnp.float32,
         )
+        if self.config.head_bias:
+            logits_BxLxV += self.unembedding_bias.astype(jnp.float32)[None, None]
         return axes.constrain(logits_BxLxV, 'batch', 'length', 'act_vocab')
 
     def _init_stack(self, rng: jax.Array, block: Block) -> dict:
@@ -273,18 +368,6 @@ class GPT(nn.Module):
         return x_BxLxD, Cache(positions_BxM, length, tuple(kept))
 
 
-def empty_cache(config: Config, batch: int, slots: int) -> Cache:
-    """A cache for `batch` rows of up to `slots` tokens, prompt and continuation together."""
-    shape = (batch, slots, config.n_heads, config.d_head)
-    dtype = jnp.dtype(config.compute_dtype)
-    layer = attention.KeyValue(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-    return Cache(
-        jnp.full((batch, slots), -1, jnp.int32),
-        jnp.zeros((), jnp.int32),
-        tuple(layer for _ in range(config.n_layers)),
-    )
-
-
 def _unstack(stacks: Sequence, repeats: int) -> list:
     """Stacked parameters -> one list of trees a repeat; the gradient is one concatenation."""
     leaves, tree = jax.tree.flatten(stacks)
@@ -300,5 +383,11 @@ def _keep_dots(f):
     return jax.checkpoint(f, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
 
 
+_ACTIVATIONS = {
+    'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),  # all of OpenAI's released code
+    'gelu': functools.partial(jax.nn.gelu, approximate=False),
+    'relu': jax.nn.relu,
+    'silu': jax.nn.silu,
+}
 _REMAT = {'none': lambda f: f, 'dots': _keep_dots, 'full': _keep_nothing}
 _NO_MESH = jax.sharding.AbstractMesh((), ())

@@ -1,31 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a decoder's hidden states are used for; for now, language modelling."""
+"""What a network's hidden states are used for; for now, language modelling."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from flax import linen as nn
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from gptjax.models import gpt
+from gptjax.configs import lookup
+
+Section = Mapping[str, Any] | ml_collections.ConfigDict  # the model section of a config
+
+
+@runtime_checkable
+class Config(Protocol):
+    """What the Config of every model family has beside its fields."""
+
+    family: str  # a module of gptjax.models
+    n_ctx: int  # tokens of a training window; the most a GPT can read
+    n_vocab: int
+
+    def network(self) -> nn.Module:
+        """(tokens, positions, cache) -> (hidden, cache), and unembed(hidden) -> logits."""
+
+    def empty_cache(self, batch: int, slots: int) -> Any:
+        """The decoding state of `batch` rows of up to `slots` tokens."""
+
+    def flops_per_token(self, n_params: int) -> float:
+        """FLOPs of training on a token."""
 
 
 class LanguageModel(nn.Module):
-    """Next-token logits through the tied embedding."""
+    """Next-token logits, from a network of any family: a GPT, an RNN, an n-gram model."""
 
-    config: gpt.Config
+    config: Config
 
     def setup(self) -> None:
-        self.gpt = gpt.GPT(self.config)
+        self.network = self.config.network()
 
     def __call__(
         self,
         tokens_BxL: Int[ArrayLike, 'B L'],
         positions_BxL: Int[ArrayLike, '#B L'] | None = None,
     ) -> Float[Array, 'B L V']:
-        """float32 logits of the next token at every place; positions as in GPT."""
+        """float32 logits of the next token at every place.
+
+        Args:
+          tokens_BxL: token ids.
+          positions_BxL: their positions; -1 marks padding, which nothing sees. None = 0 .. L-1.
+        """
         return self.project(self.hidden(tokens_BxL, positions_BxL))
 
     def hidden(
@@ -34,20 +60,17 @@ class LanguageModel(nn.Module):
         positions_BxL: Int[ArrayLike, '#B L'] | None = None,
     ) -> Float[Array, 'B L D']:
         """Hidden states, for losses that project a chunk at a time."""
-        return self.gpt(tokens_BxL, positions_BxL)[0]
+        return self.network(tokens_BxL, positions_BxL)[0]
 
     def project(self, hidden_BxLxD: Float[Array, 'B L D']) -> Float[Array, 'B L V']:
         """float32 logits of hidden states."""
-        return self.gpt.unembed(hidden_BxLxD)
+        return self.network.unembed(hidden_BxLxD)
 
     def extend(
-        self,
-        tokens_BxL: Int[ArrayLike, 'B L'],
-        positions_BxL: Int[ArrayLike, 'B L'],
-        cache: gpt.Cache,
-    ) -> tuple[Float[Array, 'B 1 V'], gpt.Cache]:
+        self, tokens_BxL: Int[ArrayLike, 'B L'], positions_BxL: Int[ArrayLike, 'B L'], cache: Any
+    ) -> tuple[Float[Array, 'B 1 V'], Any]:
         """Logits after the last of L tokens appended to a cache, and the longer cache."""
-        hidden_BxLxD, cache = self.gpt(tokens_BxL, positions_BxL, cache)
+        hidden_BxLxD, cache = self.network(tokens_BxL, positions_BxL, cache)
         return self.project(hidden_BxLxD[:, -1:]), cache
 
     def init_params(self, rng: jax.Array) -> dict:
@@ -55,10 +78,15 @@ class LanguageModel(nn.Module):
         return self.init(rng, jnp.zeros((1, 1), jnp.int32))['params']
 
 
-def build(section: Mapping[str, Any]) -> LanguageModel:
-    """The language model that a config's model section describes.
+def configure(section: Section) -> Config:
+    """The Config that a config's model section describes, of the family that it names.
 
     Raises:
-      UsageError: a field is unknown, missing or out of range.
+      UsageError: the family or a field is unknown, missing or out of range.
     """
-    return LanguageModel(gpt.Config(**section))
+    return lookup.module('gptjax.models', section['family']).Config(**section)
+
+
+def build(section: Section) -> LanguageModel:
+    """The language model that a config's model section describes; errors as in configure()."""
+    return LanguageModel(configure(section))

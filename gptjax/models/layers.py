@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two layers every model of the line is made of; each weight is declared once."""
+"""The layers every model of the line is made of; each weight is declared once."""
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +44,14 @@ class Linear(nn.Module):
         return y
 
 
-class LayerNorm(nn.Module):
-    """Layer normalisation (Ba et al. 2016) over the last axis, computed in float32."""
+class Norm(nn.Module):
+    """Normalisation over the last axis, computed in float32.
 
+    Attributes:
+      kind: 'layer' (Ba et al. 2016), or 'rms', which does not centre (Zhang and Sennrich 2019).
+    """
+
+    kind: Literal['layer', 'rms']
     eps: float
     use_bias: bool
     param_dtype: str
@@ -54,7 +61,8 @@ class LayerNorm(nn.Module):
         param_dtype, shape = jnp.dtype(self.param_dtype), x_BxLxD.shape[-1:]
         scale_D = self.param('scale', axes.boxed(nn.initializers.ones, 'embed'), shape, param_dtype)
         y_BxLxD = x_BxLxD.astype(jnp.float32)
-        y_BxLxD -= y_BxLxD.mean(axis=-1, keepdims=True)
+        if self.kind == 'layer':
+            y_BxLxD -= y_BxLxD.mean(axis=-1, keepdims=True)
         variance_BxLx1 = jnp.square(y_BxLxD).mean(axis=-1, keepdims=True)
         y_BxLxD *= jax.lax.rsqrt(variance_BxLx1 + self.eps)
         y_BxLxD *= scale_D.astype(jnp.float32)[None, None]

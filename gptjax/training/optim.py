@@ -173,7 +173,7 @@ def decays(params: Any) -> Any:
 
     def is_weight(path: tuple, _: Any) -> bool:
         keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        return keys[-1] not in ('bias', 'scale')
+        return not keys[-1].endswith(('bias', 'scale'))
 
     return jax.tree_util.tree_map_with_path(
         is_weight, params, is_leaf=lambda x: isinstance(x, meta.AxisMetadata)
