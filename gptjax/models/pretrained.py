@@ -1,66 +1,302 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained weights as a model that can be applied; for now, from our own workdirs."""
+"""Trained weights in and out: our workdirs, Hugging Face folders, GGUF files.
 
+Weights stream: one published tensor after another is read, turned into ours, and written into its
+place on the devices. Every tensor must be expected, present, and of the right shape.
+"""
+
+import dataclasses
+import functools
+import json
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jax.sharding import SingleDeviceSharding
+from flax import traverse_util
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from gptjax.configs import errors
-from gptjax.models import heads
+from gptjax.models import gpt, heads
+from gptjax.models.published import families, gguf, layout, tensors, tokenizer_files
 from gptjax.runtime import checkpoint
+from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
 
 TOKENIZER = 'tokenizer'  # folder below a workdir
+_CONFIG = 'config.json'
+_NETWORK = 'network/'  # our parameters are below it
 _log = logging.getLogger(__name__)
 
 
 class Pretrained(NamedTuple):
     model: heads.LanguageModel
     params: Any
-    tokenizer: tokenizer_lib.Tokenizer
+    tokenizer: tokenizer_lib.Tokenizer | None
 
 
-def load(path: str, shardings: Callable[[Any], Any] | None = None) -> Pretrained:
-    """The newest whole checkpoint of a workdir, on any devices, whatever it was trained on.
+def load(
+    path: str | pathlib.Path,
+    dtype: str | None = None,
+    shardings: Callable[[Any], Any] | None = None,
+    progress: Callable[[int], None] = lambda parameters: None,
+) -> Pretrained:
+    """Weights as a model: `model.apply({'params': params}, tokens_BxL)` gives logits.
+
+    Memory beyond the parameters that end up on this host: the largest published tensor, in its own
+    dtype and in ours.
 
     Args:
-      path: a workdir that python -m gptjax.train made.
+      path: a workdir of ours (its newest whole checkpoint); a Hugging Face folder of gpt2,
+        openai-gpt, gptj or llama (config.json with model.safetensors or pytorch_model.bin); or a
+        GGUF file of the llama architecture.
+      dtype: of the parameters, 'float32', 'bfloat16' or 'float16'; None = as they are stored,
+        quantised ones as float32. They are computed with in the same dtype, in float32 where they
+        are float16.
       shardings: boxed abstract parameters -> shardings, as runtime.mesh's; None = one device.
+      progress: is told the parameters read.
+
+    Returns:
+      (model, params, tokenizer); the tokenizer is None where the folder has none.
 
     Raises:
-      InputError: there is no checkpoint or no tokenizer.
+      InputError: there are no weights, a tensor is unexpected, missing or misshapen (the message
+        names it), or the model is not one of these.
     """
-    found = checkpoint.latest(path, put_aside=False)
-    if found is None:
+    path = pathlib.Path(path)
+    errors.require(
+        dtype in (None, 'float32', 'bfloat16', 'float16'),
+        f'dtype must be float32, bfloat16, float16 or None, got {dtype!r}',
+    )
+    if path.suffix == '.gguf' and path.is_file():
+        file = gguf.File(path)
+        _log.info('%s is quantised as %s; say so beside its scores', path.name, file.quantisation())
+        config, stored, tokenizer = file.config(), file.tensors(), file.tokenizer()
+        return _stream(path, families.LLAMA_GGUF, config, stored, tokenizer, dtype, shardings,
+                       progress)  # fmt: skip
+    if (path / checkpoint.FOLDER).is_dir():
+        return _workdir(path, dtype, shardings)
+    if _published(path):
+        found = json.loads((path / _CONFIG).read_text(encoding='utf-8'))
+        kind = found['model_type']
+        if kind not in families.ALL:
+            raise errors.InputError(
+                f'{path} holds a {kind!r}; there are: {", ".join(families.ALL)}'
+            )
+        try:
+            config = families.ALL[kind].config(found)
+        except KeyError as e:
+            raise errors.InputError(f'{path / _CONFIG} has no field {e}; fetch it again') from e
+        tokenizer = tokenizer_lib.find(path)
+        return _stream(path, families.ALL[kind], config, tensors.find(path), tokenizer, dtype,
+                       shardings, progress)  # fmt: skip
+    raise errors.InputError(
+        f'no checkpoint in {path}, and it is no published folder (config.json with a model_type) '
+        'nor a .gguf file; train one with python -m gptjax.train, or name another with '
+        '--config.init_from'
+    )
+
+
+def save(
+    path: str | pathlib.Path,
+    model: heads.LanguageModel,
+    params: Any,
+    tokenizer: tokenizer_lib.Tokenizer | None,
+    shard_bytes: int = 5 * 10**9,
+    progress: Callable[[int], None] = lambda written: None,
+) -> None:
+    """Writes a Hugging Face folder: config.json, safetensors, tokenizer, generation_config.json.
+
+    Besides the parameters, one file of at most `shard_bytes` is held in memory. config.json is
+    written last: a folder without one is unfinished.
+
+    Raises:
+      InputError: no published layout holds this model, or the folder is not empty.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and any(path.iterdir()):
+        raise errors.InputError(f'{path} is not empty; choose another folder, or remove it')
+    config = model.config
+    if not isinstance(config, gpt.Config):
+        raise errors.InputError(f'no published layout holds a model of family {config.family!r}')
+    family = families.of(config)
+    flat = _flat(nn.meta.unbox(params))
+    dtype = np.dtype(jnp.dtype(config.param_dtype))
+
+    def get(place: layout.Place) -> np.ndarray:
+        leaves = [flat[name] for name in place.tensor.paths]
+        arrays = [np.asarray(x if place.layer < 0 else x[place.layer]) for x in leaves]
+        return family.theirs(place.tensor, arrays, config)
+
+    def items() -> Any:
+        for place in family.places(set(flat), config.n_layers):
+            prefix = '' if place.name.startswith('lm_head.') else family.prefix
+            size = dtype.itemsize * int(np.prod(family.shape(place.tensor, config)))
+            yield prefix + place.name, size, functools.partial(get, place)
+
+    path.mkdir(parents=True, exist_ok=True)
+    tensors.write(path, items(), shard_bytes, progress)
+    end = -1 if tokenizer is None else tokenizer.end_of_text
+    ids = {'bos_token_id': end, 'eos_token_id': end} if end >= 0 else {}
+    if tokenizer is not None:
+        for name, content in tokenizer_files.of(tokenizer, config.n_ctx).items():
+            files.replace(path / name, content)
+    files.replace(path / 'generation_config.json', json.dumps(ids, indent=2) + '\n')
+    described = {'model_type': family.model_type, **family.published(config), **ids}
+    described['torch_dtype'] = config.param_dtype
+    files.replace(path / _CONFIG, json.dumps(described, indent=2) + '\n')
+
+
+def _published(path: pathlib.Path) -> bool:
+    try:
+        return 'model_type' in json.loads((path / _CONFIG).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return False
+
+
+def _stream(
+    path: pathlib.Path,
+    family: layout.Layout,
+    config: gpt.Config,
+    stored: Mapping[str, tensors.Stored],
+    tokenizer: tokenizer_lib.Tokenizer | None,
+    dtype: str | None,
+    shardings: Callable[[Any], Any] | None,
+    progress: Callable[[int], None],
+) -> Pretrained:
+    """A published model's tensors as our parameters, wherever they are wanted."""
+    stored = _named(family, stored)
+    config = _with_dtype(config, dtype or _dtype(stored))
+    model = heads.LanguageModel(config)
+    target = _target(model, shardings)
+    flat = _flat(target)
+    places = list(family.places(set(flat), config.n_layers))
+    wanted = {place.name for place in places}
+    tied = 'lm_head.weight' if config.tied_embedding and 'lm_head.weight' in stored else ''
+    for name in sorted(stored.keys() - wanted - {tied}):
+        raise errors.InputError(f'{path} holds an unexpected tensor {name}; nothing of it was used')
+    for name in sorted(wanted - stored.keys()):
+        raise errors.InputError(f'{path} lacks the tensor {name}; fetch it again')
+    uncovered = flat.keys() - {p for place in places for p in place.tensor.paths}
+    if uncovered:
+        raise errors.InputError(f'{path}: nothing is published for our {min(uncovered)}')
+    params = {name: _zeros(x) for name, x in flat.items() if x.ndim and 'block_' in name}
+    for place in places:
+        try:
+            parts = family.ours(place.tensor, stored[place.name].read(), config)
+        except errors.InputError as e:
+            raise errors.InputError(f'{path}: {place.name}: {e}') from e
+        for name, part in zip(place.tensor.paths, parts, strict=True):
+            x = flat[name]
+            if place.layer < 0:
+                params[name] = _put(part, x.dtype, x.sharding)
+            else:
+                layer = _put(part, x.dtype, _of_layer(x.sharding))
+                params[name] = _set_layer(params[name], layer, place.layer)
+            progress(part.size)
+        if place.name == family.tensors[0].name and tied:
+            _check_tied(path, stored[tied], stored[place.name])
+    tree = traverse_util.unflatten_dict({_NETWORK + k: v for k, v in params.items()}, sep='/')
+    _log.info('read %s parameters of %s', f'{sum(x.size for x in params.values()):,}', path)
+    return Pretrained(model, tree, tokenizer)
+
+
+def _named(
+    family: layout.Layout, stored: Mapping[str, tensors.Stored]
+) -> dict[str, tensors.Stored]:
+    """Without the network's prefix, which bare networks lack, and without buffers."""
+    return {
+        name.removeprefix(family.prefix): tensor
+        for name, tensor in stored.items()
+        if not name.endswith(family.ignored or ('\0',))
+    }
+
+
+def _check_tied(path: pathlib.Path, head: tensors.Stored, embedding: tensors.Stored) -> None:
+    if not np.array_equal(head.read(), embedding.read()):
         raise errors.InputError(
-            f'no checkpoint in {path}; train one with python -m gptjax.train, or name another '
-            'workdir with --config.init_from'
+            f'{path}: lm_head.weight differs from the embedding, though config.json ties them; '
+            'set tie_word_embeddings to false there'
         )
-    folder, meta = found
-    tokenizer = tokenizer_lib.load(pathlib.Path(path) / TOKENIZER)
-    if tokenizer_lib.fingerprint(tokenizer) != meta['tokenizer']:
-        raise errors.InputError(
-            f'the tokenizer in {path}/{TOKENIZER} is not the one that the weights were trained '
-            'with; put that one back'
-        )
-    section = meta['config']['model']
-    section['attention'] = tuple(section['attention'])  # JSON knows lists only
-    model = heads.build(section)
+
+
+def _dtype(stored: Mapping[str, tensors.Stored]) -> str:
+    """Of the matrices, where they agree on a half precision; else float32."""
+    kinds = {tensor.dtype.name for tensor in stored.values() if len(tensor.shape) > 1}
+    return kinds.pop() if len(kinds) == 1 and kinds <= {'float16', 'bfloat16'} else 'float32'
+
+
+def _with_dtype(config: Any, dtype: str) -> Any:
+    compute = 'float32' if dtype == 'float16' else dtype  # float16 overflows too easily
+    return dataclasses.replace(config, param_dtype=dtype, compute_dtype=compute)
+
+
+def _target(model: heads.LanguageModel, shardings: Callable[[Any], Any] | None) -> Any:
+    """Abstract parameters in the shardings wanted."""
     boxed = jax.eval_shape(model.init_params, jax.random.key(0))
     plain = nn.meta.unbox(boxed)
-    if shardings is None:
-        one = SingleDeviceSharding(jax.devices()[0])
-        placed = jax.tree.map(lambda _: one, plain)
-    else:
-        placed = shardings(boxed)
-    target = jax.tree.map(
+    one = SingleDeviceSharding(jax.devices()[0])
+    placed = jax.tree.map(lambda _: one, plain) if shardings is None else shardings(boxed)
+    return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plain, placed
     )
-    params = checkpoint.restore(folder, meta, params=target)['params']
+
+
+def _flat(params: Any) -> dict[str, Any]:
+    flat = traverse_util.flatten_dict(params, sep='/')
+    return {name.removeprefix(_NETWORK): x for name, x in flat.items()}
+
+
+def _zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(x.shape, x.dtype), out_shardings=x.sharding)()
+
+
+def _put(array: np.ndarray, dtype: Any, sharding: Sharding) -> jax.Array:
+    """Only what this process's devices hold is converted and copied."""
+    return jax.make_array_from_callback(
+        array.shape, sharding, lambda index: np.ascontiguousarray(array[index], dtype)
+    )
+
+
+def _of_layer(sharding: Sharding) -> Sharding:
+    """A stacked parameter's sharding -> that of one layer of it."""
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return sharding
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _set_layer(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
+
+
+def _workdir(
+    path: pathlib.Path, dtype: str | None, shardings: Callable[[Any], Any] | None
+) -> Pretrained:
+    found = checkpoint.latest(path, put_aside=False)
+    if found is None:
+        raise errors.InputError(f'no whole checkpoint in {path}; train on, or name another workdir')
+    folder, meta = found
+    tokenizer = None
+    if meta['tokenizer']:
+        tokenizer = tokenizer_lib.load(path / TOKENIZER)
+        if tokenizer_lib.fingerprint(tokenizer) != meta['tokenizer']:
+            raise errors.InputError(
+                f'the tokenizer in {path}/{TOKENIZER} is not the one that the weights were trained '
+                'with; put that one back'
+            )
+    section = {  # JSON knows lists only
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in meta['config']['model'].items()
+    }
+    model = heads.build(section)
+    params = checkpoint.restore(folder, meta, params=_target(model, shardings))['params']
+    if dtype and dtype != model.config.param_dtype:
+        model = heads.LanguageModel(_with_dtype(model.config, dtype))
+        params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
     _log.info('read step %d of %s', meta['step'], path)
     return Pretrained(model, params, tokenizer)

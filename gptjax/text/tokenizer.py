@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from gptjax.configs import errors
+from gptjax.text import gpt1
 
 END_OF_TEXT = '<|endoftext|>'
 # What published tokenizers call the token between documents, in order of preference.
@@ -83,11 +84,17 @@ def save(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
         (folder / name).write_bytes(content)
 
 
+def find(folder: pathlib.Path) -> Tokenizer | None:
+    """The tokenizer of a folder of weights; None where it has none. Errors as load()."""
+    return load(folder) if _known_files(folder) else None
+
+
 def load(path: str | pathlib.Path) -> Tokenizer:
     """Reads a tokenizer from a file or a folder.
 
-    Known are tokenizer.json (Hugging Face), *.model (SentencePiece), encoder.json + vocab.bpe
-    (GPT-2), encoder_bpe_40000.json + vocab_40000.bpe (GPT-1), and what save() wrote.
+    Known are tokenizer.json (Hugging Face), *.model (SentencePiece), vocab.json + merges.txt or
+    encoder.json + vocab.bpe (GPT-2), the former or encoder_bpe_40000.json + vocab_40000.bpe
+    (GPT-1), and what save() wrote.
 
     Raises:
       InputError: nothing known is there, or it cannot be read.
@@ -178,6 +185,54 @@ class Subwords:
         return {'tokenizer.json': self._content}
 
 
+class Gpt1(Subwords):
+    """GPT-1's vocabulary over its own words: lower-cased, '</w>' at their ends; not invertible.
+
+    Args:
+      kind: 'spacy', as OpenAI's code and transformers with ftfy and spaCy; 'basic', as transformers
+        without them; '' = what is installed.
+    """
+
+    def __init__(
+        self, vocabulary: dict[str, int], merges: list[tuple[str, str]], kind: str
+    ) -> None:
+        self.kind = kind or ('spacy' if gpt1.has_spacy() else 'basic')
+        if self.kind == 'spacy' and not gpt1.has_spacy():
+            raise errors.InputError(
+                'this GPT-1 tokenizer cuts words with ftfy and spaCy, which are not installed: '
+                "pip install 'gptjax[gpt1]'"
+            )
+        backend = tokenizers.Tokenizer(
+            models.BPE(vocabulary, merges, unk_token=gpt1.UNKNOWN, end_of_word_suffix='</w>')
+        )
+        if self.kind == 'basic':
+            backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+            backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.BPEDecoder(suffix='</w>')
+        super().__init__(backend)
+        self._vocabulary, self._merges = vocabulary, merges
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        text = check_text(text)
+        spacy = self.kind == 'spacy'
+        ids = []
+        for word in gpt1.words(text) if spacy else gpt1.parts(text):
+            known = word == gpt1.UNKNOWN or (spacy and word == gpt1.NEWLINE)
+            ids += [self._vocabulary[word]] if known else super().encode(word)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return super().decode(ids).strip(' ')
+
+    def serialized(self) -> dict[str, bytes]:
+        lines = ['#version: 0.2', *(' '.join(pair) for pair in self._merges), '']
+        return {
+            'vocab.json': json.dumps(self._vocabulary).encode(),
+            'merges.txt': '\n'.join(lines).encode(),
+            'gpt1.json': json.dumps({'words': self.kind}).encode(),
+        }
+
+
 class SentencePiece:
     """A SentencePiece model; its </s> separates documents. Its normalisation may lose text."""
 
@@ -211,7 +266,7 @@ class SentencePiece:
         return end.join(self._processor.decode(part) for part in parts)
 
     def serialized(self) -> dict[str, bytes]:
-        return {'sentencepiece.model': self._model}
+        return {'tokenizer.model': self._model}
 
 
 def check_text(text: str) -> str:
@@ -227,7 +282,8 @@ def check_text(text: str) -> str:
 
 
 def _known_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    names = ('tokenizer.json', 'bytes.json', 'encoder.json', 'encoder_bpe_40000.json')
+    names = ('bytes.json', 'gpt1.json', 'tokenizer.json', 'vocab.json', 'encoder.json')
+    names += ('encoder_bpe_40000.json',)
     found = [folder / name for name in names if (folder / name).is_file()]
     return found + sorted(folder.glob('*.model')) if folder.is_dir() else []
 
@@ -235,10 +291,14 @@ def _known_files(folder: pathlib.Path) -> list[pathlib.Path]:
 def _read(path: pathlib.Path) -> Tokenizer:
     if path.name == 'bytes.json':
         return Bytes()
-    if path.name == 'encoder.json':
-        return Subwords(_gpt2(path, path.with_name('vocab.bpe')))
-    if path.name == 'encoder_bpe_40000.json':
-        return Subwords(_gpt1(path, path.with_name('vocab_40000.bpe')))
+    if path.name in _MERGES:
+        vocabulary, merges = _vocab(path), _merges(path.with_name(_MERGES[path.name]))
+        gpt1_like = '.</w>' in vocabulary
+        return Gpt1(vocabulary, merges, '') if gpt1_like else Subwords(_gpt2(vocabulary, merges))
+    if path.name == 'gpt1.json':
+        vocabulary = _vocab(path.with_name('vocab.json'))
+        kind = json.loads(path.read_text(encoding='utf-8'))['words']
+        return Gpt1(vocabulary, _merges(path.with_name('merges.txt')), kind)
     if path.suffix == '.model':
         return SentencePiece(path.read_bytes())
     backend = tokenizers.Tokenizer.from_file(str(path))
@@ -247,23 +307,20 @@ def _read(path: pathlib.Path) -> Tokenizer:
     return Subwords(backend)
 
 
-def _gpt2(encoder: pathlib.Path, merges: pathlib.Path) -> tokenizers.Tokenizer:
+# A vocabulary's file -> that of its merges.
+_MERGES = {
+    'vocab.json': 'merges.txt',
+    'encoder.json': 'vocab.bpe',
+    'encoder_bpe_40000.json': 'vocab_40000.bpe',
+}
+
+
+def _gpt2(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
     """OpenAI's GPT-2 files; '<|endoftext|>' is the vocabulary's last entry."""
-    backend = tokenizers.Tokenizer(models.BPE(_vocab(encoder), _merges(merges)))
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([END_OF_TEXT])
-    return backend
-
-
-def _gpt1(encoder: pathlib.Path, merges: pathlib.Path) -> tokenizers.Tokenizer:
-    """OpenAI's GPT-1 files: lower-cased words with '</w>' at their ends; not invertible."""
-    backend = tokenizers.Tokenizer(
-        models.BPE(_vocab(encoder), _merges(merges), unk_token='<unk>', end_of_word_suffix='</w>')
-    )
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.BPEDecoder(suffix='</w>')
     return backend
 
 

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A GGUF file as a published model: its config, its tensors (dequantised), its tokenizer."""
+
+import pathlib
+from typing import Any
+
+import gguf
+import ml_dtypes
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from gptjax.configs import errors
+from gptjax.models import gpt
+from gptjax.models.published import families
+from gptjax.models.published.tensors import Stored
+from gptjax.text import tokenizer as tokenizer_lib
+
+_CONTROL = 3  # tokenizer.ggml.token_type of special tokens
+_USER_DEFINED = 4
+
+# The pre-tokenizers that GGUF names without their pattern, as Hugging Face's tokenizer.json files
+# of the same models have them; each compared with llama.cpp 0.3.16's ids on 70 hard texts.
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_ENDS = r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+_SPLITS = {
+    'llama-bpe': _CONTRACTIONS + r'\p{N}{1,3}' + _ENDS,
+    'qwen2': _CONTRACTIONS + r'\p{N}' + _ENDS,
+}
+_PRE_TOKENIZERS = ('gpt-2', 'smollm', *_SPLITS)
+
+
+class File:
+    """An opened GGUF file. Raises InputError where it is none, or of an unknown architecture."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        try:
+            self._reader = gguf.GGUFReader(path)
+        except (OSError, ValueError, IndexError) as e:
+            raise errors.InputError(f'cannot read {path} as GGUF: {e}') from e
+        self._path = path
+        self._fields = dict(self._reader.fields)
+        architecture = self._value('general.architecture')
+        if architecture != 'llama':
+            raise errors.InputError(f'{path} holds a {architecture!r}; of GGUF only llama is read')
+
+    def tensors(self) -> dict[str, Stored]:
+        """Every tensor; quantised ones are read as float32, float16 and bfloat16 as they are."""
+        found = {}
+        for tensor in self._reader.tensors:
+            shape = tuple(int(n) for n in reversed(tensor.shape))
+            dtype = {'F16': np.float16, 'BF16': ml_dtypes.bfloat16}.get(
+                tensor.tensor_type.name, np.float32
+            )
+            found[tensor.name] = Stored(
+                shape, np.dtype(dtype), lambda tensor=tensor, dtype=dtype: _read(tensor, dtype)
+            )
+        return found
+
+    def quantisation(self) -> str:
+        """The file's kind, as 'Q4_1'; say it beside every score."""
+        kind = gguf.LlamaFileType(self._value('general.file_type'))
+        return kind.name.removeprefix('MOSTLY_').removeprefix('ALL_')
+
+    def config(self) -> gpt.Config:
+        """Our Config. Raises InputError on what ours does not compute."""
+        scaling = self._value('llama.rope.scaling.type', 'none')
+        if scaling != 'none' or 'rope_freqs.weight' in self.tensors():
+            raise errors.InputError(
+                f'{self._path} scales its rotary positions; GGUF keeps too little to tell how: '
+                'load the safetensors of the same model'
+            )
+        n_heads = self._value('llama.attention.head_count')
+        d_model = self._value('llama.embedding_length')
+        return families.LLAMA.config(
+            {
+                'num_hidden_layers': self._value('llama.block_count'),
+                'hidden_size': d_model,
+                'num_attention_heads': n_heads,
+                'num_key_value_heads': self._value('llama.attention.head_count_kv', n_heads),
+                'head_dim': self._value('llama.attention.key_length', d_model // n_heads),
+                'intermediate_size': self._value('llama.feed_forward_length'),
+                'max_position_embeddings': self._value('llama.context_length'),
+                'vocab_size': self.tensors()['token_embd.weight'].shape[0],
+                'rms_norm_eps': self._value('llama.attention.layer_norm_rms_epsilon'),
+                'rope_theta': self._value('llama.rope.freq_base', 1e4),
+                'tie_word_embeddings': 'output.weight' not in self.tensors(),
+                'attention_bias': 'blk.0.attn_q.bias' in self.tensors(),
+            }
+        )
+
+    def tokenizer(self) -> tokenizer_lib.Tokenizer | None:
+        """Its byte-level BPE; None where it has no tokenizer.
+
+        Raises:
+          InputError: its kind, or its pre-tokenizer, is not among the verified ones.
+        """
+        kind = self._value('tokenizer.ggml.model', 'none')
+        if kind == 'none':
+            return None
+        if kind != 'gpt2':
+            raise errors.InputError(
+                f'{self._path} has a tokenizer of kind {kind!r}; of GGUF only gpt2 (byte-level '
+                'BPE) is read: load the Hugging Face folder of the same model'
+            )
+        name = self._value('tokenizer.ggml.pre', 'default')
+        if name not in _PRE_TOKENIZERS:
+            raise errors.InputError(
+                f'{self._path} names the pre-tokenizer {name!r} without saying what it is; '
+                f'verified are: {", ".join(_PRE_TOKENIZERS)}. Load the Hugging Face folder of the '
+                'same model'
+            )
+        names = self._value('tokenizer.ggml.tokens')
+        kinds = self._value('tokenizer.ggml.token_type')
+        merges = [tuple(merge.split(' ')) for merge in self._value('tokenizer.ggml.merges')]
+        vocabulary = {token: i for i, token in enumerate(names)}
+        # Llama 3 takes a word that is a token whole, even where no merges lead to it.
+        whole = name == 'llama-bpe'
+        backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole))
+        backend.pre_tokenizer = _pre_tokenizer(name)
+        backend.decoder = decoders.ByteLevel()
+        control = [names[i] for i, kind in enumerate(kinds) if kind == _CONTROL]
+        backend.add_special_tokens(control)
+        backend.add_tokens([names[i] for i, kind in enumerate(kinds) if kind == _USER_DEFINED])
+        return tokenizer_lib.Subwords(backend)
+
+    def _value(self, name: str, *default: Any) -> Any:
+        if name in self._fields:
+            return self._fields[name].contents()
+        if default:
+            return default[0]
+        raise errors.InputError(f'{self._path} has no field {name}; it is damaged or too old')
+
+
+def _read(tensor: Any, dtype: Any) -> np.ndarray:
+    if dtype is np.float32:
+        try:
+            return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as e:
+            raise errors.InputError(f'cannot dequantise {tensor.name}: {e}') from e
+    shape = tuple(int(n) for n in reversed(tensor.shape))
+    return np.asarray(tensor.data).view(dtype).reshape(shape)
+
+
+def _pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=name not in _SPLITS)
+    if name in _SPLITS:
+        split = pre_tokenizers.Split(tokenizers.Regex(_SPLITS[name]), 'isolated')
+        return pre_tokenizers.Sequence([split, byte_level])
+    if name == 'smollm':
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(True), byte_level])
+    return byte_level

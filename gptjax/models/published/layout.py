@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A published layout: which tensor and which field of config.json is which of ours, both ways.
+
+A tensor's pattern is read as by einops, published axes -> ours. Letters as in gpt.py, and L n_ctx,
+T the parts that are published as one tensor.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import einops
+import numpy as np
+
+from gptjax.configs import errors, sizes
+from gptjax.models import gpt
+
+
+class Tensor(NamedTuple):
+    """One published tensor, or one for every layer where its name has a {}."""
+
+    name: str
+    paths: tuple[str, ...]  # of our parameters; of several, they are stacked along T
+    pattern: str
+    rotated: bool = False  # its last axis of ours is a head's, turned by rotary positions
+
+
+class Place(NamedTuple):
+    """Where a published tensor goes: our parameters, and the layer in them (-1 = not stacked)."""
+
+    tensor: Tensor
+    name: str
+    layer: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One published family.
+
+    Attributes:
+      model_type: as config.json calls it.
+      prefix: before every tensor's name but the head's, when the whole language model is published;
+        absent where the bare network is.
+      ignored: buffers that are published but not learned, by the end of their names.
+      neighbours: rotary pairs are (2i, 2i + 1) there; ours are (i, i + dims / 2).
+      defaults: of the fields of config.json that are read, as the published class has them.
+      only: fields of config.json that must have this value: ours computes nothing else.
+      section: config.json, defaults filled in -> fields of our model section.
+      published: our Config -> config.json.
+    """
+
+    model_type: str
+    prefix: str
+    ignored: tuple[str, ...]
+    neighbours: bool
+    tensors: tuple[Tensor, ...]
+    defaults: Mapping[str, Any]
+    only: Mapping[str, Any]
+    section: Callable[[Mapping[str, Any]], dict[str, Any]]
+    published: Callable[[gpt.Config], dict[str, Any]]
+
+    def config(self, published: Mapping[str, Any]) -> gpt.Config:
+        """Our Config of a published config.json. Raises InputError on what ours cannot compute."""
+        filled = {**self.defaults, **self.only, **published}
+        for field, value in self.only.items():
+            if filled[field] != value:
+                raise errors.InputError(
+                    f'config.json has {field} = {filled[field]!r}; only {value!r} is known here'
+                )
+        return gpt.Config(**sizes.model('gpt2-small', **self.section(filled)))
+
+    def places(self, paths: set[str], n_layers: int) -> Iterator[Place]:
+        """Every published tensor of a model with these parameters."""
+        for tensor in self.tensors:
+            if paths.issuperset(tensor.paths):
+                if '{}' in tensor.name:
+                    for layer in range(n_layers):
+                        yield Place(tensor, tensor.name.format(layer), layer)
+                else:
+                    yield Place(tensor, tensor.name, -1)
+
+    def shape(self, tensor: Tensor, config: gpt.Config) -> tuple[int, ...]:
+        """Of the published tensor."""
+        sizes_ = _sizes(tensor, config)
+        left = groups(tensor.pattern.split(' -> ')[0])
+        return tuple(math.prod(sizes_[letter] for letter in group.split()) for group in left)
+
+    def ours(self, tensor: Tensor, array: np.ndarray, config: gpt.Config) -> list[np.ndarray]:
+        """Views of a published tensor as our parameters, one for each of its paths.
+
+        Raises:
+          InputError: its shape is not what the config says.
+        """
+        sizes_ = _sizes(tensor, config)
+        left, right = tensor.pattern.split(' -> ')
+        shape = self.shape(tensor, config)
+        if array.shape != shape:
+            raise errors.InputError(f'its shape is {array.shape} where its config says {shape}')
+        found = einops.rearrange(array, f'{left} -> {right}', **_used(sizes_, left))
+        if tensor.rotated and self.neighbours:
+            found = found[..., _order(config)]
+        return list(found) if right.startswith('T ') else [found]
+
+    def theirs(self, tensor: Tensor, arrays: list[np.ndarray], config: gpt.Config) -> np.ndarray:
+        """The published tensor made of our parameters; the inverse of ours()."""
+        left, right = tensor.pattern.split(' -> ')
+        if tensor.rotated and self.neighbours:
+            arrays = [array[..., np.argsort(_order(config))] for array in arrays]
+        array = np.stack(arrays) if right.startswith('T ') else arrays[0]
+        sizes_ = _used(_sizes(tensor, config), left)
+        return np.ascontiguousarray(einops.rearrange(array, f'{right} -> {left}', **sizes_))
+
+
+def groups(side: str) -> list[str]:
+    """'D (T H K)' -> ['D', 'T H K']."""
+    return [inner or letter for inner, letter in re.findall(r'\(([^)]*)\)|(\S+)', side)]
+
+
+def _sizes(tensor: Tensor, config: gpt.Config) -> dict[str, int]:
+    return {
+        'D': config.d_model, 'F': config.d_ff, 'G': config.n_kv_heads, 'H': config.n_heads,
+        'K': config.d_head, 'L': config.n_ctx, 'T': len(tensor.paths), 'V': config.n_vocab,
+    }  # fmt: skip
+
+
+def _used(sizes_: dict[str, int], side: str) -> dict[str, int]:
+    return {letter: size for letter, size in sizes_.items() if letter in side}
+
+
+def _order(config: gpt.Config) -> np.ndarray:
+    """For each of our head dimensions, the published one with neighbouring rotary pairs."""
+    dims = config.rotary_dims
+    turned = np.arange(dims).reshape(-1, 2).T.ravel()
+    return np.concatenate([turned, np.arange(dims, config.d_head)])

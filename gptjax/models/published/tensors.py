@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors of published weight files, read one by one: safetensors, and torch's own pickles.
+
+Files are read, not mapped: mapped pages would count as memory in use.
+"""
+
+import collections
+import io
+import json
+import pathlib
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from gptjax.configs import errors
+from gptjax.text import files
+
+_DTYPES = {
+    'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
+    'I64': np.int64, 'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8,
+    'BOOL': np.bool_,
+}  # fmt: skip
+# torch storages that a weight file may name -> dtype; anything else is refused.
+_STORAGES = {
+    'DoubleStorage': np.float64, 'FloatStorage': np.float32, 'HalfStorage': np.float16,
+    'BFloat16Storage': ml_dtypes.bfloat16, 'LongStorage': np.int64, 'IntStorage': np.int32,
+    'ShortStorage': np.int16, 'CharStorage': np.int8, 'ByteStorage': np.uint8,
+    'BoolStorage': np.bool_,
+}  # fmt: skip
+
+
+class Stored(NamedTuple):
+    """A tensor in a file, and how to read it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+def find(folder: pathlib.Path) -> dict[str, Stored]:
+    """Every tensor of a folder's model.safetensors or pytorch_model.bin, in one file or many.
+
+    Raises:
+      InputError: there is neither, or a file is missing, damaged, or holds more than tensors.
+    """
+    for name, reader in (('model.safetensors', _safetensors), ('pytorch_model.bin', _torch)):
+        paths = _shards(folder, name)
+        found: dict[str, Stored] = {}
+        for path in paths:
+            try:
+                found |= reader(path)
+            except (
+                OSError,
+                safetensors.SafetensorError,
+                pickle.UnpicklingError,
+                EOFError,
+                ValueError,
+                KeyError,
+                zipfile.BadZipFile,
+                struct.error,
+            ) as e:
+                if isinstance(e, errors.InputError):
+                    raise
+                raise errors.InputError(f'cannot read {path}: {e}; fetch it again') from e
+        if paths:
+            return found
+    raise errors.InputError(
+        f'{folder} holds neither model.safetensors nor pytorch_model.bin, in one file or with an '
+        'index of several'
+    )
+
+
+def write(
+    folder: pathlib.Path,
+    tensors: Iterator[tuple[str, int, Callable[[], np.ndarray]]],
+    shard_bytes: int,
+    progress: Callable[[int], None],
+) -> None:
+    """Writes safetensors in files of at most `shard_bytes`, with an index where there are several.
+
+    Args:
+      tensors: (name, bytes, how to get it); at most one file's worth is held at a time.
+      progress: is told the bytes written.
+    """
+    shards: list[list] = [[]]
+    held = 0
+    for name, size, get in tensors:
+        if shards[-1] and held + size > shard_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append((name, size, get))
+        held += size
+    index: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        one = len(shards) == 1
+        path = f'model-{number:05d}-of-{len(shards):05d}.safetensors' if not one else _ONE
+        partial = folder / f'{path}.partial'
+        safetensors_numpy.save_file(
+            {name: get() for name, _, get in shard}, partial, {'format': 'pt'}
+        )
+        partial.replace(folder / path)
+        index |= dict.fromkeys((name for name, _, _ in shard), path)
+        progress(sum(size for _, size, _ in shard))
+    if len(shards) > 1:
+        total = sum(size for shard in shards for _, size, _ in shard)
+        text = json.dumps({'metadata': {'total_size': total}, 'weight_map': index}, indent=2)
+        files.replace(folder / f'{_ONE}.index.json', text + '\n')
+
+
+_ONE = 'model.safetensors'
+
+
+def _shards(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """The files that make up `name`; none where there is no such thing."""
+    if (folder / name).is_file():
+        return [folder / name]
+    index = folder / f'{name}.index.json'
+    if not index.is_file():
+        return []
+    names = sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
+    for shard in names:
+        if not (folder / shard).is_file():
+            raise errors.InputError(f'{index} names {shard}, which is missing; fetch it')
+    return [folder / shard for shard in names]
+
+
+def _safetensors(path: pathlib.Path) -> dict[str, Stored]:
+    # Its pread backend reads what is asked for and keeps no page of the file in memory.
+    file = safetensors.safe_open(path, 'numpy', backend='pread')
+    found = {}
+    for name in file.keys():  # noqa: SIM118, it is no mapping
+        part = file.get_slice(name)
+        if part.get_dtype() not in _DTYPES:
+            raise errors.InputError(f'{path}: {name} has the unknown dtype {part.get_dtype()}')
+        dtype = np.dtype(_DTYPES[part.get_dtype()])
+        found[name] = Stored(
+            tuple(part.get_shape()), dtype, lambda name=name: file.get_tensor(name)
+        )
+    return found
+
+
+class _Storage(NamedTuple):
+    """A flat array of a torch file, by its key there."""
+
+    dtype: np.dtype
+    key: str
+
+
+class _Strided(NamedTuple):
+    """A tensor over a storage, as torch pickles it."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Unpickler(pickle.Unpickler):
+    """Rebuilds dictionaries of tensors, and refuses every other global."""
+
+    def __init__(self, file: Any, path: pathlib.Path) -> None:
+        super().__init__(file, encoding='utf-8')
+        self._path = path
+        self.itemsizes: dict[str, int] = {}  # of the storages named so far
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == 'torch' and name in _STORAGES:
+            return np.dtype(_STORAGES[name])
+        known = {
+            ('collections', 'OrderedDict'): collections.OrderedDict,
+            ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
+            ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
+        }
+        if (module, name) not in known:
+            raise errors.InputError(
+                f'{self._path} wants {module}.{name}, which is no weight; only tensors are read. '
+                'Save it as safetensors where you trust it'
+            )
+        return known[module, name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, _, _, *view = pid
+        if kind != 'storage' or any(view) or not isinstance(dtype, np.dtype):
+            raise errors.InputError(f'{self._path} holds a storage of an unknown kind')
+        self.itemsizes[key] = dtype.itemsize
+        return _Storage(dtype, key)
+
+
+def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> Any:
+    return _Strided(storage, offset, tuple(shape), tuple(strides))
+
+
+def _torch(path: pathlib.Path) -> dict[str, Stored]:
+    """A state dict of torch.save, in its zip form or the one before torch 1.6."""
+    with path.open('rb') as file:
+        if not zipfile.is_zipfile(path):
+            tree, spans = _legacy(file, path)
+        else:
+            with zipfile.ZipFile(file) as archive:
+                tree, spans = _zipped(archive, path)
+    if not isinstance(tree, dict) or not all(isinstance(x, _Strided) for x in tree.values()):
+        raise errors.InputError(f'{path} is no plain state dict: names to tensors')
+
+    def stored(tensor: _Strided) -> Stored:
+        dtype = tensor.storage.dtype
+        start, size = spans[tensor.storage.key]
+        last = tensor.offset + sum(
+            (n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)
+        )
+        elements = 0 if 0 in tensor.shape else last + 1 - tensor.offset
+        if min(tensor.strides, default=0) < 0 or (last + 1) * dtype.itemsize > size:
+            raise errors.InputError(f'{path}: a tensor reaches beyond its storage; fetch it again')
+
+        def read() -> np.ndarray:
+            flat = np.fromfile(path, dtype, elements, offset=start + tensor.offset * dtype.itemsize)
+            strides = tuple(s * dtype.itemsize for s in tensor.strides)
+            return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+
+        return Stored(tensor.shape, dtype, read)
+
+    return {name: stored(tensor) for name, tensor in tree.items()}
+
+
+# Where each storage's bytes are in the file: key -> (first byte, bytes).
+_Spans = dict[str, tuple[int, int]]
+
+
+def _zipped(archive: zipfile.ZipFile, path: pathlib.Path) -> tuple[Any, _Spans]:
+    pickled = next(name for name in archive.namelist() if name.endswith('/data.pkl'))
+    tree = _Unpickler(io.BytesIO(archive.read(pickled)), path).load()
+    root = pickled.removesuffix('data.pkl') + 'data/'
+    spans = {}
+    for info in archive.infolist():
+        if info.filename.startswith(root):
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise errors.InputError(f'{path} is compressed; torch does not write such files')
+            # The local header's name and extra field may be longer than the directory's.
+            archive.fp.seek(info.header_offset + 26)
+            name, extra = struct.unpack('<HH', archive.fp.read(4))
+            spans[info.filename.removeprefix(root)] = (
+                info.header_offset + 30 + name + extra,
+                info.file_size,
+            )
+    return tree, spans
+
+
+def _legacy(file: Any, path: pathlib.Path) -> tuple[Any, _Spans]:
+    magic = _Unpickler(file, path).load()
+    if magic != 0x1950A86A20F9469CFC6C:
+        raise errors.InputError(f'{path} is no file of torch.save')
+    _Unpickler(file, path).load()  # protocol version
+    _Unpickler(file, path).load()  # sizes of C types
+    unpickler = _Unpickler(file, path)
+    tree = unpickler.load()
+    spans = {}
+    for key in _Unpickler(file, path).load():
+        (elements,) = struct.unpack('<q', file.read(8))
+        size = elements * unpickler.itemsizes[key]
+        spans[key] = (file.tell(), size)
+        if file.seek(0, io.SEEK_END) < sum(spans[key]):
+            raise errors.InputError(f'{path} is cut short; fetch it again')
+        file.seek(sum(spans[key]))
+    return tree, spans

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tokenizer as the files by which Hugging Face transformers knows it."""
+
+import json
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from gptjax.text import gpt1
+from gptjax.text import tokenizer as tokenizer_lib
+
+
+def of(tokenizer: tokenizer_lib.Tokenizer, n_ctx: int) -> dict[str, bytes]:
+    """Name -> content: what transformers reads, and what we do."""
+    end = tokenizer.decode([tokenizer.end_of_text]) if tokenizer.end_of_text >= 0 else None
+    described = {
+        'tokenizer_class': 'PreTrainedTokenizerFast',
+        'model_max_length': n_ctx,
+        'clean_up_tokenization_spaces': False,
+        'bos_token': end,
+        'eos_token': end,
+    }
+    found = tokenizer.serialized()
+    if isinstance(tokenizer, tokenizer_lib.Gpt1):
+        described |= {'tokenizer_class': 'OpenAIGPTTokenizer', 'unk_token': gpt1.UNKNOWN}
+    elif isinstance(tokenizer, tokenizer_lib.SentencePiece):
+        described['tokenizer_class'] = 'LlamaTokenizer'
+    elif isinstance(tokenizer, tokenizer_lib.Bytes):
+        found |= {'tokenizer.json': _bytes_as_bpe().to_str().encode()}
+    return found | {'tokenizer_config.json': (json.dumps(described, indent=2) + '\n').encode()}
+
+
+def _bytes_as_bpe() -> tokenizers.Tokenizer:
+    """Bytes in Hugging Face's form: byte-level BPE without merges."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # stand for themselves
+    others = (b for b in range(256) if b not in plain)
+    letters = {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}
+    vocabulary = {letters[b]: b for b in range(256)} | {tokenizer_lib.END_OF_TEXT: 256}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([tokenizer_lib.END_OF_TEXT])
+    return backend
