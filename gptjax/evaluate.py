@@ -3,6 +3,9 @@
 
 Laptop:
   python -m gptjax.evaluate --config=experiments/quickstart.py --workdir=runs/quickstart
+Published weights, on token shards made with their tokenizer:
+  python -m gptjax.evaluate --config.init_from=SmolLM2.gguf --workdir=runs/smollm2 \
+      --config.evaluate.n_ctx=1024 --config.evaluate.batch_windows=1
 TPU VM; every token with at least half a window of context, on 16 devices:
   python -m gptjax.evaluate --config=experiments/gpt2/pretrain.py --workdir=/data/run \
       --config.evaluate.stride=512 --config.evaluate.batch_windows=64
@@ -12,7 +15,7 @@ import json
 import logging
 import pathlib
 
-from gptjax.configs import cli, errors
+from gptjax.configs import base, cli, errors
 from gptjax.data import loader, tokens
 from gptjax.evals import perplexity
 from gptjax.models import pretrained
@@ -38,13 +41,23 @@ def main(args: cli.Args) -> None:
         folder = tokens.locate(data.eval_set, workdir, data.stage_dir, bar.advance)
     held_out = tokens.open_set(folder, 'valid')
     with mesh.scope():
-        model, params, tokenizer = pretrained.load(weights, mesh.shardings)
-        if tokenizer_lib.fingerprint(tokenizer) != held_out.fingerprint:
+        with progress.Progress('read', None, ' parameters') as bar:
+            model, params, tokenizer = pretrained.load(
+                weights, shardings=mesh.shardings, progress=bar.advance
+            )
+        if tokenizer is None:
+            _log.warning('%s has no tokenizer to compare with that of the tokens', weights)
+        elif tokenizer_lib.fingerprint(tokenizer) != held_out.fingerprint:
             raise errors.InputError(
                 f'the tokens in {held_out.folder} were made with another tokenizer than that of '
                 f'{weights}; prepare them with the latter (--config.tokenizer.kind=file)'
             )
-        n_ctx = model.config.n_ctx
+        n_ctx = config.n_ctx or model.config.n_ctx
+        errors.require(
+            held_out.n_vocab <= model.config.n_vocab,
+            f'the tokens in {held_out.folder} have {held_out.n_vocab} ids, the model of {weights} '
+            f'{model.config.n_vocab}; prepare them with its tokenizer',
+        )
         perplexity.check(held_out, n_ctx, config)
         mesh.check_batch(config.batch_windows, n_ctx)
 
@@ -58,6 +71,7 @@ def main(args: cli.Args) -> None:
                 step_lib.make_eval_step(loss), params, held_out, n_ctx, config, mesh, bar.advance
             )
     report = {
+        'weights': ', '.join(filter(None, (str(weights), pretrained.provenance(weights)))),
         'set': args.config.data.eval_set,
         'protocol': found.protocol,
         'documents': found.documents,
@@ -75,4 +89,4 @@ def main(args: cli.Args) -> None:
 
 
 if __name__ == '__main__':
-    program.run(main, __doc__)
+    program.run(main, __doc__, default_config=base.__file__)

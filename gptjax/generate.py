@@ -4,6 +4,9 @@
 Laptop:
   python -m gptjax.generate --config=experiments/quickstart.py --workdir=runs/quickstart \
       --prompt="Return a list of" --config.decode.temperature=0.8 --config.decode.top_k=40
+Published weights:
+  python -m gptjax.generate --config.init_from=SmolLM2.gguf --workdir=runs/smollm2 \
+      --prompt="The capital of France is" --config.decode.temperature=0
 TPU VM, the same; the weights are spread over --config.mesh.tensor devices:
   python -m gptjax.generate --config=experiments/gpt2/pretrain.py --workdir=/data/run \
       --prompt="Once upon a time" --config.mesh.tensor=4
@@ -16,12 +19,13 @@ import pathlib
 import jax.numpy as jnp
 from absl import flags
 
-from gptjax.configs import cli, errors
+from gptjax.configs import base, cli, errors
 from gptjax.models import heads, pretrained
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.runtime import program
+from gptjax.runtime import program, progress
 from gptjax.sampling import decode
 from gptjax.text import files
+from gptjax.text import tokenizer as tokenizer_lib
 
 SAMPLES = 'samples.jsonl'
 _log = logging.getLogger('gptjax')
@@ -40,10 +44,14 @@ def main(args: cli.Args) -> None:
     errors.require(bool(args.flags.prompt), 'give --prompt="..."; several are allowed')
     mesh = mesh_lib.Mesh(mesh_lib.Config(**args.config.mesh))
     with mesh.scope():
-        model, params, tokenizer = pretrained.load(
-            args.config.init_from or args.workdir, mesh.shardings
-        )
-        ids = [tokenizer.encode(prompt) or [tokenizer.end_of_text] for prompt in args.flags.prompt]
+        weights = args.config.init_from or args.workdir
+        with progress.Progress('read', None, ' parameters') as bar:
+            model, params, tokenizer = pretrained.load(
+                weights, shardings=mesh.shardings, progress=bar.advance
+            )
+        if tokenizer is None:
+            raise errors.InputError(f'{weights} has no tokenizer, so no prompt can be read')
+        ids = [_ids(tokenizer, prompt) for prompt in args.flags.prompt]
         found = decode.generate(
             decoder(model, tokenizer.n_vocab),
             params,
@@ -64,6 +72,15 @@ def main(args: cli.Args) -> None:
     _log.info('wrote %s', workdir / SAMPLES)
 
 
+def _ids(tokenizer: tokenizer_lib.Tokenizer, prompt: str) -> list[int]:
+    ids = tokenizer.encode(prompt)
+    if not ids and tokenizer.end_of_text < 0:
+        raise errors.InputError(
+            f'the prompt {prompt!r} has no token, and the vocabulary no end-of-text to begin with'
+        )
+    return ids or [tokenizer.end_of_text]
+
+
 def decoder(model: heads.LanguageModel, n_vocab: int) -> decode.Decoder:
     """What decoding needs of a language model; ids from n_vocab on are padding, never drawn."""
 
@@ -81,4 +98,4 @@ def decoder(model: heads.LanguageModel, n_vocab: int) -> decode.Decoder:
 
 
 if __name__ == '__main__':
-    program.run(main, __doc__, define)
+    program.run(main, __doc__, define, default_config=base.__file__)

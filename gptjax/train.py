@@ -14,6 +14,7 @@ import json
 import logging
 import pathlib
 import time
+from typing import Any
 
 import jax
 import ml_collections
@@ -58,12 +59,18 @@ def main(args: cli.Args) -> None:
         with mesh.scope():
             target = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
             # Where the state comes from, in this order: 1. the run's own newest whole checkpoint,
-            # 2. a fresh initialisation from the seed.
+            # 2. the weights of init_from, 3. a fresh initialisation from the seed.
             found = checkpoint.latest(workdir)
             _claim(workdir, config, found)
+            provenance = found[1]['provenance'] if found else ''
             if found:
                 state = _restore(found, target, plan, sets)
                 _log.info('going on from step %d', int(state.step))
+            elif config.init_from:
+                params = _initial(config.init_from, sections.model, sets[0], mesh)
+                state = step_lib.init(lambda _: params, optimizer, config.seed, target)
+                provenance = pretrained.provenance(config.init_from)
+                del params
             else:
                 state = step_lib.init(model.init_params, optimizer, config.seed, target)
             n_params = sum(x.size for x in jax.tree.leaves(state.params))
@@ -108,7 +115,7 @@ def main(args: cli.Args) -> None:
                             optim.learning_rate(sections.optim, total_tokens, float(t))
                         ),
                         evaluate=evaluate,
-                        save=functools.partial(_save, checkpoints, config, plan, sets),
+                        save=functools.partial(_save, checkpoints, config, plan, sets, provenance),
                     ),
                     plan,
                     total_steps,
@@ -258,11 +265,37 @@ def _restore(
     return state
 
 
+def _initial(
+    path: str, model: heads.Config, token_set: tokens.TokenSet, mesh: mesh_lib.Mesh
+) -> Any:
+    """The parameters of init_from, which must fit the model and the tokens."""
+    with progress.Progress('read', None, ' parameters') as bar:
+        found = pretrained.load(path, model.param_dtype, mesh.shardings, bar.advance)
+    other = found.model.config
+    fields = heads.differing(model, other)
+    if fields:
+        said = ', '.join(
+            f'{f} = {getattr(other, f, None)} there, {getattr(model, f, None)} here' for f in fields
+        )
+        raise errors.InputError(
+            f'{path} holds another model ({said}); set --config.model.<field> to what is there'
+        )
+    tokenizer = found.tokenizer
+    if tokenizer and tokenizer_lib.fingerprint(tokenizer) != token_set.fingerprint:
+        raise errors.InputError(
+            f'the tokens in {token_set.folder} were made with another tokenizer than that of '
+            f'{path}; prepare them with the latter: --config.tokenizer.kind=file '
+            '--config.tokenizer.path=<its folder>'
+        )
+    return found.params
+
+
 def _save(
     checkpoints: checkpoint.Checkpoints,
     config: ml_collections.ConfigDict,
     plan: optim.Plan,
     sets: list[tokens.TokenSet],
+    provenance: str,
     step: int,
     state: step_lib.State,
     totals: dict,
@@ -274,6 +307,7 @@ def _save(
             'sets': [token_set.digest for token_set in sets],
         },
         'tokenizer': sets[0].fingerprint,
+        'provenance': provenance,
         'clock': totals,
     }
     checkpoints.save(step, state.params, {'step': state.step, 'opt_state': state.opt_state}, meta)

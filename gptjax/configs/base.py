@@ -15,7 +15,9 @@ def get_config() -> ml_collections.ConfigDict:
     """The default run: the Python documentation corpus and a tiny GPT."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # initialisation, dropout and data order; a run is f(commit, config, seed)
-    config.init_from = ''  # workdir whose weights generate and evaluate read; '' = --workdir
+    # Weights to start from, instead of --workdir's (generate, evaluate) or of random ones (train):
+    # a workdir, a Hugging Face folder or a .gguf file.
+    config.init_from = ''
 
     config.corpus = ml_collections.ConfigDict(
         {
@@ -87,7 +89,8 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.evaluate = ml_collections.ConfigDict(
         {
-            'stride': 0,  # tokens between windows; 0 = n_ctx, that is without overlap
+            'n_ctx': 0,  # tokens of a window; 0 = the model's
+            'stride': 0,  # tokens between windows; 0 = the window's, that is without overlap
             'batch_windows': 8,  # windows scored at once; a multiple of the mesh's data x fsdp
             'max_tokens': 0,  # score whole documents up to this many tokens; 0 = the whole split
         }

@@ -22,13 +22,14 @@ from gptjax.runtime import mesh as mesh_lib
 class Config:
     """The evaluate section of configs/base.py."""
 
+    n_ctx: int
     stride: int
     batch_windows: int
     max_tokens: int
 
     def __post_init__(self) -> None:
         errors.require_positive(self, 'batch_windows')
-        errors.require_between(self, 0, 2**60, 'stride', 'max_tokens')
+        errors.require_between(self, 0, 2**60, 'n_ctx', 'stride', 'max_tokens')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a network's hidden states are used for; for now, language modelling."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -90,3 +91,19 @@ def configure(section: Section) -> Config:
 def build(section: Section) -> LanguageModel:
     """The language model that a config's model section describes; errors as in configure()."""
     return LanguageModel(configure(section))
+
+
+def differing(one: Config, other: Config) -> list[str]:
+    """The fields in which two Configs compute different things; training and numerics aside."""
+    a, b = dataclasses.asdict(one), dataclasses.asdict(other)
+    if a['family'] != b['family']:
+        return ['family']
+    return [name for name in a if a[name] != b[name] and name not in _FREE]
+
+
+# The same weights under other values of these are the same model.
+_FREE = frozenset(
+    ('init_std', 'position_init_std', 'residual_init_std', 'init_range', 'embed_dropout',
+     'attention_dropout', 'residual_dropout', 'dropout', 'bptt_tokens', 'param_dtype',
+     'compute_dtype', 'scan_layers', 'remat')
+)  # fmt: skip

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
-from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 
 from gptjax.configs import errors
 from gptjax.models import gpt, heads
@@ -29,6 +29,7 @@ from gptjax.text import tokenizer as tokenizer_lib
 
 TOKENIZER = 'tokenizer'  # folder below a workdir
 _CONFIG = 'config.json'
+_NOTE = 'gptjax_provenance'  # our field of config.json
 _NETWORK = 'network/'  # our parameters are below it
 _log = logging.getLogger(__name__)
 
@@ -72,9 +73,8 @@ def load(
         dtype in (None, 'float32', 'bfloat16', 'float16'),
         f'dtype must be float32, bfloat16, float16 or None, got {dtype!r}',
     )
-    if path.suffix == '.gguf' and path.is_file():
-        file = gguf.File(path)
-        _log.info('%s is quantised as %s; say so beside its scores', path.name, file.quantisation())
+    if _is_gguf(path):
+        file = _gguf(path)
         config, stored, tokenizer = file.config(), file.tensors(), file.tokenizer()
         return _stream(path, families.LLAMA_GGUF, config, stored, tokenizer, dtype, shardings,
                        progress)  # fmt: skip
@@ -106,6 +106,7 @@ def save(
     model: heads.LanguageModel,
     params: Any,
     tokenizer: tokenizer_lib.Tokenizer | None,
+    note: str = '',
     shard_bytes: int = 5 * 10**9,
     progress: Callable[[int], None] = lambda written: None,
 ) -> None:
@@ -113,6 +114,9 @@ def save(
 
     Besides the parameters, one file of at most `shard_bytes` is held in memory. config.json is
     written last: a folder without one is unfinished.
+
+    Args:
+      note: what provenance() will say of the folder.
 
     Raises:
       InputError: no published layout holds this model, or the folder is not empty.
@@ -147,8 +151,34 @@ def save(
             files.replace(path / name, content)
     files.replace(path / 'generation_config.json', json.dumps(ids, indent=2) + '\n')
     described = {'model_type': family.model_type, **family.published(config), **ids}
-    described['torch_dtype'] = config.param_dtype
+    described |= {'torch_dtype': config.param_dtype, _NOTE: note}
     files.replace(path / _CONFIG, json.dumps(described, indent=2) + '\n')
+
+
+def provenance(path: str | pathlib.Path) -> str:
+    """What must stand beside every score of these weights: how they were quantised; '' = nothing.
+
+    Of a GGUF file, and of what was converted from one.
+    """
+    path = pathlib.Path(path)
+    if _is_gguf(path):
+        return f'{path.name}, quantised as {_gguf(path).quantisation()}'
+    if (path / checkpoint.FOLDER).is_dir():
+        found = checkpoint.latest(path, put_aside=False)
+        return '' if found is None else found[1]['provenance']
+    if _published(path):
+        return json.loads((path / _CONFIG).read_text(encoding='utf-8')).get(_NOTE, '')
+    return ''
+
+
+def _is_gguf(path: pathlib.Path) -> bool:
+    return path.suffix == '.gguf' and path.is_file()
+
+
+@functools.lru_cache(maxsize=1)
+def _gguf(path: pathlib.Path) -> gguf.File:
+    """Opening takes seconds: it reads the vocabulary."""
+    return gguf.File(path)
 
 
 def _published(path: pathlib.Path) -> bool:
@@ -184,23 +214,19 @@ def _stream(
     uncovered = flat.keys() - {p for place in places for p in place.tensor.paths}
     if uncovered:
         raise errors.InputError(f'{path}: nothing is published for our {min(uncovered)}')
-    params = {name: _zeros(x) for name, x in flat.items() if x.ndim and 'block_' in name}
+    leaves = {name: _Leaf(x) for name, x in flat.items()}
     for place in places:
         try:
             parts = family.ours(place.tensor, stored[place.name].read(), config)
         except errors.InputError as e:
             raise errors.InputError(f'{path}: {place.name}: {e}') from e
         for name, part in zip(place.tensor.paths, parts, strict=True):
-            x = flat[name]
-            if place.layer < 0:
-                params[name] = _put(part, x.dtype, x.sharding)
-            else:
-                layer = _put(part, x.dtype, _of_layer(x.sharding))
-                params[name] = _set_layer(params[name], layer, place.layer)
+            leaves[name].fill(part, place.layer)
             progress(part.size)
         if place.name == family.tensors[0].name and tied:
             _check_tied(path, stored[tied], stored[place.name])
-    tree = traverse_util.unflatten_dict({_NETWORK + k: v for k, v in params.items()}, sep='/')
+    params = {_NETWORK + name: leaf.array() for name, leaf in leaves.items()}
+    tree = traverse_util.unflatten_dict(params, sep='/')
     _log.info('read %s parameters of %s', f'{sum(x.size for x in params.values()):,}', path)
     return Pretrained(model, tree, tokenizer)
 
@@ -251,27 +277,48 @@ def _flat(params: Any) -> dict[str, Any]:
     return {name.removeprefix(_NETWORK): x for name, x in flat.items()}
 
 
-def _zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(x.shape, x.dtype), out_shardings=x.sharding)()
+class _Leaf:
+    """A parameter that grows layer by layer in the memory of this host, then goes to its devices.
+
+    Only what this process's devices hold is converted and copied. On a CPU the memory it grew in
+    becomes the device's own.
+    """
+
+    def __init__(self, target: jax.ShapeDtypeStruct) -> None:
+        self._target = target
+        self._missing = target.size
+        self._index = target.sharding.addressable_devices_indices_map(target.shape)
+        self._parts: dict[Any, np.ndarray] = {}
+        self._array: jax.Array | None = None
+
+    def fill(self, array: np.ndarray, layer: int) -> None:
+        """Writes one layer of a stacked parameter, or the whole of another (layer -1)."""
+        for device, index in self._index.items():
+            if device not in self._parts:
+                shape = self._target.sharding.shard_shape(self._target.shape)
+                self._parts[device] = _aligned(shape, self._target.dtype)
+            if layer < 0:
+                self._parts[device][...] = array[index]
+            else:
+                self._parts[device][layer] = array[index[1:]]
+        self._missing -= array.size
+        if not self._missing:
+            parts = [jax.device_put(part, device) for device, part in self._parts.items()]
+            self._parts.clear()
+            self._array = jax.make_array_from_single_device_arrays(
+                self._target.shape, self._target.sharding, parts
+            )
+
+    def array(self) -> jax.Array:
+        return self._array
 
 
-def _put(array: np.ndarray, dtype: Any, sharding: Sharding) -> jax.Array:
-    """Only what this process's devices hold is converted and copied."""
-    return jax.make_array_from_callback(
-        array.shape, sharding, lambda index: np.ascontiguousarray(array[index], dtype)
-    )
-
-
-def _of_layer(sharding: Sharding) -> Sharding:
-    """A stacked parameter's sharding -> that of one layer of it."""
-    if isinstance(sharding, NamedSharding):
-        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    return sharding
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _set_layer(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Uninitialised memory that starts where jax can take it over without a copy."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _workdir(

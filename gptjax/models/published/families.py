@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptjax.configs import errors
-from gptjax.models import gpt
+from gptjax.models import gpt, heads
 from gptjax.models.published import layout as layout_lib
 from gptjax.models.published.layout import Layout, Tensor
 
@@ -333,11 +333,6 @@ LLAMA_GGUF = dataclasses.replace(
 )
 
 ALL = {layout.model_type: layout for layout in (GPT1, GPT2, GPTJ, LLAMA)}
-# Fields that concern training and numerics only: published or not, the model is the same.
-_FREE = frozenset(
-    ('init_std', 'position_init_std', 'residual_init_std', 'embed_dropout', 'attention_dropout',
-     'residual_dropout', 'param_dtype', 'compute_dtype', 'scan_layers', 'remat')
-)  # fmt: skip
 
 
 def of(config: gpt.Config) -> Layout:
@@ -350,7 +345,7 @@ def of(config: gpt.Config) -> Layout:
     for layout in ALL.values():
         try:
             back = layout.config(layout.published(config))
-            fields = differing(config, back)
+            fields = heads.differing(config, back)
         except errors.InputError:
             fields = ['activation']
         if not fields:
@@ -359,9 +354,3 @@ def of(config: gpt.Config) -> Layout:
     raise errors.InputError(
         f'no published layout holds this model; they differ in: {"; ".join(lacks)}'
     )
-
-
-def differing(one: gpt.Config, other: gpt.Config) -> list[str]:
-    """The fields in which two Configs compute different things."""
-    pairs = zip(dataclasses.asdict(one).items(), dataclasses.asdict(other).values(), strict=True)
-    return [name for (name, a), b in pairs if a != b and name not in _FREE]
