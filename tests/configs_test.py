@@ -118,7 +118,7 @@ def test_gpt3_counts_are_table_d_1(size):
 
 
 def test_gpt3_as_printed_would_count_otherwise():
-    xl = count(sizes.model('gpt3-1.3b', **sizes.GPT3_PRINTED['1.3b']._asdict(), n_kv_heads=24))
+    xl = count(sizes.model('gpt3-1.3b', **sizes.GPT3_PRINTED['1.3b']._asdict()))
     assert round(xl / 1e6, 1) == 1517.1
     wide = {'d_model': 5140, 'd_head': 5140 / 40, 'd_ff': 4 * 5140}
     assert wide['d_head'] != 128  # 5,140 does not go into 40 heads of 128

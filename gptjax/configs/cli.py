@@ -111,7 +111,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         tiny_model = shape._asdict() | {'d_ff': 4 * shape.d_model, 'n_ctx': 32, 'n_vocab': 512}
         if small.model.family == 'gpt':
             tiny_model['n_layers'] = 2 * len(small.model.attention)
-            tiny_model['n_kv_heads'] = shape.n_heads
+            tiny_model['n_kv_heads'] = min(small.model.n_kv_heads, 1)
             tiny_model['band_width'] = min(small.model.band_width, 8)
         small.model.update({k: v for k, v in tiny_model.items() if k in small.model})
         small.tokenizer.n_vocab = 512

@@ -188,7 +188,7 @@ def _fields(shape: Shape | LlamaShape) -> dict:
     return {
         'family': 'gpt',  # a module of gptjax.models
         **shape._asdict(),  # d_head x n_heads is d_model in every published size
-        'n_kv_heads': shape.n_heads,  # n_heads / n_kv_heads of them share keys and values
+        'n_kv_heads': 0,  # heads with keys and values of their own (Llama); 0 = n_heads
         'd_ff': 4 * shape.d_model,
         'n_ctx': 1024,  # tokens of context
         'n_vocab': 50257,

@@ -155,8 +155,8 @@ class Attention(nn.Module):
 
         rotary = (query_positions_BxL, cfg.rotary_dims, cfg.rotary_base, cfg.rotary_scaling)
         query_BxLxHxK = rotate(heads('query', cfg.n_heads), *rotary)
-        key_BxLxGxK = rotate(heads('key', cfg.n_kv_heads), *rotary)
-        value_BxLxGxK = heads('value', cfg.n_kv_heads)
+        key_BxLxGxK = rotate(heads('key', cfg.kv_heads), *rotary)
+        value_BxLxGxK = heads('value', cfg.kv_heads)
         if cache is None:
             key_BxMxGxK, value_BxMxGxK = key_BxLxGxK, value_BxLxGxK
         else:

@@ -63,8 +63,8 @@ class Config:
 
     def __post_init__(self) -> None:
         errors.require_positive(
-            self, 'n_layers', 'd_model', 'n_heads', 'n_kv_heads', 'd_head', 'd_ff', 'n_ctx',
-            'n_vocab', 'norm_eps', 'rotary_base',
+            self, 'n_layers', 'd_model', 'n_heads', 'd_head', 'd_ff', 'n_ctx', 'n_vocab',
+            'norm_eps', 'rotary_base',
         )  # fmt: skip
         errors.require_choice(self, 'family', ('gpt',))
         errors.require_choice(self, 'norm', ('pre', 'post'))
@@ -81,7 +81,7 @@ class Config:
             self, 0.0, 10.0, 'init_std', 'position_init_std', 'residual_init_std'
         )
         errors.require(
-            self.n_heads % self.n_kv_heads == 0,
+            self.n_kv_heads >= 0 and self.n_heads % self.kv_heads == 0,
             f'n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}',
         )
         errors.require(
@@ -115,12 +115,17 @@ class Config:
             'it is above 0 exactly when a layer is banded',
         )
 
+    @property
+    def kv_heads(self) -> int:
+        """Heads that have keys and values of their own."""
+        return self.n_kv_heads or self.n_heads
+
     def network(self) -> 'GPT':
         return GPT(self)
 
     def empty_cache(self, batch: int, slots: int) -> 'Cache':
         """A cache for `batch` rows of up to `slots` tokens, prompt and continuation together."""
-        shape = (batch, slots, self.n_kv_heads, self.d_head)
+        shape = (batch, slots, self.kv_heads, self.d_head)
         dtype = jnp.dtype(self.compute_dtype)
         layer = attention.KeyValue(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         return Cache(

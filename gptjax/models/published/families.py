@@ -61,7 +61,6 @@ def _openai_section(p: Mapping[str, Any]) -> dict[str, Any]:
         'n_layers': p['n_layer'],
         'd_model': p['n_embd'],
         'n_heads': p['n_head'],
-        'n_kv_heads': p['n_head'],
         'd_head': p['n_embd'] // p['n_head'],
         'd_ff': p['n_inner'] or 4 * p['n_embd'],
         'n_ctx': p['n_positions'],
@@ -241,12 +240,13 @@ def _llama_tensors(names: Mapping[str, str]) -> tuple[Tensor, ...]:
 
 def _llama_section(p: Mapping[str, Any]) -> dict[str, Any]:
     d_head = p['head_dim'] or p['hidden_size'] // p['num_attention_heads']
+    shared = p['num_key_value_heads']
     base, scaling = _rope(p)
     return {
         'n_layers': p['num_hidden_layers'],
         'd_model': p['hidden_size'],
         'n_heads': p['num_attention_heads'],
-        'n_kv_heads': p['num_key_value_heads'] or p['num_attention_heads'],
+        'n_kv_heads': 0 if shared in (None, p['num_attention_heads']) else shared,
         'd_head': d_head,
         'd_ff': p['intermediate_size'],
         'n_ctx': p['max_position_embeddings'],
@@ -292,7 +292,7 @@ def _llama_published(c: gpt.Config) -> dict[str, Any]:
         'num_hidden_layers': c.n_layers,
         'hidden_size': c.d_model,
         'num_attention_heads': c.n_heads,
-        'num_key_value_heads': c.n_kv_heads,
+        'num_key_value_heads': c.kv_heads,
         'head_dim': c.d_head,
         'intermediate_size': c.d_ff,
         'max_position_embeddings': c.n_ctx,
