@@ -60,16 +60,12 @@ def main(args: cli.Args) -> None:
         )
         perplexity.check(held_out, n_ctx, config)
         mesh.check_batch(config.batch_windows, n_ctx)
-
-        def loss(params, batch):
-            logits_BxLxV = model.apply({'params': params}, batch['tokens'])
-            return losses.lm(logits_BxLxV, batch['targets'], batch['weights'])
-
         total = perplexity.n_windows(held_out, n_ctx, config)
         with progress.Progress('evaluate', total, ' windows') as bar:
             found = perplexity.score(
-                step_lib.make_eval_step(loss), params, held_out, n_ctx, config, mesh, bar.advance
-            )
+                step_lib.make_eval_step(losses.next_token(model.apply)), params, held_out, n_ctx,
+                config, mesh, bar.advance,
+            )  # fmt: skip
     report = {
         'weights': ', '.join(filter(None, (str(weights), pretrained.provenance(weights)))),
         'set': args.config.data.eval_set,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From nothing to a GPT that writes: runs the programs one by one, then writes a report.
+"""From nothing to a GPT that writes, and its baselines: the programs one by one, then a report.
 
 What is done is not repeated; what was interrupted goes on. Laptop:
   python -m gptjax.quickstart --workdir=runs/quickstart
@@ -18,6 +18,9 @@ import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
+
+import ml_collections
 
 from gptjax.configs import cli, errors
 from gptjax.runtime import plots, program
@@ -26,7 +29,8 @@ from gptjax.text import files
 CONFIG = 'experiments/quickstart.py'
 # Short, so that they fit small contexts too.
 _PROMPTS = ('Return a list of', 'The following example', 'This module provides')
-REPORT = 'report.md'
+REPORT, RESULTS = 'report.md', 'results.json'
+_LABELS = {'ngram': 'n-gram', 'lstm': 'LSTM', 'GPT': 'GPT'}
 # The programs in order, and what each leaves below the workdir when it has run to its end.
 _OUTPUTS = {
     'prepare_corpus': 'corpus/manifest.json',
@@ -36,6 +40,9 @@ _OUTPUTS = {
     'evaluate': 'evaluation.json',
     'generate': 'samples.jsonl',
 }
+# The baselines, each in a folder of its own: variant of the config file -> the program that makes
+# it. A config file that does not know the variant has no baselines.
+_BASELINES = {'ngram': 'count_ngrams', 'lstm': 'train'}
 _log = logging.getLogger('gptjax')
 
 
@@ -43,25 +50,71 @@ def main(args: cli.Args) -> None:
     """Writes WORKDIR/report.md and everything it names."""
     workdir = pathlib.Path(args.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    flags = cli.with_config(sys.argv, CONFIG)[1:]
+    argv = cli.with_config(sys.argv, CONFIG)
+    steps = _steps(argv, args.config, workdir)
     began = time.monotonic()
-    stamp = json.dumps([args.config.to_json(), flags, _PROMPTS])
-    for number, name in enumerate(_OUTPUTS, 1):
-        done = workdir / f'.done-{name}'
-        output = workdir / _OUTPUTS[name]
-        if output.exists() and done.exists() and done.read_text() == stamp:
-            _log.info('%d/%d %s: done already', number, len(_OUTPUTS), name)
+    for number, step in enumerate(steps, 1):
+        stamp = json.dumps([args.config.to_json(), step.command[1:]])
+        done = step.output.parent / f'.done-{step.name}'
+        if step.name in _OUTPUTS:
+            done = workdir / done.name
+        if step.output.exists() and done.exists() and done.read_text() == stamp:
+            _log.info('%d/%d %s: done already', number, len(steps), step.name)
             continue
-        command = [sys.executable, '-m', f'gptjax.{name}', *flags]
-        if name == 'generate':
-            command += [f'--prompt={prompt}' for prompt in _PROMPTS]
-        _log.info('%d/%d %s', number, len(_OUTPUTS), shlex.join(['python', *command[1:]]))
-        _run(command)
+        _log.info('%d/%d %s', number, len(steps), shlex.join(['python', *step.command[1:]]))
+        _run(step.command)
         files.replace(done, stamp)
         (workdir / REPORT).unlink(missing_ok=True)
     if not (workdir / REPORT).exists():
-        _report(args, workdir, flags)
+        _report(args, workdir, argv[1:])
     _log.info('all done in %.0f s; read %s', time.monotonic() - began, workdir / REPORT)
+
+
+class _Step(NamedTuple):
+    name: str
+    command: list[str]
+    output: pathlib.Path
+
+
+def _steps(argv: list[str], config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list:
+    prompts = [f'--prompt={prompt}' for prompt in _PROMPTS]
+
+    def step(program_: str, name: str, flags: list[str], output: pathlib.Path) -> _Step:
+        extra = prompts if program_ == 'generate' else []
+        return _Step(name, [sys.executable, '-m', f'gptjax.{program_}', *flags, *extra], output)
+
+    steps = [step(name, name, argv[1:], workdir / output) for name, output in _OUTPUTS.items()]
+    for baseline, program_ in _BASELINES.items():
+        flags = _baseline_flags(argv, baseline, config, workdir)
+        if not flags:
+            _log.info('the config file has no model=%s: no such baseline', baseline)
+            continue
+        folder = workdir / baseline
+        steps.append(step(program_, baseline, flags, folder / 'results.json'))
+        steps.append(step('generate', f'{baseline}-generate', flags, folder / 'samples.jsonl'))
+    return steps
+
+
+def _baseline_flags(
+    argv: list[str], baseline: str, config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> list[str]:
+    """The command line of a baseline on the same tokens; empty where there is none."""
+
+    def shared(name: str) -> str:
+        return name if '://' in name else str(pathlib.PurePath('..') / name)
+
+    flags = cli.variant(argv, f'model={baseline}', str(workdir / baseline))
+    flags = [flag for flag in flags if not flag.startswith('--config.model.')]  # the GPT's
+    flags += [
+        f'--config.tokenizer.dir={shared(config.tokenizer.dir)}',
+        f'--config.data.sets={tuple(map(shared, config.data.sets))!r}',
+        f'--config.data.eval_set={shared(config.data.eval_set)}',
+    ]
+    try:
+        cli.parse([argv[0], *flags])
+    except errors.UsageError:
+        return []
+    return flags
 
 
 def _run(command: list[str]) -> None:
@@ -98,9 +151,6 @@ def _report(args: cli.Args, workdir: pathlib.Path, flags: list[str]) -> None:
     plots.loss_curve(workdir, eval_name, workdir / 'loss.png')
     results = json.loads((workdir / 'results.json').read_text())
     evaluation = json.loads((workdir / 'evaluation.json').read_text())
-    lines = (workdir / 'samples.jsonl').read_text(encoding='utf-8').split('\n')
-    samples = [json.loads(line) for line in lines if line]
-    shown = '\n\n'.join(f'> **{s["prompt"]}**{_quoted(s["text"])}' for s in samples)
     how, python = shlex.join(flags), os.path.relpath(sys.executable)
     text = f"""# What the quickstart made
 
@@ -117,9 +167,10 @@ Scored: {evaluation['tokens']:,} tokens, {evaluation['bytes']:,} bytes. {evaluat
 
 ![loss](loss.png)
 
+{_comparison(workdir, eval_name)}
 ## Samples
 
-{shown}
+{_samples(workdir)}
 
 ## Files
 
@@ -136,6 +187,7 @@ Scored: {evaluation['tokens']:,} tokens, {evaluation['bytes']:,} bytes. {evaluat
 | `evaluation.json` | the held-out measures above, with their protocol |
 | `samples.jsonl` | the samples above |
 | `loss.png` | the picture above |
+| `ngram/`, `lstm/` | the baselines, each a run like this one |
 
 ## To go on
 
@@ -144,6 +196,50 @@ Scored: {evaluation['tokens']:,} tokens, {evaluation['bytes']:,} bytes. {evaluat
     tensorboard --logdir={workdir / 'tensorboard'}
 """
     files.replace(workdir / REPORT, text)
+
+
+def _comparison(workdir: pathlib.Path, eval_name: str) -> str:
+    """One table and one picture of the GPT and its baselines; empty where it has none."""
+    folders = {name: workdir / name for name in _BASELINES if (workdir / name / RESULTS).exists()}
+    if not folders:
+        return ''
+    folders['GPT'] = workdir
+    rows, runs = [], {}
+    for name, folder in folders.items():
+        found = json.loads((folder / RESULTS).read_text())
+        speed = found['tokens'] / found['train_secs']
+        rows.append(
+            f'| {_LABELS[name]} | {found["parameters"]:,} | {found["tokens"]:,} | '
+            f'{found[eval_name]:.4f} | {speed:,.0f} |'
+        )
+        runs[_LABELS[name]] = plots.Run(folder, found[eval_name], speed)
+    plots.comparison(runs, eval_name, workdir / 'comparison.png')
+    table = '\n'.join(rows)
+    return f"""## Beside its baselines
+
+The same tokenizer, training tokens and held-out windows. The n-gram model reads every training
+token once, which is all that counting can use; the others read them in the same order, and as often
+as each other.
+
+| model | parameters | tokens read in training | held-out bits per byte | training tokens/s |
+|---|---|---|---|---|
+{table}
+
+![comparison](comparison.png)
+"""
+
+
+def _samples(workdir: pathlib.Path) -> str:
+    shown = []
+    for name, folder in {'GPT': workdir, **{name: workdir / name for name in _BASELINES}}.items():
+        path = folder / 'samples.jsonl'
+        if not path.exists():
+            continue
+        lines = path.read_text(encoding='utf-8').split('\n')
+        samples = [json.loads(line) for line in lines if line]
+        quoted = (f'> **{s["prompt"]}**{_quoted(s["text"])}' for s in samples)
+        shown.append(f'### {_LABELS[name]}\n\n' + '\n\n'.join(quoted))
+    return '\n\n'.join(shown)
 
 
 def _quoted(text: str) -> str:

@@ -20,7 +20,7 @@ import jax
 import ml_collections
 
 from gptjax.configs import cli, errors
-from gptjax.data import loader, tokens
+from gptjax.data import inputs, loader, tokens
 from gptjax.evals import perplexity
 from gptjax.models import heads, pretrained
 from gptjax.runtime import checkpoint, clock, metrics, program, progress
@@ -48,8 +48,12 @@ def main(args: cli.Args) -> None:
     sections = Sections(config)
     with program.only_one(workdir):
         mesh = mesh_lib.Mesh(mesh_lib.Config(**config.mesh))
-        sets, held_out = _open_data(sections.data, config.tokenizer.dir, workdir)
-        _check_vocabulary(sections.model, sets)
+        with progress.Progress('open tokens', None, ' tokens staged') as bar:
+            sets, held_out = inputs.open_all(
+                sections.data, workdir / config.tokenizer.dir, workdir,
+                workdir / pretrained.TOKENIZER, program.is_first(), bar.advance,
+            )  # fmt: skip
+        inputs.check_vocabulary(sections.model.n_vocab, sets)
         perplexity.check(held_out, sections.model.n_ctx, sections.evaluate)
         total_tokens = _total_tokens(sections.train, sets)
         plan = _plan(sections, mesh)
@@ -84,7 +88,7 @@ def main(args: cli.Args) -> None:
                 jax.devices()[0].platform,
             )  # fmt: skip
 
-            eval_step = step_lib.make_eval_step(_loss(model, training=False))
+            eval_step = step_lib.make_eval_step(losses.next_token(model.apply))
             evaluate = functools.partial(
                 _evaluate, eval_step, held_out, sections, mesh, config.data.eval_set
             )
@@ -107,7 +111,7 @@ def main(args: cli.Args) -> None:
                     ),
                     loop.Parts(
                         train_step=step_lib.make_train_step(
-                            _loss(model, training=True), optimizer, config.seed,
+                            losses.next_token(model.apply, dropout=True), optimizer, config.seed,
                             sections.batch.accum_steps,
                         ),
                         put=lambda batch, n: mesh.put(batch, n, sections.model.n_ctx),
@@ -147,56 +151,16 @@ class Sections:
 
     def __init__(self, config: ml_collections.ConfigDict) -> None:
         self.model = heads.configure(config.model)
+        errors.require(
+            config.model.family != 'ngram',
+            'an n-gram model is counted, not trained: python -m gptjax.count_ngrams',
+        )
         self.optim = optim.Config(**config.optim)
         self.batch = optim.Batch(**config.batch)
         self.train = loop.Config(**config.train)
         self.data = loader.Config(**config.data)
         self.evaluate = perplexity.Config(**config.evaluate)
         self.checkpoint = checkpoint.Config(**config.checkpoint)
-
-
-def _open_data(
-    config: loader.Config, tokenizer_dir: str, workdir: pathlib.Path
-) -> tuple[list[tokens.TokenSet], tokens.TokenSet]:
-    """Training sets and held-out set, staged and checked against the tokenizer.
-
-    The tokenizer is copied into the workdir: it travels with the weights.
-    """
-
-    with progress.Progress('open tokens', None, ' tokens staged') as bar:
-
-        def open_set(name: str, split: str) -> tokens.TokenSet:
-            folder = tokens.locate(name, workdir, config.stage_dir, bar.advance)
-            return tokens.open_set(folder, split)
-
-        sets = [open_set(name, 'train') for name in config.sets]
-        held_out = open_set(config.eval_set, 'valid')
-    tokenizer = tokenizer_lib.load(workdir / tokenizer_dir)
-    print_ = tokenizer_lib.fingerprint(tokenizer)
-    for token_set in [*sets, held_out]:
-        if token_set.fingerprint != print_:
-            raise errors.InputError(
-                f'the tokens in {token_set.folder} were made with another tokenizer '
-                f'({token_set.fingerprint[:12]}) than {workdir / tokenizer_dir} ({print_[:12]}); '
-                'prepare them again, or set --config.tokenizer.dir to the one they were made with'
-            )
-    own = workdir / pretrained.TOKENIZER
-    if not own.exists() and program.is_first():
-        tokenizer_lib.save(tokenizer, own)
-    elif own.exists() and tokenizer_lib.fingerprint(tokenizer_lib.load(own)) != print_:
-        raise errors.InputError(
-            f'{own} holds another tokenizer than {workdir / tokenizer_dir}; use another --workdir'
-        )
-    return sets, held_out
-
-
-def _check_vocabulary(model: heads.Config, sets: list[tokens.TokenSet]) -> None:
-    n_vocab = max(token_set.n_vocab for token_set in sets)
-    errors.require(
-        n_vocab <= model.n_vocab,
-        f'model.n_vocab = {model.n_vocab} is too small for a tokenizer of {n_vocab} ids; set '
-        f'--config.model.n_vocab={n_vocab} (a larger one is padding)',
-    )
 
 
 def _total_tokens(config: loop.Config, sets: list[tokens.TokenSet]) -> int:
@@ -313,21 +277,16 @@ def _save(
     checkpoints.save(step, state.params, {'step': state.step, 'opt_state': state.opt_state}, meta)
 
 
-def _loss(model: heads.LanguageModel, training: bool):
-    def loss(params, batch, rng=None):
-        rngs = {'dropout': rng} if training else {}
-        logits_BxLxV = model.apply({'params': params}, batch['tokens'], rngs=rngs)
-        return losses.lm(logits_BxLxV, batch['targets'], batch['weights'])
-
-    return loss
-
-
 def _evaluate(eval_step, held_out, sections, mesh, name, params) -> dict[str, float]:
     found = perplexity.score(
-        eval_step, params, held_out, sections.model.n_ctx, sections.evaluate, mesh
+        eval_step,
+        params,
+        held_out,
+        sections.evaluate.n_ctx or sections.model.n_ctx,
+        sections.evaluate,
+        mesh,
     )
-    label = pathlib.PurePath(name).name
-    return {f'eval/{label}/{metric}': value for metric, value in found.metrics().items()}
+    return found.named(name)
 
 
 if __name__ == '__main__':

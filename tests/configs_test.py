@@ -12,7 +12,7 @@ import pytest
 from gptjax.configs import base, cli, errors, lookup, sizes, sweep
 from gptjax.data import documents, loader, tokens
 from gptjax.evals import perplexity
-from gptjax.models import gpt, heads
+from gptjax.models import gpt, heads, kneser_ney
 from gptjax.runtime import checkpoint, mesh
 from gptjax.sampling import decode
 from gptjax.text import tokenizer
@@ -25,6 +25,7 @@ OWNERS = {
     'data': loader.Config,
     'model': gpt.Config,
     'batch': optim.Batch,
+    'ngram': kneser_ney.Config,
     'optim': optim.Config,
     'train': loop.Config,
     'evaluate': perplexity.Config,

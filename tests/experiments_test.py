@@ -23,6 +23,7 @@ MODULES = sorted(
     if p.name != '__init__.py'
 )
 CASES = [(name, variant) for name in MODULES for variant in importlib.import_module(name).VARIANTS]
+TRAINED = [case for case in CASES if 'model=ngram' not in case[1]]  # the rest is counted
 
 
 @pytest.mark.parametrize('name', MODULES)
@@ -34,7 +35,7 @@ def test_is_a_lab_record(name):
     assert 20 <= len(lines) <= 80
 
 
-@pytest.mark.parametrize(('name', 'variant'), CASES)
+@pytest.mark.parametrize(('name', 'variant'), TRAINED)
 def test_builds_and_its_step_has_the_right_shapes(name, variant):
     module = importlib.import_module(name)
     config = module.get_config(variant)
@@ -62,7 +63,7 @@ def test_builds_and_its_step_has_the_right_shapes(name, variant):
     assert metrics['train/loss'].shape == ()
 
 
-@pytest.mark.parametrize(('name', 'variant'), CASES)
+@pytest.mark.parametrize(('name', 'variant'), TRAINED)
 def test_sharding_divides(name, variant):
     """Over fsdp and, with a padded vocabulary, over tensor, on this machine's 8 devices."""
     config = importlib.import_module(name).get_config(variant)
@@ -71,7 +72,8 @@ def test_sharding_divides(name, variant):
     sections = train.Sections(config)
     model = heads.LanguageModel(sections.model)
     boxed = jax.eval_shape(model.init_params, jax.random.key(0))
-    sizes = [(8, 1), (4, 2)] if sections.model.n_heads % 2 == 0 else [(8, 1)]
+    odd = config.model.family == 'gpt' and config.model.n_heads % 2
+    sizes = [(8, 1)] if odd else [(8, 1), (4, 2)]
     for fsdp, tensor in sizes:
         mesh = mesh_lib.Mesh(mesh_lib.Config(1, fsdp, tensor, 1))
         shardings = mesh.shardings(boxed)
@@ -87,9 +89,10 @@ def test_sharding_divides(name, variant):
 def test_tiny_keeps_the_structure(name, variant):
     config = importlib.import_module(name).get_config(variant)
     small = cli.tiny(config)
-    assert small.model.attention == config.model.attention
-    assert small.model.norm == config.model.norm
-    train.Sections(small)
+    structure = ('family', 'attention', 'norm', 'positions', 'activation', 'cell', 'order')
+    for field in (f for f in structure if f in config.model):
+        assert small.model[field] == config.model[field]
+    heads.configure(small.model)
 
 
 @pytest.mark.parametrize('name', MODULES)

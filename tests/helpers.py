@@ -17,10 +17,16 @@ from gptjax.training import losses, optim
 from gptjax.training import step as step_lib
 
 TINY_CONFIG = """
-from gptjax.configs import base, cli
+from gptjax.configs import base, cli, sizes
 
 def get_config(arg=None):
-    config = cli.tiny(base.get_config())
+    arg = cli.parse_arg(arg, model='gpt')
+    config = base.get_config()
+    if arg.model == 'ngram':
+        config.model = sizes.ngram(3)
+    elif arg.model != 'gpt':
+        config.model = sizes.rnn(arg.model)
+    config = cli.tiny(config)
     with config.unlocked():
         config.corpus.update(set='files', path={path!r})
         config.tokenizer.update(kind='bytes', n_vocab=257)
@@ -99,13 +105,7 @@ def plan_of(batch_tokens: int, n_ctx: int, **overrides) -> optim.Plan:
 
 def loss_of(model: heads.LanguageModel, dropout: bool = False) -> step_lib.Loss:
     """The language-model loss of a batch."""
-
-    def loss(params, batch, rng):
-        rngs = {'dropout': rng} if dropout else {}
-        logits = model.apply({'params': params}, batch['tokens'], rngs=rngs)
-        return losses.lm(logits, batch['targets'], batch['weights'])
-
-    return loss
+    return losses.next_token(model.apply, dropout)
 
 
 def batch_of(windows: int, n_ctx: int, n_vocab: int, seed: int = 0) -> dict[str, np.ndarray]:

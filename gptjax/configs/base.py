@@ -56,6 +56,11 @@ def get_config() -> ml_collections.ConfigDict:
         }
     )
     config.model = sizes.model('tiny', n_vocab=4096)
+    config.ngram = ml_collections.ConfigDict(
+        {
+            'memory_tokens': 50_000_000,  # n-grams counted in memory; more are sorted on disk
+        }
+    )
     config.batch = ml_collections.ConfigDict(
         {
             'batch_tokens': 2048,  # tokens an update; a multiple of n_ctx

@@ -80,6 +80,24 @@ def with_config(argv: list[str], default_config: str) -> list[str]:
     return [argv[0], f'--config={default_config}', *argv[1:]]
 
 
+def variant(argv: list[str], arg: str, workdir: str) -> list[str]:
+    """The flags of a command line for another variant of its config file, in another folder.
+
+    >>> variant(['train', '--config=a.py:size=xl', '--workdir', 'w', '--config.seed=1'], 'n=2', 'v')
+    ['--config=a.py:size=xl,n=2', '--workdir=v', '--config.seed=1']
+    """
+    whole: list[str] = []
+    for part in argv[1:]:
+        if whole and not part.startswith('-') and '=' not in whole[-1]:
+            whole[-1] += f'={part}'
+        else:
+            whole.append(part)
+    found = {flag.partition('=')[0].lstrip('-'): flag.partition('=')[2] for flag in whole}
+    separator = ',' if ':' in found['config'] else ':'
+    rest = [f for f in whole if f.partition('=')[0].lstrip('-') not in ('config', 'workdir')]
+    return [f'--config={found["config"]}{separator}{arg}', f'--workdir={workdir}', *rest]
+
+
 def parse_arg(arg: str | None, **defaults: Any) -> Any:
     """The argument of get_config(arg), 'size=small,steps=100', as a read-only record.
 

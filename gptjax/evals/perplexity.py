@@ -8,6 +8,7 @@ so that bits per byte compare across tokenizers; words are separated by white sp
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -51,6 +52,11 @@ class Score:
             'token_perplexity': math.exp(min(self.nats / self.tokens, 700.0)),
             'word_perplexity': math.exp(min(self.nats / max(self.words, 1), 700.0)),
         }
+
+    def named(self, set_name: str) -> dict[str, float]:
+        """The metrics under the names of a log, as eval/<set>/bits_per_byte."""
+        label = pathlib.PurePath(set_name).name
+        return {f'eval/{label}/{name}': value for name, value in self.metrics().items()}
 
 
 def check(token_set: tokens.TokenSet, n_ctx: int, config: Config) -> None:

@@ -2,11 +2,22 @@
 """The few pictures that programs draw."""
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from gptjax.runtime import metrics
 
 # Colour-blind safe (Okabe and Ito 2008).
 _BLUE, _ORANGE = '#0072B2', '#D55E00'
+_COLOURS = ('#009E73', _ORANGE, _BLUE, '#CC79A7')
+
+
+class Run(NamedTuple):
+    """One model of a comparison."""
+
+    workdir: pathlib.Path
+    bits_per_byte: float  # held-out, at the end
+    tokens_per_sec: float  # of training
 
 
 def loss_curve(workdir: pathlib.Path, eval_name: str, path: pathlib.Path) -> None:
@@ -15,11 +26,7 @@ def loss_curve(workdir: pathlib.Path, eval_name: str, path: pathlib.Path) -> Non
     Args:
       eval_name: the metric of the held-out curve, as eval/tokens/bits_per_byte.
     """
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     rows = metrics.read(workdir)
     train = [(row['tokens'], row['train/loss']) for row in rows if 'train/loss' in row]
     held_out = [(row['tokens'], row[eval_name]) for row in rows if eval_name in row]
@@ -28,10 +35,60 @@ def loss_curve(workdir: pathlib.Path, eval_name: str, path: pathlib.Path) -> Non
     axis.set_xlabel('training tokens')
     axis.set_ylabel('training loss, nats per token', color=_BLUE)
     axis.grid(alpha=0.3)
-    axis.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter())
+    _in_tokens(axis)
     if held_out:
         other = axis.twinx()
         other.plot(*zip(*held_out, strict=True), color=_ORANGE, marker='o', markersize=3)
         other.set_ylabel('held-out bits per byte', color=_ORANGE)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def comparison(runs: Mapping[str, Run], eval_name: str, path: pathlib.Path) -> None:
+    """Held-out bits per byte against training tokens, and training speed, as a PNG.
+
+    A run that logged no steps (an n-gram model is counted) is a level line.
+
+    Args:
+      runs: by the name shown.
+      eval_name: the metric of the curves, as eval/tokens/bits_per_byte.
+    """
+    plt = _pyplot()
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(10, 4), layout='constrained', width_ratios=(3, 2)
+    )
+    for (name, run), colour in zip(runs.items(), _COLOURS, strict=False):
+        rows = [row for row in metrics.read(run.workdir) if eval_name in row]
+        label = f'{name}: {run.bits_per_byte:.2f}'
+        if rows:
+            tokens, bits = zip(*((row['tokens'], row[eval_name]) for row in rows), strict=True)
+            left.plot(tokens, bits, color=colour, marker='o', markersize=3, label=label)
+        else:
+            left.axhline(run.bits_per_byte, color=colour, linestyle='--', label=label)
+    left.set(xlabel='training tokens', ylabel='held-out bits per byte')
+    left.grid(alpha=0.3)
+    left.legend()
+    _in_tokens(left)
+    speeds = [run.tokens_per_sec for run in runs.values()]
+    bars = right.barh(list(runs), speeds, color=_COLOURS[: len(runs)])
+    right.bar_label(bars, [f'{speed:,.0f}' for speed in speeds], padding=3)
+    right.set(xlabel='training tokens/s', xscale='log')
+    right.set_xlim(right=max(speeds) * 6)
+    right.invert_yaxis()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _in_tokens(axis: Any) -> None:
+    from matplotlib import ticker
+
+    axis.xaxis.set_major_formatter(ticker.EngFormatter())

@@ -1,9 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses: pure functions that return a sum of nats and its weight, divided once by the caller."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+
+def next_token(apply: Callable[..., Any], dropout: bool = False) -> Callable[..., tuple]:
+    """The loss of a batch of tokens, targets and weights, by a language model's apply.
+
+    Args:
+      apply: ({'params': params}, tokens, rngs=...) -> logits.
+      dropout: whether the random key of the step is for it.
+    """
+
+    def loss(params: Any, batch: dict, rng: jax.Array | None = None) -> tuple:
+        rngs = {'dropout': rng} if dropout else {}
+        logits_BxLxV = apply({'params': params}, batch['tokens'], rngs=rngs)
+        return lm(logits_BxLxV, batch['targets'], batch['weights'])
+
+    return loss
 
 
 def lm(

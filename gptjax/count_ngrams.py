@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Estimates an n-gram model, the first baseline, from token shards: one pass, no gradient.
+
+The model is a run like any other: evaluate and generate read its workdir. Laptop, after a
+quickstart:
+  python -m gptjax.count_ngrams --config=experiments/quickstart.py:model=ngram \
+      --workdir=runs/quickstart/ngram --config.tokenizer.dir=../tokenizer \
+      --config.data.sets="('../tokens',)" --config.data.eval_set=../tokens
+TPU VM, the same on one host: it needs no accelerator.
+"""
+
+import dataclasses
+import json
+import logging
+import pathlib
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from gptjax.configs import cli, errors
+from gptjax.data import inputs, loader, tokens
+from gptjax.evals import perplexity
+from gptjax.models import heads, kneser_ney, ngram, pretrained
+from gptjax.runtime import checkpoint, program, progress
+from gptjax.runtime import mesh as mesh_lib
+from gptjax.text import files
+from gptjax.training import losses
+from gptjax.training import step as step_lib
+
+RESULTS = 'results.json'
+_PIECE = 1 << 20  # tokens read at once
+_log = logging.getLogger('gptjax')
+
+
+def main(args: cli.Args) -> None:
+    """Counts every training token once; writes a checkpoint, model.arpa and results.json."""
+    config, workdir = args.config, pathlib.Path(args.workdir)
+    model_config = heads.configure(config.model)
+    errors.require(
+        isinstance(model_config, ngram.Config),
+        f'model.family is {config.model.family!r}; an n-gram config is wanted, as '
+        'experiments/quickstart.py:model=ngram',
+    )
+    counting = kneser_ney.Config(**config.ngram)
+    data, scoring = loader.Config(**config.data), perplexity.Config(**config.evaluate)
+    mesh = mesh_lib.Mesh(mesh_lib.Config(**config.mesh))
+    with program.only_one(workdir):
+        with progress.Progress('open tokens', None, ' tokens staged') as bar:
+            sets, held_out = inputs.open_all(
+                data, workdir / config.tokenizer.dir, workdir, workdir / pretrained.TOKENIZER,
+                program.is_first(), bar.advance,
+            )  # fmt: skip
+        inputs.check_vocabulary(model_config.n_vocab, sets)
+        perplexity.check(held_out, model_config.n_ctx, scoring)
+        meta = {
+            'config': json.loads(config.to_json()),
+            'data': {'sets': [token_set.digest for token_set in sets]},
+            'tokenizer': sets[0].fingerprint,
+            'provenance': '',
+        }
+        if _is_done(workdir, meta, model_config):
+            _log.info('counting in %s is done already', workdir)
+            return
+        began = time.monotonic()
+        total = sum(map(len, sets))
+        with progress.Progress('count', total, ' tokens') as bar:
+            tables = kneser_ney.estimate(
+                map(_pieces, sets), model_config.order, model_config.n_vocab,
+                counting.memory_tokens, workdir, bar.advance,
+            )  # fmt: skip
+        secs = time.monotonic() - began
+        params = ngram.params_of(tables)
+        entries = tuple(len(table['token']) for table in tables.values())
+        model = heads.LanguageModel(dataclasses.replace(model_config, entries=entries))
+        ngram.write_arpa(tables, workdir / 'model.arpa')
+        with mesh.scope():
+            params = jax.device_put(params, mesh.replicated())
+            found = perplexity.score(
+                step_lib.make_eval_step(losses.next_token(model.apply)), params, held_out,
+                scoring.n_ctx or model_config.n_ctx, scoring, mesh,
+            )  # fmt: skip
+        meta['config']['model']['entries'] = entries
+        checkpoints = checkpoint.Checkpoints(workdir, keep=2)
+        try:
+            checkpoints.save(0, params, None, meta)
+        finally:
+            checkpoints.close()
+    results = {
+        'steps': 0,
+        'tokens': total,
+        'parameters': sum(entries),
+        'train_secs': round(secs, 3),
+    }
+    results |= found.named(config.data.eval_set)
+    files.replace(workdir / 'config.json', config.to_json(indent=1) + '\n')
+    files.replace(workdir / RESULTS, json.dumps(results, indent=1) + '\n')
+    _log.info('counted %s n-grams in %.1f s: %s', f'{sum(entries):,}', secs, json.dumps(results))
+
+
+def _pieces(token_set: tokens.TokenSet) -> Iterator[np.ndarray]:
+    for start in range(0, len(token_set), _PIECE):
+        yield token_set.read(start, _PIECE)
+
+
+def _is_done(workdir: pathlib.Path, meta: dict, model: ngram.Config) -> bool:
+    """Whether the workdir holds this very model. Raises InputError where it holds another."""
+    found = checkpoint.latest(workdir)
+    if not found:
+        return False
+    there = found[1]
+    section = there['config']['model'] | {'entries': ()}
+    if section != dataclasses.asdict(model) or there['data'] != meta['data']:
+        raise errors.InputError(
+            f'{workdir} holds another model or one of other tokens; use another --workdir'
+        )
+    return (workdir / RESULTS).exists()
+
+
+if __name__ == '__main__':
+    program.run(main, __doc__)
