@@ -71,10 +71,10 @@ def main(args: cli.Args) -> None:
                 state = _restore(found, target, plan, sets)
                 _log.info('going on from step %d', int(state.step))
             elif config.init_from:
-                params = _initial(config.init_from, sections.model, sets[0], mesh)
-                state = step_lib.init(lambda _: params, optimizer, config.seed, target)
+                state = step_lib.init_from(
+                    _initial(config.init_from, sections.model, sets[0], mesh), optimizer, target
+                )
                 provenance = pretrained.provenance(config.init_from)
-                del params
             else:
                 state = step_lib.init(model.init_params, optimizer, config.seed, target)
             n_params = sum(x.size for x in jax.tree.leaves(state.params))

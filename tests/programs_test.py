@@ -4,13 +4,15 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
-from gptjax import evaluate, generate, train
-from gptjax.configs import errors
+from gptjax import convert, count_ngrams, evaluate, generate, train
+from gptjax.configs import base, errors
 from gptjax.models import pretrained
 from gptjax.runtime import checkpoint, metrics
+from gptjax.text import tokenizer as tokenizer_lib
 from tests import helpers
 
 
@@ -178,3 +180,95 @@ def test_epochs_set_the_length(trained, tmp_path):
     manifest = json.loads((workdir / 'tokens' / 'manifest.json').read_text())
     total = sum(shard['tokens'] for shard in manifest['splits']['train'])
     assert 0 <= results['tokens'] - 0.1 * total <= 512
+
+
+SHARED = (
+    '--config.tokenizer.dir=../run/tokenizer', "--config.data.sets=('../run/tokens',)",
+    '--config.data.eval_set=../run/tokens',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('model', ['ngram', 'gru'])
+def test_baselines_are_runs_like_any_other(trained, model, capsys):
+    config, run = trained
+    workdir = run.parent / model
+    spec = f'{config}:model={model}'
+    program = count_ngrams if model == 'ngram' else train
+    program.main(helpers.args(spec, workdir, *SHARED))
+    results = json.loads((workdir / 'results.json').read_text())
+    gpt_results = json.loads((run / 'results.json').read_text())
+    assert results.keys() == gpt_results.keys()
+    evaluate.main(helpers.args(spec, workdir, *SHARED))
+    found = json.loads((workdir / 'evaluation.json').read_text())
+    gpt_found = json.loads((run / 'evaluation.json').read_text())
+    for same in ('tokens', 'bytes', 'documents'):
+        assert found[same] == gpt_found[same]
+    assert found['bits_per_byte'] == pytest.approx(results['eval/tokens/bits_per_byte'], rel=1e-5)
+    flags = ('--prompt=the cat', '--prompt=a')
+    generate.main(helpers.args(spec, workdir, *flags, define=generate.define))
+    assert len((workdir / 'samples.jsonl').read_text().splitlines()) == 2
+    before = (workdir / 'results.json').stat().st_mtime_ns
+    program.main(helpers.args(spec, workdir, *SHARED))
+    assert (workdir / 'results.json').stat().st_mtime_ns == before
+    capsys.readouterr()
+
+
+def test_counting_wants_an_ngram_and_training_does_not(trained, tmp_path):
+    config, run = trained
+    with pytest.raises(errors.UsageError, match="model.family is 'gpt'"):
+        count_ngrams.main(helpers.args(config, tmp_path, *SHARED))
+    with pytest.raises(errors.UsageError, match=r'python -m gptjax\.count_ngrams'):
+        train.main(helpers.args(f'{config}:model=ngram', tmp_path, *SHARED))
+    other = helpers.args(f'{config}:model=ngram', run.parent / 'ngram', *SHARED,
+                         '--config.model.order=2')  # fmt: skip
+    if (run.parent / 'ngram' / 'checkpoints').exists():
+        with pytest.raises(errors.InputError, match='holds another model'):
+            count_ngrams.main(other)
+
+
+def convert_args(source, target, *flags):
+    flags = (f'--config.init_from={source}', *flags)
+    return helpers.args(base.__file__, target, *flags, define=convert.define)
+
+
+def test_convert_goes_both_ways(trained, tmp_path):
+    config, run = trained
+    convert.main(convert_args(run, tmp_path / 'hf', '--to=huggingface'))
+    convert.main(convert_args(tmp_path / 'hf', tmp_path / 'back'))
+    first, back = pretrained.load(run), pretrained.load(tmp_path / 'back')
+    jax.tree.map(np.testing.assert_array_equal, first.params, back.params)
+    assert tokenizer_lib.fingerprint(first.tokenizer) == tokenizer_lib.fingerprint(back.tokenizer)
+    with pytest.raises(errors.InputError, match='is not empty'):
+        convert.main(convert_args(run, tmp_path / 'hf', '--to=huggingface'))
+    with pytest.raises(errors.UsageError, match=r'give --config\.init_from'):
+        convert.main(convert_args('', tmp_path / 'x'))
+    convert.main(convert_args(tmp_path / 'hf', tmp_path / 'half', '--dtype=bfloat16'))
+    assert pretrained.load(tmp_path / 'half').model.config.param_dtype == 'bfloat16'
+    for folder in ('hf', 'back'):  # wherever a workdir is accepted
+        source = f'--config.init_from={tmp_path}/{folder}'
+        flags = (source, f'--config.data.eval_set={run}/tokens')
+        evaluate.main(helpers.args(config, tmp_path / 'e', *flags))
+        found = json.loads((tmp_path / 'e' / 'evaluation.json').read_text())
+        results = json.loads((run / 'results.json').read_text())
+        wanted = results['eval/tokens/bits_per_byte']
+        assert found['bits_per_byte'] == pytest.approx(wanted, rel=1e-4)
+        generate.main(helpers.args(config, tmp_path / 'g', source, '--prompt=a',
+                                   define=generate.define))  # fmt: skip
+
+
+def test_training_starts_from_published_weights(trained, tmp_path):
+    config, run = trained
+    pretrained.save(tmp_path / 'hf', *pretrained.load(run))
+    flags = [f'--config.tokenizer.dir={run}/tokenizer', f"--config.data.sets=('{run}/tokens',)",
+             f'--config.data.eval_set={run}/tokens', '--config.optim.peak_lr=1e-9',
+             f'--config.init_from={tmp_path}/hf']  # fmt: skip
+    train.main(helpers.args(config, tmp_path / 'more', *flags))
+    rows = metrics.read(tmp_path / 'more')
+    scratch = metrics.read(run)
+    assert rows[0]['train/loss'] < scratch[0]['train/loss'] - 0.1
+    results = json.loads((tmp_path / 'more' / 'results.json').read_text())
+    before = json.loads((run / 'results.json').read_text())
+    name = 'eval/tokens/bits_per_byte'
+    assert results[name] == pytest.approx(before[name], rel=1e-4)  # a rate of nearly zero
+    with pytest.raises(errors.InputError, match='d_ff = 256 there, 128 here'):
+        train.main(helpers.args(config, tmp_path / 'other', *flags, '--config.model.d_ff=128'))

@@ -223,6 +223,7 @@ def _stream(
         for name, part in zip(place.tensor.paths, parts, strict=True):
             leaves[name].fill(part, place.layer)
             progress(part.size)
+        del part, parts  # before the next one is read
         if place.name == family.tensors[0].name and tied:
             _check_tied(path, stored[tied], stored[place.name])
     params = {_NETWORK + name: leaf.array() for name, leaf in leaves.items()}

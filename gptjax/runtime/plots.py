@@ -79,6 +79,33 @@ def comparison(runs: Mapping[str, Run], eval_name: str, path: pathlib.Path) -> N
     plt.close(figure)
 
 
+def forgetting(runs: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> None:
+    """Loss by length of context, and gradient by distance relative to the nearest token's.
+
+    Args:
+      runs: name -> 'nats_by_context_tokens' and, where it has one, 'gradient_norm_by_distance'.
+    """
+    plt = _pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
+    for (name, run), colour in zip(runs.items(), reversed(_COLOURS[:3]), strict=False):
+        losses = run['nats_by_context_tokens']
+        left.plot(list(losses), list(losses.values()), color=colour, marker='o', label=name)
+        if 'gradient_norm_by_distance' in run:
+            norms = run['gradient_norm_by_distance']
+            distances = range(1, len(norms) + 1)
+            right.plot(distances, [norm / norms[0] for norm in norms], color=colour, label=name)
+    left.set(xlabel='tokens of context shown', ylabel='nats per target')
+    left.set_xscale('log', base=2)
+    right.set(xlabel='distance in tokens', ylabel='gradient norm / that of the nearest token')
+    right.set_xscale('log', base=2)
+    right.set_yscale('log')
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
 def _pyplot() -> Any:
     import matplotlib
 

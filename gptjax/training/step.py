@@ -54,6 +54,14 @@ def init(
     return jax.jit(create, out_shardings=jax.tree.map(lambda x: x.sharding, target))()
 
 
+def init_from(params: Any, optimizer: optax.GradientTransformation, target: State) -> State:
+    """A state that starts from given parameters, which it takes over; otherwise as init()."""
+    shardings = jax.tree.map(lambda x: x.sharding, target)
+    return jax.jit(
+        lambda params: _start(params, optimizer), out_shardings=shardings, donate_argnums=0
+    )(params)
+
+
 def make_train_step(
     loss: Loss, optimizer: optax.GradientTransformation, seed: int, accum_steps: int
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
@@ -106,7 +114,10 @@ def make_eval_step(
 
 
 def _create(init_params: Callable, optimizer: optax.GradientTransformation, seed: int) -> State:
-    params = init_params(jax.random.key(seed))
+    return _start(init_params(jax.random.key(seed)), optimizer)
+
+
+def _start(params: Any, optimizer: optax.GradientTransformation) -> State:
     # Gradients are summed in float32, so the moments are float32 whatever the weights are.
     moments = optimizer.init(jax.tree.map(lambda p: p.astype(jnp.float32), params))
     return State(jnp.zeros((), jnp.int32), params, moments)

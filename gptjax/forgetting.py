@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What models forget: loss and gradient by distance in context, several runs side by side.
+
+Laptop, after a quickstart:
+  python -m gptjax.forgetting --config=experiments/quickstart.py --workdir=runs/quickstart \
+      --run=GPT=runs/quickstart --run=LSTM=runs/quickstart/lstm --run=n-gram=runs/quickstart/ngram
+TPU VM, the same.
+"""
+
+import json
+import logging
+import pathlib
+
+from absl import flags
+
+from gptjax.configs import cli, errors
+from gptjax.data import tokens
+from gptjax.evals import context
+from gptjax.models import ngram, pretrained
+from gptjax.runtime import plots, program, progress
+from gptjax.text import files
+from gptjax.text import tokenizer as tokenizer_lib
+
+RESULTS, PICTURE = 'forgetting.json', 'forgetting.png'
+_log = logging.getLogger('gptjax')
+
+
+def define(values: flags.FlagValues) -> None:
+    """The program's own flags."""
+    flags.DEFINE_multi_string(
+        'run', [], 'NAME=PATH of a trained model; give several.', flag_values=values
+    )
+    flags.DEFINE_integer(
+        'windows', 512, 'Held-out targets that are scored.', lower_bound=1, flag_values=values
+    )
+
+
+def main(args: cli.Args) -> None:
+    """Writes WORKDIR/forgetting.json and forgetting.png."""
+    runs = dict(run.split('=', 1) if '=' in run else (run, run) for run in args.flags.run)
+    errors.require(bool(runs), 'give --run=NAME=PATH; several are allowed')
+    workdir = pathlib.Path(args.workdir)
+    config, batch = args.config, args.config.evaluate.batch_windows
+    folder = tokens.locate(config.data.eval_set, workdir, config.data.stage_dir, lambda n: None)
+    held_out = tokens.open_set(folder, 'valid')
+    loaded = {name: pretrained.load(path) for name, path in runs.items()}
+    for name, (_, _, tokenizer) in loaded.items():
+        if tokenizer is None or tokenizer_lib.fingerprint(tokenizer) != held_out.fingerprint:
+            raise errors.InputError(f'{name} was made with another tokenizer than {folder}')
+    n_ctx = config.evaluate.n_ctx or min(m.config.n_ctx for m, _, _ in loaded.values())
+    contexts, targets = context.windows(held_out, n_ctx, args.flags.windows)
+    found: dict[str, dict] = {}
+    with progress.Progress('score', None, ' windows') as bar:
+        for name, (model, params, _) in loaded.items():
+            loss = context.loss_by_length(model, params, contexts, targets, batch, bar.advance)
+            found[name] = {'nats_by_context_tokens': loss}
+            if not isinstance(model.config, ngram.Config):  # a count has no gradient
+                norms = context.gradient_by_distance(
+                    model, params, contexts, targets, batch, bar.advance
+                )
+                found[name]['gradient_norm_by_distance'] = norms.tolist()
+    protocol = (
+        f'{len(targets)} held-out targets, evenly spread; the same ones at every length of '
+        f'context, up to {n_ctx} tokens; gradient of their log probability by each embedding, '
+        'mean norm'
+    )
+    report = {'set': config.data.eval_set, 'protocol': protocol, 'runs': found}
+    files.replace(workdir / RESULTS, json.dumps(report, indent=1) + '\n')
+    plots.forgetting(found, workdir / PICTURE)
+    for name, values in found.items():
+        losses = values['nats_by_context_tokens']
+        print(f'{name:10}', ', '.join(f'{k}: {v:.3f}' for k, v in losses.items()))
+    _log.info('wrote %s and %s', workdir / RESULTS, workdir / PICTURE)
+
+
+if __name__ == '__main__':
+    program.run(main, __doc__, define)
