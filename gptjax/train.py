@@ -54,7 +54,7 @@ def main(args: cli.Args) -> None:
                 workdir / pretrained.TOKENIZER, program.is_first(), bar.advance,
             )  # fmt: skip
         inputs.check_vocabulary(sections.model.n_vocab, sets)
-        perplexity.check(held_out, sections.model.n_ctx, sections.evaluate)
+        perplexity.check(held_out, sections.scored_ctx, sections.evaluate)
         total_tokens = _total_tokens(sections.train, sets)
         plan = _plan(sections, mesh)
         total_steps = plan.steps(total_tokens)
@@ -161,6 +161,7 @@ class Sections:
         self.data = loader.Config(**config.data)
         self.evaluate = perplexity.Config(**config.evaluate)
         self.checkpoint = checkpoint.Config(**config.checkpoint)
+        self.scored_ctx = self.evaluate.n_ctx or self.model.n_ctx  # tokens of a held-out window
 
 
 def _total_tokens(config: loop.Config, sets: list[tokens.TokenSet]) -> int:
@@ -172,7 +173,7 @@ def _plan(sections: Sections, mesh: mesh_lib.Mesh) -> optim.Plan:
     plan = optim.Plan(sections.batch, n_ctx)
     for windows in plan.sizes():
         mesh.check_batch(windows, n_ctx, accum_steps)
-    mesh.check_batch(sections.evaluate.batch_windows, n_ctx)
+    mesh.check_batch(sections.evaluate.batch_windows, sections.scored_ctx)
     return plan
 
 
@@ -279,12 +280,7 @@ def _save(
 
 def _evaluate(eval_step, held_out, sections, mesh, name, params) -> dict[str, float]:
     found = perplexity.score(
-        eval_step,
-        params,
-        held_out,
-        sections.evaluate.n_ctx or sections.model.n_ctx,
-        sections.evaluate,
-        mesh,
+        eval_step, params, held_out, sections.scored_ctx, sections.evaluate, mesh
     )
     return found.named(name)
 

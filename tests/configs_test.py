@@ -153,6 +153,38 @@ def test_gpt1_is_the_paper():
     assert (config.train.total_epochs, config.train.total_tokens) == (100.0, 0)
 
 
+@pytest.mark.parametrize(
+    ('size', 'parameters'),
+    [('gptj-6b', 6_050_882_784), ('kogpt-6b', 6_166_502_400), ('smollm2-135m', 134_515_008),
+     ('smollm2-360m', 361_821_120)],
+)  # fmt: skip
+def test_published_sizes_have_the_published_counts(size, parameters):
+    assert count(sizes.model(size)) == parameters
+
+
+def test_gptj_is_the_released_model():
+    model = sizes.model('gptj-6b')
+    assert (model.n_layers, model.d_model, model.n_heads, model.d_head) == (28, 4096, 16, 256)
+    assert (model.d_ff, model.n_ctx, model.n_vocab, model.rotary_dims) == (16384, 2048, 50400, 64)
+    assert (model.parallel_residual, model.tied_embedding, model.head_bias) == (True, False, True)
+    assert (model.attention_bias, model.mlp_bias, model.norm_eps) == (False, True, 1e-5)
+    assert sizes.model('kogpt-6b').n_vocab == 64512
+
+
+@pytest.mark.parametrize(
+    'size', ['gpt1', *(f'gpt2-{s}' for s in GPT2), *(f'gpt3-{s}' for s in TABLE_2_1)]
+)
+def test_the_gpts_share_what_their_code_shares(size):
+    """GELU in its tanh form, LayerNorm with epsilon 1e-5, a learned position table, tied logits."""
+    model = sizes.model(size)
+    assert (model.activation, model.gated_mlp) == ('gelu_tanh', False)
+    assert (model.norm_kind, model.norm_eps, model.parallel_residual) == ('layer', 1e-5, False)
+    assert (model.positions, model.tied_embedding, model.head_bias) == ('learned', True, False)
+    assert model.attention_bias
+    assert model.mlp_bias
+    assert model.norm_bias
+
+
 def test_shakespeare_is_nanogpts_recipe():
     config = experiment('shakespeare_char', 'path=input.txt')
     model = config.model
