@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,14 +48,18 @@ def test_killed_and_run_again_it_finishes_and_repeats_nothing(tmp_path, corpus_f
     assert 'prepare_tokens: done already' in said
     assert 'going on from step' in said
     report = (workdir / 'report.md').read_text()
-    for name in ('corpus', 'tokens', 'metrics.jsonl', 'samples.jsonl', 'loss.png', 'checkpoints'):
+    for name in ('corpus', 'tokens', 'metrics.jsonl', 'samples.jsonl', 'loss.png', 'checkpoints',
+                 'comparison.png', 'ngram', 'lstm'):  # fmt: skip
         assert name in report
         assert (workdir / name).exists()
+    for label in ('n-gram', 'LSTM', 'GPT'):  # a row each: bits per byte and tokens/s are numbers
+        cells = re.search(rf'^\| {label} \|(.*)\|$', report, re.MULTILINE)[1].split('|')
+        assert [float(cell.replace(',', '')) > 0 for cell in cells] == [True] * 4
     assert json.loads((workdir / 'evaluation.json').read_text())['bits_per_byte'] > 0
     before = (workdir / 'samples.jsonl').stat().st_mtime_ns
     again = subprocess.run(process.args, capture_output=True, text=True, timeout=60)
     assert again.returncode == 0
-    assert again.stderr.count('done already') == 6
+    assert again.stderr.count('done already') == 10
     assert (workdir / 'samples.jsonl').stat().st_mtime_ns == before
 
 

@@ -303,15 +303,10 @@ class GPT(nn.Module):
     def unembed(self, hidden_BxLxD: Float[Array, 'B L D']) -> Float[Array, 'B L V']:
         """float32 logits, through the token embedding where it is tied."""
         table_VxD = self.token_embedding if self.config.tied_embedding else self.unembedding
-        logits_BxLxV = jnp.einsum(
-            'BLD,VD->BLV',
-            hidden_BxLxD,
-            table_VxD.astype(hidden_BxLxD.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        logits_BxLxV = layers.logits(hidden_BxLxD, table_VxD)
         if self.config.head_bias:
             logits_BxLxV += self.unembedding_bias.astype(jnp.float32)[None, None]
-        return axes.constrain(logits_BxLxV, 'batch', 'length', 'act_vocab')
+        return logits_BxLxV
 
     def _init_stack(self, rng: jax.Array, block: Block) -> dict:
         repeats = self.config.n_layers // len(self.config.attention)

@@ -71,3 +71,14 @@ class Norm(nn.Module):
             bias_D = self.param('bias', init, shape, param_dtype)
             y_BxLxD += bias_D.astype(jnp.float32)[None, None]
         return y_BxLxD.astype(x_BxLxD.dtype)
+
+
+def logits(hidden_BxLxD: jax.Array, table_VxD: jax.Array) -> jax.Array:
+    """float32 logits (B, L, V) of hidden states, through a table of one vector a token."""
+    logits_BxLxV = jnp.einsum(
+        'BLD,VD->BLV',
+        hidden_BxLxD,
+        table_VxD.astype(hidden_BxLxD.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return axes.constrain(logits_BxLxV, 'batch', 'length', 'act_vocab')

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from gptjax.configs import errors
-from gptjax.models import axes
+from gptjax.models import axes, layers
 from gptjax.scaling import flops
 
 _GATES = {'lstm': 4, 'gru': 3}
@@ -109,13 +109,7 @@ class RNN(nn.Module):
     def unembed(self, hidden_BxLxD: Float[Array, 'B L D']) -> Float[Array, 'B L V']:
         """float32 logits, through the token embedding where it is tied."""
         table_VxD = self.token_embedding if self.config.tied_embedding else self.unembedding
-        logits_BxLxV = jnp.einsum(
-            'BLD,VD->BLV',
-            hidden_BxLxD,
-            table_VxD.astype(hidden_BxLxD.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return axes.constrain(logits_BxLxV, 'batch', 'length', 'act_vocab')
+        return layers.logits(hidden_BxLxD, table_VxD)
 
     def _weight(self, name: str, *names: str) -> jax.Array:
         cfg = self.config
