@@ -43,6 +43,7 @@ def main(args: cli.Args) -> None:
         f'model.family is {config.model.family!r}; an n-gram config is wanted, as '
         'experiments/quickstart.py:model=ngram',
     )
+    errors.require(jax.process_count() == 1, 'counting runs on one host; leave out --distributed')
     counting = kneser_ney.Config(**config.ngram)
     data, scoring = loader.Config(**config.data), perplexity.Config(**config.evaluate)
     mesh = mesh_lib.Mesh(mesh_lib.Config(**config.mesh))

@@ -104,7 +104,8 @@ def _baseline_flags(
         return name if '://' in name else str(pathlib.PurePath('..') / name)
 
     flags = cli.variant(argv, f'model={baseline}', str(workdir / baseline))
-    flags = [flag for flag in flags if not flag.startswith('--config.model.')]  # the GPT's
+    common = ('--config.model.n_ctx=', '--config.model.n_vocab=')  # the rest is the GPT's
+    flags = [f for f in flags if not f.startswith('--config.model.') or f.startswith(common)]
     flags += [
         f'--config.tokenizer.dir={shared(config.tokenizer.dir)}',
         f'--config.data.sets={tuple(map(shared, config.data.sets))!r}',

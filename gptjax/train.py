@@ -66,7 +66,7 @@ def main(args: cli.Args) -> None:
             # 2. the weights of init_from, 3. a fresh initialisation from the seed.
             found = checkpoint.latest(workdir)
             _claim(workdir, config, found)
-            provenance = found[1]['provenance'] if found else ''
+            provenance = found[1].get('provenance', '') if found else ''
             if found:
                 state = _restore(found, target, plan, sets)
                 _log.info('going on from step %d', int(state.step))

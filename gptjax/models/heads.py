@@ -11,8 +11,9 @@ import ml_collections
 from flax import linen as nn
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from gptjax.configs import lookup
+from gptjax.configs import errors, lookup
 
+_FAMILIES = ('gpt', 'ngram', 'rnn')  # modules of gptjax.models
 Section = Mapping[str, Any] | ml_collections.ConfigDict  # the model section of a config
 
 
@@ -85,7 +86,12 @@ def configure(section: Section) -> Config:
     Raises:
       UsageError: the family or a field is unknown, missing or out of range.
     """
-    return lookup.module('gptjax.models', section['family']).Config(**section)
+    errors.require('family' in section, 'the model section names no family')
+    family = section['family']
+    errors.require(
+        family in _FAMILIES, f'model.family = {family!r} is not one of: {", ".join(_FAMILIES)}'
+    )
+    return lookup.module('gptjax.models', family).Config(**section)
 
 
 def build(section: Section) -> LanguageModel:

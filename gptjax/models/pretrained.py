@@ -165,7 +165,7 @@ def provenance(path: str | pathlib.Path) -> str:
         return f'{path.name}, quantised as {_gguf(path).quantisation()}'
     if (path / checkpoint.FOLDER).is_dir():
         found = checkpoint.latest(path, put_aside=False)
-        return '' if found is None else found[1]['provenance']
+        return '' if found is None else found[1].get('provenance', '')
     if _published(path):
         return json.loads((path / _CONFIG).read_text(encoding='utf-8')).get(_NOTE, '')
     return ''

@@ -61,7 +61,7 @@ class Progress:
         if rest and done:
             eta = f', {rest * (self._logged - self._start) / done:.0f} s left'
         note = f', {self._note}' if self._note else ''
-        _log.info('%s: %s%s %s%s%s', self._what, f'{self._done:,}', of, self._unit, note, eta)
+        _log.info('%s: %s%s%s%s%s', self._what, f'{self._done:,}', of, self._unit, note, eta)
 
 
 class Handler(logging.Handler):
