@@ -13,6 +13,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+import shutil
 import time
 from collections.abc import Iterator
 
@@ -46,7 +47,7 @@ def main(args: cli.Args) -> None:
     errors.require(jax.process_count() == 1, 'counting runs on one host; leave out --distributed')
     counting = kneser_ney.Config(**config.ngram)
     data, scoring = loader.Config(**config.data), perplexity.Config(**config.evaluate)
-    mesh = mesh_lib.Mesh(mesh_lib.Config(**config.mesh))
+    mesh = mesh_lib.of(mesh_lib.Config(**config.mesh), model_config.family)
     with program.only_one(workdir):
         with progress.Progress('open tokens', None, ' tokens staged') as bar:
             sets, held_out = inputs.open_all(
@@ -61,7 +62,8 @@ def main(args: cli.Args) -> None:
             'tokenizer': sets[0].fingerprint,
             'provenance': '',
         }
-        if _is_done(workdir, meta, model_config):
+        there = _matching(workdir, meta, model_config)
+        if there and (workdir / RESULTS).exists():
             _log.info('counting in %s is done already', workdir)
             return
         began = time.monotonic()
@@ -82,21 +84,18 @@ def main(args: cli.Args) -> None:
                 step_lib.make_eval_step(losses.next_token(model.apply)), params, held_out,
                 scoring.n_ctx or model_config.n_ctx, scoring, mesh,
             )  # fmt: skip
+        results = {'steps': 0, 'tokens': total, 'parameters': sum(entries)}
+        results |= {'train_secs': round(secs, 3)} | found.named(config.data.eval_set)
+        files.replace(workdir / 'config.json', config.to_json(indent=1) + '\n')
+        files.replace(workdir / RESULTS, json.dumps(results, indent=1) + '\n')
         meta['config']['model']['entries'] = entries
+        if there:
+            shutil.rmtree(there)  # the same tables, counted again for the results
         checkpoints = checkpoint.Checkpoints(workdir, keep=2)
         try:
             checkpoints.save(0, params, None, meta)
         finally:
             checkpoints.close()
-    results = {
-        'steps': 0,
-        'tokens': total,
-        'parameters': sum(entries),
-        'train_secs': round(secs, 3),
-    }
-    results |= found.named(config.data.eval_set)
-    files.replace(workdir / 'config.json', config.to_json(indent=1) + '\n')
-    files.replace(workdir / RESULTS, json.dumps(results, indent=1) + '\n')
     _log.info('counted %s n-grams in %.1f s: %s', f'{sum(entries):,}', secs, json.dumps(results))
 
 
@@ -105,18 +104,18 @@ def _pieces(token_set: tokens.TokenSet) -> Iterator[np.ndarray]:
         yield token_set.read(start, _PIECE)
 
 
-def _is_done(workdir: pathlib.Path, meta: dict, model: ngram.Config) -> bool:
-    """Whether the workdir holds this very model. Raises InputError where it holds another."""
+def _matching(workdir: pathlib.Path, meta: dict, model: ngram.Config) -> pathlib.Path | None:
+    """The workdir's checkpoint of this very model. Raises InputError where it holds another."""
     found = checkpoint.latest(workdir)
     if not found:
-        return False
-    there = found[1]
+        return None
+    folder, there = found
     section = there['config']['model'] | {'entries': ()}
-    if section != dataclasses.asdict(model) or there['data'] != meta['data']:
+    if section != dataclasses.asdict(model) or there.get('data') != meta['data']:
         raise errors.InputError(
             f'{workdir} holds another model or one of other tokens; use another --workdir'
         )
-    return (workdir / RESULTS).exists()
+    return folder
 
 
 if __name__ == '__main__':

@@ -35,7 +35,8 @@ def main(args: cli.Args) -> None:
     config = perplexity.Config(**args.config.evaluate)
     workdir = pathlib.Path(args.workdir)
     weights = args.config.init_from or args.workdir
-    mesh = mesh_lib.Mesh(mesh_lib.Config(**args.config.mesh))
+    mesh = mesh_lib.of(mesh_lib.Config(**args.config.mesh), pretrained.family(weights))
+    provenance = pretrained.provenance(weights)
     data = loader.Config(**args.config.data)
     with progress.Progress('stage', None, ' tokens') as bar:
         folder = tokens.locate(data.eval_set, workdir, data.stage_dir, bar.advance)
@@ -50,7 +51,8 @@ def main(args: cli.Args) -> None:
         elif tokenizer_lib.fingerprint(tokenizer) != held_out.fingerprint:
             raise errors.InputError(
                 f'the tokens in {held_out.folder} were made with another tokenizer than that of '
-                f'{weights}; prepare them with the latter (--config.tokenizer.kind=file)'
+                f'{weights}; prepare them with the latter (--config.tokenizer.kind=file; of a '
+                '.gguf file, python -m gptjax.convert makes a folder that has it)'
             )
         n_ctx = config.n_ctx or model.config.n_ctx
         errors.require(
@@ -67,7 +69,7 @@ def main(args: cli.Args) -> None:
                 config, mesh, bar.advance,
             )  # fmt: skip
     report = {
-        'weights': ', '.join(filter(None, (str(weights), pretrained.provenance(weights)))),
+        'weights': ', '.join(filter(None, (str(weights), provenance))),
         'set': args.config.data.eval_set,
         'protocol': found.protocol,
         'documents': found.documents,

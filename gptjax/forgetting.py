@@ -40,6 +40,7 @@ def main(args: cli.Args) -> None:
     runs = dict(run.split('=', 1) if '=' in run else (run, run) for run in args.flags.run)
     errors.require(bool(runs), 'give --run=NAME=PATH; several are allowed')
     workdir = pathlib.Path(args.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
     config, batch = args.config, args.config.evaluate.batch_windows
     folder = tokens.locate(config.data.eval_set, workdir, config.data.stage_dir, lambda n: None)
     held_out = tokens.open_set(folder, 'valid')
@@ -53,7 +54,8 @@ def main(args: cli.Args) -> None:
     with progress.Progress('score', None, ' windows') as bar:
         for name, (model, params, _) in loaded.items():
             loss = context.loss_by_length(model, params, contexts, targets, batch, bar.advance)
-            found[name] = {'nats_by_context_tokens': loss}
+            weights = ', '.join(filter(None, (runs[name], pretrained.provenance(runs[name]))))
+            found[name] = {'weights': weights, 'nats_by_context_tokens': loss}
             if not isinstance(model.config, ngram.Config):  # a count has no gradient
                 norms = context.gradient_by_distance(
                     model, params, contexts, targets, batch, bar.advance

@@ -42,9 +42,9 @@ def main(args: cli.Args) -> None:
     """Samples continuations of every --prompt."""
     config = decode.Config(**args.config.decode)
     errors.require(bool(args.flags.prompt), 'give --prompt="..."; several are allowed')
-    mesh = mesh_lib.Mesh(mesh_lib.Config(**args.config.mesh))
+    weights = args.config.init_from or args.workdir
+    mesh = mesh_lib.of(mesh_lib.Config(**args.config.mesh), pretrained.family(weights))
     with mesh.scope():
-        weights = args.config.init_from or args.workdir
         with progress.Progress('read', None, ' parameters') as bar:
             model, params, tokenizer = pretrained.load(
                 weights, shardings=mesh.shardings, progress=bar.advance
@@ -60,12 +60,13 @@ def main(args: cli.Args) -> None:
             tokenizer.end_of_text,
             args.config.seed,
         )
-    prompts = [prompt for prompt in args.flags.prompt for _ in range(config.samples)]
+    prompts = list(zip(args.flags.prompt, ids, strict=True))
+    prompts = [prompt for prompt in prompts for _ in range(config.samples)]
     workdir = pathlib.Path(args.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     lines = []
-    for prompt, tokens in zip(prompts, found, strict=True):
-        text = tokenizer.decode(tokens)
+    for (prompt, before), tokens in zip(prompts, found, strict=True):
+        text = _continuation(tokenizer, before, tokens)
         lines.append(json.dumps({'prompt': prompt, 'text': text}, ensure_ascii=False) + '\n')
         print(f'{prompt}{text}\n---')
     files.replace(workdir / SAMPLES, ''.join(lines))
@@ -79,6 +80,12 @@ def _ids(tokenizer: tokenizer_lib.Tokenizer, prompt: str) -> list[int]:
             f'the prompt {prompt!r} has no token, and the vocabulary no end-of-text to begin with'
         )
     return ids or [tokenizer.end_of_text]
+
+
+def _continuation(tokenizer: tokenizer_lib.Tokenizer, before: list[int], tokens: list[int]) -> str:
+    """The text of what follows a prompt; decoded alone, it could lose its first space."""
+    prompt, whole = tokenizer.decode(before), tokenizer.decode([*before, *tokens])
+    return whole[len(prompt) :] if whole.startswith(prompt) else tokenizer.decode(tokens)
 
 
 def decoder(model: heads.LanguageModel, n_vocab: int) -> decode.Decoder:

@@ -34,7 +34,7 @@ RESULTS = 'results.json'
 # What may differ when a run goes on; everything else makes it another run.
 # (tokens and tokenizer are compared by hash; accumulation changes dropout's draws, nothing else).
 _FREE = (
-    'init_from', 'corpus', 'tokenizer', 'tokens', 'checkpoint', 'decode', 'evaluate', 'mesh',
+    'corpus', 'tokenizer', 'tokens', 'checkpoint', 'decode', 'evaluate', 'mesh',
     'batch.accum_steps', 'train.log_every_steps', 'train.eval_every_steps', 'data.sets',
     'data.eval_set', 'data.prefetch_steps', 'data.stage_dir',
 )  # fmt: skip
@@ -141,6 +141,7 @@ def main(args: cli.Args) -> None:
             evaluation = evaluation or evaluate(state.params)
     results = {'steps': total_steps, 'tokens': plan.tokens(total_steps), 'parameters': n_params}
     results |= {'train_secs': round(watch.totals()['train_secs'], 1)} | evaluation
+    results |= {'initialised_from': provenance} if provenance else {}
     if program.is_first():
         files.replace(workdir / RESULTS, json.dumps(results, indent=1) + '\n')
     _log.info('done in %.0f s: %s', time.monotonic() - began, json.dumps(results))
@@ -180,6 +181,11 @@ def _plan(sections: Sections, mesh: mesh_lib.Mesh) -> optim.Plan:
 def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, found: tuple | None) -> None:
     """Makes the workdir this config's. Raises InputError where it holds a run of another."""
     flat = _flat(config)
+    if found and 'data' not in found[1]:
+        raise errors.InputError(
+            f'{workdir} holds converted weights, not a run; start from them in another --workdir, '
+            f'with --config.init_from={workdir}'
+        )
     if found:
         other = _flat(ml_collections.ConfigDict(found[1]['config']))
         differing = [
@@ -250,7 +256,7 @@ def _initial(
         raise errors.InputError(
             f'the tokens in {token_set.folder} were made with another tokenizer than that of '
             f'{path}; prepare them with the latter: --config.tokenizer.kind=file '
-            '--config.tokenizer.path=<its folder>'
+            '--config.tokenizer.path=<its folder> (of a .gguf file: convert it first)'
         )
     return found.params
 

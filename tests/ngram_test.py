@@ -47,7 +47,7 @@ class Formula:
             return [Fraction(0), Fraction(1, 2), Fraction(1), Fraction(3, 2)]
         y = Fraction(t[1], t[1] + 2 * t[2])
         found = [k - (k + 1) * y * Fraction(t[k + 1], t[k]) for k in (1, 2, 3)]
-        if not all(0 <= d <= k for k, d in enumerate(found, 1)):
+        if not all(0 < d <= k for k, d in enumerate(found, 1)):
             return [Fraction(0), Fraction(1, 2), Fraction(1), Fraction(3, 2)]
         return [Fraction(0), *found]
 

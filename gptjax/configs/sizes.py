@@ -163,7 +163,7 @@ def rnn(cell: str, **overrides) -> ml_collections.ConfigDict:
         'bptt_tokens': 32,  # gradients go back at most so many tokens; 0 = the whole window
         # The small model of Zaremba et al. 2014 (section 4.1): 2 x 200, uniform, no dropout.
         'init_range': 0.1,
-        'dropout': 0.0,  # between layers
+        'dropout': 0.0,  # of the embedding, between layers, of the output
         'tied_embedding': True,  # the embedding gives the logits too (Press and Wolf 2017)
         'param_dtype': 'float32',  # float32 or bfloat16
         'compute_dtype': 'float32',

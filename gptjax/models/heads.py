@@ -91,7 +91,12 @@ def configure(section: Section) -> Config:
     errors.require(
         family in _FAMILIES, f'model.family = {family!r} is not one of: {", ".join(_FAMILIES)}'
     )
-    return lookup.module('gptjax.models', family).Config(**section)
+    config = lookup.module('gptjax.models', family).Config
+    fields = {field.name for field in dataclasses.fields(config)}
+    for name in sorted(fields ^ set(section)):
+        what = 'lacks' if name in fields else 'has the unknown field'
+        raise errors.UsageError(f'the model section of family {family!r} {what} {name!r}')
+    return config(**section)
 
 
 def build(section: Section) -> LanguageModel:
@@ -104,7 +109,10 @@ def differing(one: Config, other: Config) -> list[str]:
     a, b = dataclasses.asdict(one), dataclasses.asdict(other)
     if a['family'] != b['family']:
         return ['family']
-    return [name for name in a if a[name] != b[name] and name not in _FREE]
+    a |= {'n_kv_heads': getattr(one, 'kv_heads', 0)}  # 0 there stands for all heads
+    b |= {'n_kv_heads': getattr(other, 'kv_heads', 0)}
+    free = _FREE if a.get('positions') == 'learned' else _FREE | {'n_ctx'}
+    return [name for name in a if a[name] != b[name] and name not in free]
 
 
 # The same weights under other values of these are the same model.

@@ -69,7 +69,7 @@ def discounts(adjusted: Integer[np.ndarray, ' N']) -> tuple[float, float, float]
         return FALLBACK
     y = t1 / (t1 + 2 * t2)
     found = (1 - 2 * y * t2 / t1, 2 - 3 * y * t3 / t2, 3 - 4 * y * t4 / t3)
-    in_range = all(0 <= d <= k for k, d in enumerate(found, 1))
+    in_range = all(0 < d <= k for k, d in enumerate(found, 1))  # none: nothing left for others
     return found if in_range else FALLBACK
 
 
@@ -234,6 +234,8 @@ def _tables(rows: np.ndarray, counts: np.ndarray, keys: _Keys) -> list[_Table]:
 def _smooth(tables: list[_Table], n_vocab: int) -> dict[str, dict[str, np.ndarray]]:
     lower = np.full(1, 1 / n_vocab)  # below the unigrams: uniform
     found: dict[str, dict[str, Any]] = {}
+    if max(len(table.token) for table in tables) > np.iinfo(np.int32).max:
+        raise errors.InputError('more than 2**31 - 1 n-grams of one order; use a lower order')
     for k, table in enumerate(tables, 1):
         count = table.count
         discount = np.array([0.0, *discounts(count)])[np.minimum(count, 3)]

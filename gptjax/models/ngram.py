@@ -8,6 +8,7 @@ log of what is left for tokens never seen after it. models/kneser_ney.py estimat
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -19,7 +20,6 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from gptjax.configs import errors
 from gptjax.models import axes
-from gptjax.text import files
 
 Tables = Mapping[str, Mapping[str, Any]]
 
@@ -135,33 +135,32 @@ def log_probs(
     return np.log(found_PxV).reshape(rows, length - skip, -1)
 
 
-def write_arpa(tables: Tables, path: Any) -> None:
-    """An ARPA file whose words are the token ids; kenlm reads it.
+def write_arpa(tables: Tables, path: pathlib.Path) -> None:
+    """An ARPA file whose words are the token ids; kenlm reads it, from order 2 on.
 
     <s>, </s> and <unk> are there because the format wants them: no text has them.
     """
     orders = [{n: np.asarray(x) for n, x in table.items()} for table in tables.values()]
-    lines = ['\\data\\']
-    lines += [f'ngram {k}={len(t["token"]) + 3 * (k == 1)}' for k, t in enumerate(orders, 1)]
-    names = np.array([], dtype=object)
-    for k, table in enumerate(orders, 1):
-        words = table['token'].astype(str).astype(object)
-        if k > 1:
-            children = np.diff(orders[k - 2]['first'])
-            words = np.repeat(names, children) + ' ' + words
-        lines += ['', f'\\{k}-grams:']
-        if k == 1:
-            lines += [f'-99\t{word}\t0' for word in ('<unk>', '<s>', '</s>')]
-        probs = table['log_prob'].astype(np.float64) / math.log(10)
-        if k < len(orders):
-            backoffs = table['log_backoff'].astype(np.float64) / math.log(10)
-            lines += [
-                f'{p:.7g}\t{w}\t{b:.7g}' for p, w, b in zip(probs, words, backoffs, strict=True)
-            ]
-        else:
-            lines += [f'{p:.7g}\t{w}' for p, w in zip(probs, words, strict=True)]
-        names = words
-    files.replace(path, '\n'.join([*lines, '', '\\end\\', '']))
+    partial = path.with_name(path.name + '.partial')
+    with partial.open('w', encoding='utf-8') as file:
+        sizes = (f'ngram {k}={len(t["token"]) + 3 * (k == 1)}' for k, t in enumerate(orders, 1))
+        file.write('\n'.join(['\\data\\', *sizes, '']))
+        grams_NxK = np.zeros((1, 0), np.int32)
+        children = np.array([len(orders[0]['token'])])
+        for k, table in enumerate(orders, 1):
+            words = table['token'][:, None]
+            grams_NxK = np.concatenate([np.repeat(grams_NxK, children, axis=0), words], axis=1)
+            file.write(f'\n\\{k}-grams:\n')
+            if k == 1:
+                file.writelines(f'-99\t{word}\t0\n' for word in ('<unk>', '<s>', '</s>'))
+            columns = [table['log_prob'], table.get('log_backoff', table['log_prob'])]
+            probs, backoffs = (x.astype(np.float64) / math.log(10) for x in columns)
+            for gram, prob, backoff in zip(grams_NxK, probs, backoffs, strict=True):
+                line = f'{prob:.7g}\t{" ".join(map(str, gram.tolist()))}'
+                file.write(f'{line}\t{backoff:.7g}\n' if 'log_backoff' in table else f'{line}\n')
+            children = np.diff(table['first']) if 'first' in table else children
+        file.write('\n\\end\\\n')
+    partial.replace(path)
 
 
 def _columns(size: int, is_context: bool) -> list[tuple]:

@@ -5,12 +5,13 @@ Weights stream: one published tensor after another is read, turned into ours, an
 place on the devices. Every tensor must be expected, present, and of the right shape.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -73,24 +74,24 @@ def load(
         dtype in (None, 'float32', 'bfloat16', 'float16'),
         f'dtype must be float32, bfloat16, float16 or None, got {dtype!r}',
     )
+    if not path.exists():
+        raise errors.InputError(f'there is no {path}')
     if _is_gguf(path):
-        file = _gguf(path)
-        config, stored, tokenizer = file.config(), file.tensors(), file.tokenizer()
+        with _reading(path):
+            file = _gguf(path)
+            config, stored, tokenizer = file.config(), file.tensors(), file.tokenizer()
         return _stream(path, families.LLAMA_GGUF, config, stored, tokenizer, dtype, shardings,
                        progress)  # fmt: skip
     if (path / checkpoint.FOLDER).is_dir():
         return _workdir(path, dtype, shardings)
-    if _published(path):
-        found = json.loads((path / _CONFIG).read_text(encoding='utf-8'))
+    if found := _published(path):
         kind = found['model_type']
-        if kind not in families.ALL:
+        if kind not in list(families.ALL):
             raise errors.InputError(
                 f'{path} holds a {kind!r}; there are: {", ".join(families.ALL)}'
             )
-        try:
+        with _reading(path / _CONFIG):
             config = families.ALL[kind].config(found)
-        except KeyError as e:
-            raise errors.InputError(f'{path / _CONFIG} has no field {e}; fetch it again') from e
         tokenizer = tokenizer_lib.find(path)
         return _stream(path, families.ALL[kind], config, tensors.find(path), tokenizer, dtype,
                        shardings, progress)  # fmt: skip
@@ -166,9 +167,29 @@ def provenance(path: str | pathlib.Path) -> str:
     if (path / checkpoint.FOLDER).is_dir():
         found = checkpoint.latest(path, put_aside=False)
         return '' if found is None else found[1].get('provenance', '')
-    if _published(path):
-        return json.loads((path / _CONFIG).read_text(encoding='utf-8')).get(_NOTE, '')
-    return ''
+    return _published(path).get(_NOTE, '')
+
+
+def family(path: str | pathlib.Path) -> str:
+    """The model family of a workdir's newest checkpoint; 'gpt' of anything else."""
+    path = pathlib.Path(path)
+    found = None
+    if (path / checkpoint.FOLDER).is_dir():
+        found = checkpoint.latest(path, put_aside=False)
+    return 'gpt' if found is None else found[1]['config']['model']['family']
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+    """What a damaged file makes libraries raise, as one clear line."""
+    try:
+        yield
+    except errors.InputError:
+        raise
+    except KeyError as e:
+        raise errors.InputError(f'{path} has no field {e}; fetch it again') from e
+    except Exception as e:
+        raise errors.InputError(f'cannot read {path}: {e}; fetch it again') from e
 
 
 def _is_gguf(path: pathlib.Path) -> bool:
@@ -181,11 +202,13 @@ def _gguf(path: pathlib.Path) -> gguf.File:
     return gguf.File(path)
 
 
-def _published(path: pathlib.Path) -> bool:
-    try:
-        return 'model_type' in json.loads((path / _CONFIG).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return False
+def _published(path: pathlib.Path) -> dict[str, Any]:
+    """config.json of a published folder; empty where it is none."""
+    if not (path / _CONFIG).is_file():
+        return {}
+    with _reading(path / _CONFIG):
+        found = json.loads((path / _CONFIG).read_text(encoding='utf-8-sig'))
+    return found if isinstance(found, dict) and 'model_type' in found else {}
 
 
 def _stream(
@@ -218,7 +241,7 @@ def _stream(
     for place in places:
         try:
             parts = family.ours(place.tensor, stored[place.name].read(), config)
-        except errors.InputError as e:
+        except (errors.InputError, OSError, ValueError) as e:
             raise errors.InputError(f'{path}: {place.name}: {e}') from e
         for name, part in zip(place.tensor.paths, parts, strict=True):
             leaves[name].fill(part, place.layer)
@@ -289,22 +312,24 @@ class _Leaf:
         self._target = target
         self._missing = target.size
         self._index = target.sharding.addressable_devices_indices_map(target.shape)
-        self._parts: dict[Any, np.ndarray] = {}
+        self._parts: dict[str, np.ndarray] = {}  # by index: replicas share one
         self._array: jax.Array | None = None
 
     def fill(self, array: np.ndarray, layer: int) -> None:
         """Writes one layer of a stacked parameter, or the whole of another (layer -1)."""
-        for device, index in self._index.items():
-            if device not in self._parts:
+        for key, index in {str(index): index for index in self._index.values()}.items():
+            if key not in self._parts:
                 shape = self._target.sharding.shard_shape(self._target.shape)
-                self._parts[device] = _aligned(shape, self._target.dtype)
+                self._parts[key] = _aligned(shape, self._target.dtype)
             if layer < 0:
-                self._parts[device][...] = array[index]
+                self._parts[key][...] = array[index]
             else:
-                self._parts[device][layer] = array[index[1:]]
+                self._parts[key][layer] = array[index[1:]]
         self._missing -= array.size
         if not self._missing:
-            parts = [jax.device_put(part, device) for device, part in self._parts.items()]
+            parts = [
+                jax.device_put(self._parts[str(i)], device) for device, i in self._index.items()
+            ]
             self._parts.clear()
             self._array = jax.make_array_from_single_device_arrays(
                 self._target.shape, self._target.sharding, parts
@@ -343,6 +368,8 @@ def _workdir(
     }
     model = heads.build(section)
     params = checkpoint.restore(folder, meta, params=_target(model, shardings))['params']
+    if dtype and not hasattr(model.config, 'param_dtype'):
+        raise errors.InputError(f'{path} holds a model of family {model.config.family!r}: no dtype')
     if dtype and dtype != model.config.param_dtype:
         model = heads.LanguageModel(_with_dtype(model.config, dtype))
         params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)

@@ -64,7 +64,8 @@ class Config:
 class RNN(nn.Module):
     """Tokens -> hidden states of the last layer, and hidden states -> logits.
 
-    Dropout stands between layers only, never on the recurrence (Zaremba et al. 2014).
+    Dropout is on the embedding, between layers and on the output, never on the recurrence (Zaremba
+    et al. 2014, section 3).
     """
 
     config: Config

@@ -74,6 +74,8 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
             _check_space(self._folder, items)
             if jax.process_index() == 0:
+                if target.exists():
+                    raise FileExistsError(f'{target} is there already')
                 target.mkdir()
                 (target / _META).write_text(json.dumps(meta, indent=1) + '\n', encoding='utf-8')
             self._orbax.save(
@@ -113,7 +115,8 @@ class Checkpoints:
                 shutil.rmtree(old, ignore_errors=True)
 
     def _failed(self, target: pathlib.Path, error: Exception) -> SaveError:
-        shutil.rmtree(target, ignore_errors=True)
+        if target not in _finished(self._folder):  # a whole one was there before us
+            shutil.rmtree(target, ignore_errors=True)
         whole = _finished(self._folder)
         kept = f'the checkpoint of step {int(whole[-1].name)} is whole' if whole else 'none is kept'
         if getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error):

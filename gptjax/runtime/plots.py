@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The few pictures that programs draw."""
 
+import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -57,7 +58,7 @@ def comparison(runs: Mapping[str, Run], eval_name: str, path: pathlib.Path) -> N
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10, 4), layout='constrained', width_ratios=(3, 2)
     )
-    for (name, run), colour in zip(runs.items(), _COLOURS, strict=False):
+    for (name, run), colour in zip(runs.items(), itertools.cycle(_COLOURS), strict=False):
         rows = [row for row in metrics.read(run.workdir) if eval_name in row]
         label = f'{name}: {run.bits_per_byte:.2f}'
         if rows:
@@ -70,7 +71,9 @@ def comparison(runs: Mapping[str, Run], eval_name: str, path: pathlib.Path) -> N
     left.legend()
     _in_tokens(left)
     speeds = [run.tokens_per_sec for run in runs.values()]
-    bars = right.barh(list(runs), speeds, color=_COLOURS[: len(runs)])
+    bars = right.barh(
+        list(runs), speeds, color=list(itertools.islice(itertools.cycle(_COLOURS), len(runs)))
+    )
     right.bar_label(bars, [f'{speed:,.0f}' for speed in speeds], padding=3)
     right.set(xlabel='training tokens/s', xscale='log')
     right.set_xlim(right=max(speeds) * 6)
@@ -87,7 +90,9 @@ def forgetting(runs: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> Non
     """
     plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
-    for (name, run), colour in zip(runs.items(), reversed(_COLOURS[:3]), strict=False):
+    for (name, run), colour in zip(
+        runs.items(), itertools.cycle((_BLUE, _ORANGE, '#009E73', '#CC79A7')), strict=False
+    ):
         losses = run['nats_by_context_tokens']
         left.plot(list(losses), list(losses.values()), color=colour, marker='o', label=name)
         if 'gradient_norm_by_distance' in run:

@@ -285,7 +285,13 @@ def _known_files(folder: pathlib.Path) -> list[pathlib.Path]:
     names = ('bytes.json', 'gpt1.json', 'tokenizer.json', 'vocab.json', 'encoder.json')
     names += ('encoder_bpe_40000.json',)
     found = [folder / name for name in names if (folder / name).is_file()]
+    if _is_gpt1(folder / 'vocab.json'):  # its tokenizer.json, if any, cuts words without spaCy
+        found.sort(key=lambda path: path.name not in ('gpt1.json', 'vocab.json'))
     return found + sorted(folder.glob('*.model')) if folder.is_dir() else []
+
+
+def _is_gpt1(vocabulary: pathlib.Path) -> bool:
+    return vocabulary.is_file() and '".</w>"' in vocabulary.read_text(encoding='utf-8')
 
 
 def _read(path: pathlib.Path) -> Tokenizer:

@@ -27,6 +27,15 @@ _SPLITS = {
     'llama-bpe': _CONTRACTIONS + r'\p{N}{1,3}' + _ENDS,
     'qwen2': _CONTRACTIONS + r'\p{N}' + _ENDS,
 }
+_FIELDS = frozenset(
+    f'llama.{name}'
+    for name in (
+        'block_count', 'context_length', 'embedding_length', 'feed_forward_length', 'vocab_size',
+        'attention.head_count', 'attention.head_count_kv', 'attention.key_length',
+        'attention.value_length', 'attention.layer_norm_rms_epsilon', 'rope.dimension_count',
+        'rope.freq_base',
+    )
+)  # fmt: skip
 _PRE_TOKENIZERS = ('gpt-2', 'smollm', *_SPLITS)
 
 
@@ -59,26 +68,36 @@ class File:
 
     def quantisation(self) -> str:
         """The file's kind, as 'Q4_1'; say it beside every score."""
-        kind = gguf.LlamaFileType(self._value('general.file_type'))
+        number = self._value('general.file_type', None)
+        if number not in list(gguf.LlamaFileType):
+            kinds = sorted({tensor.tensor_type.name for tensor in self._reader.tensors})
+            return ', '.join(kinds)
+        kind = gguf.LlamaFileType(number)
         return kind.name.removeprefix('MOSTLY_').removeprefix('ALL_')
 
     def config(self) -> gpt.Config:
         """Our Config. Raises InputError on what ours does not compute."""
-        scaling = self._value('llama.rope.scaling.type', 'none')
-        if scaling != 'none' or 'rope_freqs.weight' in self.tensors():
+        unknown = [
+            name for name in self._fields if name.startswith('llama.') and name not in _FIELDS
+        ]
+        unknown += ['rope_freqs.weight'] if 'rope_freqs.weight' in self.tensors() else []
+        if unknown or self._value('split.count', 1) > 1:
             raise errors.InputError(
-                f'{self._path} scales its rotary positions; GGUF keeps too little to tell how: '
-                'load the safetensors of the same model'
+                f'{self._path} has {unknown[0] if unknown else "split.count"}, which is not known '
+                'here and may change what is computed: load the safetensors of the same model'
             )
         n_heads = self._value('llama.attention.head_count')
         d_model = self._value('llama.embedding_length')
+        d_head = self._value('llama.attention.key_length', d_model // n_heads)
+        if self._value('llama.rope.dimension_count', d_head) != d_head:
+            raise errors.InputError(f'{self._path} rotates a part of each head only')
         return families.LLAMA.config(
             {
                 'num_hidden_layers': self._value('llama.block_count'),
                 'hidden_size': d_model,
                 'num_attention_heads': n_heads,
                 'num_key_value_heads': self._value('llama.attention.head_count_kv', n_heads),
-                'head_dim': self._value('llama.attention.key_length', d_model // n_heads),
+                'head_dim': d_head,
                 'intermediate_size': self._value('llama.feed_forward_length'),
                 'max_position_embeddings': self._value('llama.context_length'),
                 'vocab_size': self.tensors()['token_embd.weight'].shape[0],

@@ -69,7 +69,13 @@ class Layout:
                 raise errors.InputError(
                     f'config.json has {field} = {filled[field]!r}; only {value!r} is known here'
                 )
-        return gpt.Config(**sizes.model('gpt2-small', **self.section(filled)))
+        template = sizes.model('gpt2-small')
+        section = self.section(filled)
+        for name, value in section.items():
+            wanted = (int, float) if isinstance(template[name], float) else type(template[name])
+            if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
+                raise errors.InputError(f'config.json makes {name} = {value!r}, of the wrong type')
+        return gpt.Config(**(template.to_dict() | section))
 
     def places(self, paths: set[str], n_layers: int) -> Iterator[Place]:
         """Every published tensor of a model with these parameters."""

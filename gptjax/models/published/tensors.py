@@ -4,7 +4,6 @@
 Files are read, not mapped: mapped pages would count as memory in use.
 """
 
-import collections
 import io
 import json
 import pathlib
@@ -51,24 +50,16 @@ def find(folder: pathlib.Path) -> dict[str, Stored]:
       InputError: there is neither, or a file is missing, damaged, or holds more than tensors.
     """
     for name, reader in (('model.safetensors', _safetensors), ('pytorch_model.bin', _torch)):
-        paths = _shards(folder, name)
+        path, paths = folder / name, []
         found: dict[str, Stored] = {}
-        for path in paths:
-            try:
+        try:
+            paths = _shards(folder, name)
+            for path in paths:
                 found |= reader(path)
-            except (
-                OSError,
-                safetensors.SafetensorError,
-                pickle.UnpicklingError,
-                EOFError,
-                ValueError,
-                KeyError,
-                zipfile.BadZipFile,
-                struct.error,
-            ) as e:
-                if isinstance(e, errors.InputError):
-                    raise
-                raise errors.InputError(f'cannot read {path}: {e}; fetch it again') from e
+        except errors.InputError:
+            raise
+        except Exception as e:  # what a damaged file makes the libraries raise
+            raise errors.InputError(f'cannot read {path}: {e}; fetch it again') from e
         if paths:
             return found
     raise errors.InputError(
@@ -146,6 +137,12 @@ def _safetensors(path: pathlib.Path) -> dict[str, Stored]:
     return found
 
 
+class _Kind(NamedTuple):
+    """What stands for a storage class."""
+
+    name: str
+
+
 class _Storage(NamedTuple):
     """A flat array of a torch file, by its key there."""
 
@@ -171,11 +168,12 @@ class _Unpickler(pickle.Unpickler):
         self.itemsizes: dict[str, int] = {}  # of the storages named so far
 
     def find_class(self, module: str, name: str) -> Any:
+        # Everything handed out is made anew: a pickle may set attributes of what it is given.
         if module == 'torch' and name in _STORAGES:
-            return np.dtype(_STORAGES[name])
+            return _Kind(name)
         known = {
-            ('collections', 'OrderedDict'): collections.OrderedDict,
-            ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
+            ('collections', 'OrderedDict'): type('OrderedDict', (dict,), {}),
+            ('torch._utils', '_rebuild_tensor_v2'): lambda *args: _rebuild_tensor(*args),
             ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
         }
         if (module, name) not in known:
@@ -186,9 +184,10 @@ class _Unpickler(pickle.Unpickler):
         return known[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _, _, *view = pid
-        if kind != 'storage' or any(view) or not isinstance(dtype, np.dtype):
+        kind, storage, key, _, _, *view = pid
+        if kind != 'storage' or any(view) or not isinstance(storage, _Kind):
             raise errors.InputError(f'{self._path} holds a storage of an unknown kind')
+        dtype = np.dtype(_STORAGES[storage.name])
         self.itemsizes[key] = dtype.itemsize
         return _Storage(dtype, key)
 
@@ -205,6 +204,7 @@ def _torch(path: pathlib.Path) -> dict[str, Stored]:
         else:
             with zipfile.ZipFile(file) as archive:
                 tree, spans = _zipped(archive, path)
+    length = path.stat().st_size
     if not isinstance(tree, dict) or not all(isinstance(x, _Strided) for x in tree.values()):
         raise errors.InputError(f'{path} is no plain state dict: names to tensors')
 
@@ -215,11 +215,14 @@ def _torch(path: pathlib.Path) -> dict[str, Stored]:
             (n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)
         )
         elements = 0 if 0 in tensor.shape else last + 1 - tensor.offset
-        if min(tensor.strides, default=0) < 0 or (last + 1) * dtype.itemsize > size:
+        inside = min((tensor.offset, *tensor.shape, *tensor.strides)) >= 0
+        if not inside or (last + 1) * dtype.itemsize > size or start + size > length:
             raise errors.InputError(f'{path}: a tensor reaches beyond its storage; fetch it again')
 
         def read() -> np.ndarray:
             flat = np.fromfile(path, dtype, elements, offset=start + tensor.offset * dtype.itemsize)
+            if len(flat) != elements:
+                raise errors.InputError(f'{path} is cut short; fetch it again')
             strides = tuple(s * dtype.itemsize for s in tensor.strides)
             return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
 

@@ -2,16 +2,28 @@
 """A tokenizer as the files by which Hugging Face transformers knows it."""
 
 import json
+import logging
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from gptjax.text import gpt1
 from gptjax.text import tokenizer as tokenizer_lib
+
+_log = logging.getLogger(__name__)
 
 
 def of(tokenizer: tokenizer_lib.Tokenizer, n_ctx: int) -> dict[str, bytes]:
-    """Name -> content: what transformers reads, and what we do."""
+    """Name -> content: what we read, and what transformers reads where its ids are the same."""
+    found = tokenizer.serialized()
+    if isinstance(tokenizer, tokenizer_lib.Bytes):
+        found |= {'tokenizer.json': _bytes_as_bpe().to_str().encode()}
+    if 'tokenizer.json' not in found:
+        _log.warning(
+            'transformers would cut text otherwise than this %s tokenizer, so no '
+            'tokenizer_config.json is written; gptjax reads the folder as it is',
+            type(tokenizer).__name__,
+        )
+        return found
     end = tokenizer.decode([tokenizer.end_of_text]) if tokenizer.end_of_text >= 0 else None
     described = {
         'tokenizer_class': 'PreTrainedTokenizerFast',
@@ -20,13 +32,6 @@ def of(tokenizer: tokenizer_lib.Tokenizer, n_ctx: int) -> dict[str, bytes]:
         'bos_token': end,
         'eos_token': end,
     }
-    found = tokenizer.serialized()
-    if isinstance(tokenizer, tokenizer_lib.Gpt1):
-        described |= {'tokenizer_class': 'OpenAIGPTTokenizer', 'unk_token': gpt1.UNKNOWN}
-    elif isinstance(tokenizer, tokenizer_lib.SentencePiece):
-        described['tokenizer_class'] = 'LlamaTokenizer'
-    elif isinstance(tokenizer, tokenizer_lib.Bytes):
-        found |= {'tokenizer.json': _bytes_as_bpe().to_str().encode()}
     return found | {'tokenizer_config.json': (json.dumps(described, indent=2) + '\n').encode()}
 
 
