@@ -87,6 +87,8 @@ def test_some_orders_above_fell_back_and_some_did_not():
     assert fallback in found
     assert any(discount != fallback for discount in found)
     assert kneser_ney.discounts(np.array([1, 1, 2, 3])) == kneser_ney.FALLBACK
+    nothing_left = np.array([1, 1, 1, 1, 2, 3, 4])  # the discount of 2 would be 0
+    assert kneser_ney.discounts(nothing_left) == kneser_ney.FALLBACK
 
 
 @pytest.fixture(scope='module')

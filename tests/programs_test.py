@@ -226,6 +226,18 @@ def test_counting_wants_an_ngram_and_training_does_not(trained, tmp_path):
             count_ngrams.main(other)
 
 
+def test_counts_are_kept_where_their_results_are_lost(trained):
+    config, run = trained
+    workdir = run.parent / 'recount'
+    args = helpers.args(f'{config}:model=ngram', workdir, *SHARED)
+    count_ngrams.main(args)
+    before = pretrained.load(workdir).params
+    (workdir / 'results.json').unlink()
+    count_ngrams.main(args)
+    jax.tree.map(np.testing.assert_array_equal, before, pretrained.load(workdir).params)
+    assert (workdir / 'results.json').exists()
+
+
 def convert_args(source, target, *flags):
     flags = (f'--config.init_from={source}', *flags)
     return helpers.args(base.__file__, target, *flags, define=convert.define)
@@ -270,5 +282,10 @@ def test_training_starts_from_published_weights(trained, tmp_path):
     before = json.loads((run / 'results.json').read_text())
     name = 'eval/tokens/bits_per_byte'
     assert results[name] == pytest.approx(before[name], rel=1e-4)  # a rate of nearly zero
+    with pytest.raises(errors.InputError, match='init_from = '):
+        train.main(helpers.args(config, tmp_path / 'more', *flags[:-1]))
+    convert.main(convert_args(tmp_path / 'hf', tmp_path / 'converted'))
+    with pytest.raises(errors.InputError, match='holds converted weights'):
+        train.main(helpers.args(config, tmp_path / 'converted', *flags[:-1]))
     with pytest.raises(errors.InputError, match='d_ff = 256 there, 128 here'):
         train.main(helpers.args(config, tmp_path / 'other', *flags, '--config.model.d_ff=128'))
