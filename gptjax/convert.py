@@ -46,7 +46,10 @@ def main(args: cli.Args) -> None:
     note = pretrained.provenance(source)
     if args.flags.to == 'huggingface':
         with progress.Progress('write', None, ' bytes') as bar:
-            pretrained.save(target, *found, note=note, progress=bar.advance)
+            pretrained.save(
+                target, *found, note=note, token_ids=pretrained.token_ids(source),
+                progress=bar.advance,
+            )  # fmt: skip
     else:
         _workdir(target, args, found, note)
     _log.info('wrote %s parameters to %s', f'{n_params:,}', target)
@@ -63,6 +66,7 @@ def _workdir(target: pathlib.Path, args: cli.Args, found: pretrained.Pretrained,
         'config': config,
         'tokenizer': '' if tokenizer is None else tokenizer_lib.fingerprint(tokenizer),
         'provenance': note,
+        'token_ids': pretrained.token_ids(args.config.init_from),
     }
     checkpoints = checkpoint.Checkpoints(target, keep=2)
     try:

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax.configs import errors
+from gptjax import convert
+from gptjax.configs import base, errors
 from gptjax.models import pretrained
 from gptjax.models.published import gguf
 from gptjax.text import tokenizer as tokenizer_lib
@@ -109,6 +110,22 @@ def test_smollm2_says_what_llama_cpp_says(smollm2):
     log_probs = jax.nn.log_softmax(logits)
     for token, wanted in LLAMA_CPP['top5'].items():  # llama.cpp also rounds activations, to 8 bits
         assert float(log_probs[int(token)]) == pytest.approx(wanted, abs=0.3)
+
+
+def test_smollm2_keeps_its_end_of_turn_and_its_note_when_converted(smollm2, tmp_path):
+    def args(source, target, *flags):
+        flags = (f'--config.init_from={source}', *flags)
+        return helpers.args(base.__file__, target, *flags, define=convert.define)
+
+    convert.main(args(smollm2, tmp_path / 'run'))
+    convert.main(args(tmp_path / 'run', tmp_path / 'hf', '--to=huggingface', '--dtype=float16'))
+    generation = json.loads((tmp_path / 'hf' / 'generation_config.json').read_text())
+    assert generation == {'bos_token_id': 1, 'eos_token_id': 2}
+    for folder in ('run', 'hf'):
+        assert pretrained.provenance(tmp_path / folder).endswith('quantised as Q4_1')
+    back = pretrained.load(tmp_path / 'hf')
+    assert back.model.config.param_dtype == 'float16'
+    assert back.tokenizer.encode(LLAMA_CPP['texts'][0]) == LLAMA_CPP['smollm'][0]
 
 
 def test_smollm2_knows_the_capital_of_france(smollm2, tmp_path):

@@ -108,6 +108,7 @@ def save(
     params: Any,
     tokenizer: tokenizer_lib.Tokenizer | None,
     note: str = '',
+    token_ids: Mapping[str, Any] | None = None,
     shard_bytes: int = 5 * 10**9,
     progress: Callable[[int], None] = lambda written: None,
 ) -> None:
@@ -118,6 +119,7 @@ def save(
 
     Args:
       note: what provenance() will say of the folder.
+      token_ids: bos_token_id and eos_token_id; None = end-of-text for both.
 
     Raises:
       InputError: no published layout holds this model, or the folder is not empty.
@@ -146,7 +148,7 @@ def save(
     path.mkdir(parents=True, exist_ok=True)
     tensors.write(path, items(), shard_bytes, progress)
     end = -1 if tokenizer is None else tokenizer.end_of_text
-    ids = {'bos_token_id': end, 'eos_token_id': end} if end >= 0 else {}
+    ids = token_ids or ({'bos_token_id': end, 'eos_token_id': end} if end >= 0 else {})
     if tokenizer is not None:
         for name, content in tokenizer_files.of(tokenizer, config.n_ctx).items():
             files.replace(path / name, content)
@@ -168,6 +170,18 @@ def provenance(path: str | pathlib.Path) -> str:
         found = checkpoint.latest(path, put_aside=False)
         return '' if found is None else found[1].get('provenance', '')
     return _published(path).get(_NOTE, '')
+
+
+def token_ids(path: str | pathlib.Path) -> dict[str, Any]:
+    """bos_token_id and eos_token_id as published with weights; empty where nothing says."""
+    path = pathlib.Path(path)
+    if _is_gguf(path):
+        return _gguf(path).token_ids()
+    if (path / checkpoint.FOLDER).is_dir():
+        found = checkpoint.latest(path, put_aside=False)
+        return {} if found is None else found[1].get('token_ids', {})
+    found = _published(path)
+    return {name: found[name] for name in ('bos_token_id', 'eos_token_id') if name in found}
 
 
 def family(path: str | pathlib.Path) -> str:

@@ -75,6 +75,12 @@ class File:
         kind = gguf.LlamaFileType(number)
         return kind.name.removeprefix('MOSTLY_').removeprefix('ALL_')
 
+    def token_ids(self) -> dict[str, int]:
+        """bos_token_id and eos_token_id, where the file names them."""
+        names = ('bos_token_id', 'eos_token_id')
+        found = {name: self._value(f'tokenizer.ggml.{name}', None) for name in names}
+        return {name: int(i) for name, i in found.items() if i is not None}
+
     def config(self) -> gpt.Config:
         """Our Config. Raises InputError on what ours does not compute."""
         unknown = [
