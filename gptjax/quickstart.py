@@ -36,9 +36,10 @@ _OUTPUTS = {
     'prepare_corpus': 'corpus/manifest.json',
     'train_tokenizer': 'tokenizer/recipe.json',
     'prepare_tokens': 'tokens/manifest.json',
-    'train': 'results.json',
+    'train': RESULTS,
     'evaluate': 'evaluation.json',
     'generate': 'samples.jsonl',
+    'count_ngrams': RESULTS,
 }
 # The baselines, each in a folder of its own: variant of the config file -> the program that makes
 # it. A config file that does not know the variant has no baselines.
@@ -55,10 +56,8 @@ def main(args: cli.Args) -> None:
     began = time.monotonic()
     for number, step in enumerate(steps, 1):
         stamp = json.dumps([args.config.to_json(), step.command[1:]])
-        done = step.output.parent / f'.done-{step.name}'
-        if step.name in _OUTPUTS:
-            done = workdir / done.name
-        if step.output.exists() and done.exists() and done.read_text() == stamp:
+        done = step.folder / f'.done-{step.name}'
+        if (step.folder / step.output).exists() and done.exists() and done.read_text() == stamp:
             _log.info('%d/%d %s: done already', number, len(steps), step.name)
             continue
         _log.info('%d/%d %s', number, len(steps), shlex.join(['python', *step.command[1:]]))
@@ -73,25 +72,27 @@ def main(args: cli.Args) -> None:
 class _Step(NamedTuple):
     name: str
     command: list[str]
-    output: pathlib.Path
+    folder: pathlib.Path
+    output: str  # below the folder, when it has run to its end
 
 
 def _steps(argv: list[str], config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list:
     prompts = [f'--prompt={prompt}' for prompt in _PROMPTS]
 
-    def step(program_: str, name: str, flags: list[str], output: pathlib.Path) -> _Step:
+    def step(program_: str, name: str, flags: list[str], folder: pathlib.Path) -> _Step:
         extra = prompts if program_ == 'generate' else []
-        return _Step(name, [sys.executable, '-m', f'gptjax.{program_}', *flags, *extra], output)
+        command = [sys.executable, '-m', f'gptjax.{program_}', *flags, *extra]
+        return _Step(name, command, folder, _OUTPUTS[program_])
 
-    steps = [step(name, name, argv[1:], workdir / output) for name, output in _OUTPUTS.items()]
+    steps = [step(name, name, argv[1:], workdir) for name in _OUTPUTS if name != 'count_ngrams']
     for baseline, program_ in _BASELINES.items():
         flags = _baseline_flags(argv, baseline, config, workdir)
         if not flags:
             _log.info('the config file has no model=%s: no such baseline', baseline)
             continue
         folder = workdir / baseline
-        steps.append(step(program_, baseline, flags, folder / 'results.json'))
-        steps.append(step('generate', f'{baseline}-generate', flags, folder / 'samples.jsonl'))
+        steps.append(step(program_, baseline, flags, folder))
+        steps.append(step('generate', f'{baseline}-generate', flags, folder))
     return steps
 
 
