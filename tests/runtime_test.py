@@ -85,7 +85,7 @@ def test_progress_writes_lines_in_a_log(caplog, monkeypatch):
     monkeypatch.setattr(progress, '_LOG_SECS', 0.0)
     with caplog.at_level(logging.INFO), progress.Progress('work', 10, ' things') as bar:
         bar.advance(4, 'note')
-    assert 'work: 4 of 10  things, note' in caplog.text
+    assert 'work: 4 of 10 things, note' in caplog.text
     assert 's left' in caplog.text
 
 
