@@ -167,8 +167,7 @@ def provenance(path: str | pathlib.Path) -> str:
     if _is_gguf(path):
         return f'{path.name}, quantised as {_gguf(path).quantisation()}'
     if (path / checkpoint.FOLDER).is_dir():
-        found = checkpoint.latest(path, put_aside=False)
-        return '' if found is None else found[1].get('provenance', '')
+        return checkpoint.newest_meta(path).get('provenance', '')
     return _published(path).get(_NOTE, '')
 
 
@@ -178,19 +177,15 @@ def token_ids(path: str | pathlib.Path) -> dict[str, Any]:
     if _is_gguf(path):
         return _gguf(path).token_ids()
     if (path / checkpoint.FOLDER).is_dir():
-        found = checkpoint.latest(path, put_aside=False)
-        return {} if found is None else found[1].get('token_ids', {})
+        return checkpoint.newest_meta(path).get('token_ids', {})
     found = _published(path)
     return {name: found[name] for name in ('bos_token_id', 'eos_token_id') if name in found}
 
 
 def family(path: str | pathlib.Path) -> str:
     """The model family of a workdir's newest checkpoint; 'gpt' of anything else."""
-    path = pathlib.Path(path)
-    found = None
-    if (path / checkpoint.FOLDER).is_dir():
-        found = checkpoint.latest(path, put_aside=False)
-    return 'gpt' if found is None else found[1]['config']['model']['family']
+    meta = checkpoint.newest_meta(path)
+    return meta['config']['model']['family'] if meta else 'gpt'
 
 
 @contextlib.contextmanager
