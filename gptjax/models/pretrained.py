@@ -49,8 +49,8 @@ def load(
 ) -> Pretrained:
     """Weights as a model: `model.apply({'params': params}, tokens_BxL)` gives logits.
 
-    Memory beyond the parameters that end up on this host: the largest published tensor, in its own
-    dtype and in ours.
+    Memory beyond the parameters that end up on this host: the largest published tensor. Where the
+    devices have memory of their own, also the parameter being read, as far as they hold it.
 
     Args:
       path: a workdir of ours (its newest whole checkpoint); a Hugging Face folder of gpt2,
