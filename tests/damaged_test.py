@@ -78,7 +78,7 @@ def test_a_file_cut_short(folder, tmp_path, keep):
     path.unlink()
     with pytest.raises(errors.InputError, match='holds neither'):
         pretrained.load(tmp_path)
-    with pytest.raises(errors.InputError, match='there is no'):
+    with pytest.raises(errors.InputError, match='does not exist'):
         pretrained.load(tmp_path / 'typo')
 
 

@@ -91,7 +91,7 @@ def test_load_gives_a_model_that_applies(trained):
     tokens = np.array([tokenizer.encode('the cat sat')], np.int32)
     logits = model.apply({'params': params}, tokens)
     assert logits.shape == (1, 11, 512)
-    with pytest.raises(errors.InputError, match='there is no'):
+    with pytest.raises(errors.InputError, match='does not exist'):
         pretrained.load(str(workdir / 'none'))
 
 

@@ -75,7 +75,7 @@ def load(
         f'dtype must be float32, bfloat16, float16 or None, got {dtype!r}',
     )
     if not path.exists():
-        raise errors.InputError(f'there is no {path}')
+        raise errors.InputError(f'{path} does not exist; name a workdir, a folder or a .gguf file')
     if _is_gguf(path):
         with _reading(path):
             file = _gguf(path)
