@@ -47,7 +47,7 @@ def main(args: cli.Args) -> None:
     errors.require(jax.process_count() == 1, 'counting runs on one host; leave out --distributed')
     counting = kneser_ney.Config(**config.ngram)
     data, scoring = loader.Config(**config.data), perplexity.Config(**config.evaluate)
-    mesh = mesh_lib.of(mesh_lib.Config(**config.mesh), model_config.family)
+    mesh = mesh_lib.one_device()  # n-grams are looked up on the host
     with program.only_one(workdir):
         with progress.Progress('open tokens', None, ' tokens staged') as bar:
             sets, held_out = inputs.open_all(

@@ -35,7 +35,9 @@ def main(args: cli.Args) -> None:
     config = perplexity.Config(**args.config.evaluate)
     workdir = pathlib.Path(args.workdir)
     weights = args.config.init_from or args.workdir
-    mesh = mesh_lib.of(mesh_lib.Config(**args.config.mesh), pretrained.family(weights))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(**args.config.mesh))
+    if pretrained.wants_one_device(weights):
+        mesh = mesh_lib.one_device()
     provenance = pretrained.provenance(weights)
     data = loader.Config(**args.config.data)
     with progress.Progress('stage', None, ' tokens') as bar:

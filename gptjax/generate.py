@@ -43,7 +43,9 @@ def main(args: cli.Args) -> None:
     config = decode.Config(**args.config.decode)
     errors.require(bool(args.flags.prompt), 'give --prompt="..."; several are allowed')
     weights = args.config.init_from or args.workdir
-    mesh = mesh_lib.of(mesh_lib.Config(**args.config.mesh), pretrained.family(weights))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(**args.config.mesh))
+    if pretrained.wants_one_device(weights):
+        mesh = mesh_lib.one_device()
     with mesh.scope():
         with progress.Progress('read', None, ' parameters') as bar:
             model, params, tokenizer = pretrained.load(

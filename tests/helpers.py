@@ -84,7 +84,7 @@ def applied(model: heads.LanguageModel, method: str = '__call__'):
 
 def one_device() -> mesh_lib.Mesh:
     """A mesh of the first device alone."""
-    return mesh_lib.Mesh(mesh_lib.Config(1, 1, 1, 1), jax.devices()[:1])
+    return mesh_lib.one_device()
 
 
 def optimizer_of(plan: optim.Plan, total_tokens: int = 10_000, **overrides):

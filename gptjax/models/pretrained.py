@@ -182,10 +182,13 @@ def token_ids(path: str | pathlib.Path) -> dict[str, Any]:
     return {name: found[name] for name in ('bos_token_id', 'eos_token_id') if name in found}
 
 
-def family(path: str | pathlib.Path) -> str:
-    """The model family of a workdir's newest checkpoint; 'gpt' of anything else."""
+def wants_one_device(path: str | pathlib.Path) -> bool:
+    """Whether it is an n-gram model, which is looked up on the host.
+
+    Host callbacks of a program over several devices wait for one another until they time out.
+    """
     meta = checkpoint.newest_meta(path)
-    return meta['config']['model']['family'] if meta else 'gpt'
+    return bool(meta) and meta['config']['model']['family'] == 'ngram'
 
 
 @contextlib.contextmanager
