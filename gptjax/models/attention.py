@@ -2,6 +2,7 @@
 """Causal attention, dense or locally banded, with rotary positions and an explicit cache."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from gptjax.models import axes, layers
+from gptjax.models.kernels import flash
 
 
 class KeyValue(NamedTuple):
@@ -18,6 +20,14 @@ class KeyValue(NamedTuple):
 
     key_BxMxGxK: Float[Array, 'B M G K']
     value_BxMxGxK: Float[Array, 'B M G K']
+
+
+class Past(NamedTuple):
+    """The cache of a layer, the positions of its M slots (-1 = empty), the slot to write from."""
+
+    cache: KeyValue
+    positions_BxM: Int[Array, 'B M']
+    slot: Int[Array, '']
 
 
 def mask(
@@ -76,10 +86,11 @@ def attend(
     key_BxMxGxK: Float[Array, 'B M G K'],
     value_BxMxGxK: Float[Array, 'B M G K'],
     mask_BxLxM: Bool[Array, '#B L M'],
-    dropout: nn.Module,
-    deterministic: bool,
+    dropout: Callable[[jax.Array], jax.Array],
 ) -> Float[Array, 'B L H K']:
     """Scaled dot-product attention (Attention Is All You Need, section 3.2.1); softmax in float32.
+
+    The plain form, for whatever no kernel does: caches, padding, dropout of attention weights.
 
     H / G neighbouring query heads share a key-value head (Ainslie et al. 2023). A query that may
     see no key at all (padding) gets an average of values: finite, never read.
@@ -95,7 +106,7 @@ def attend(
     lowest = jnp.finfo(jnp.float32).min
     att_BxGxSxLxM = jnp.where(mask_BxLxM[:, None, None], att_BxGxSxLxM, lowest)
     att_BxGxSxLxM = jax.nn.softmax(att_BxGxSxLxM, axis=-1).astype(value_BxMxGxK.dtype)
-    att_BxGxSxLxM = dropout(att_BxGxSxLxM, deterministic=deterministic)
+    att_BxGxSxLxM = dropout(att_BxGxSxLxM)
     return jnp.einsum('BGSLM,BMGK->BLGSK', att_BxGxSxLxM, value_BxMxGxK).reshape(shape)
 
 
@@ -120,7 +131,8 @@ def update(
 class Attention(nn.Module):
     """Multi-head causal self-attention: (B, L, D) -> (B, L, D).
 
-    `config` is gpt.Config; a `band_width` of 0 is dense attention.
+    `config` is gpt.Config; a `band_width` of 0 is dense attention. Positions of None are 0 .. L-1:
+    whole windows, which a kernel for the platform attends to.
     """
 
     config: Any
@@ -130,12 +142,14 @@ class Attention(nn.Module):
     def __call__(
         self,
         x_BxLxD: Float[Array, 'B L D'],
-        query_positions_BxL: Int[Array, '#B L'],
-        key_positions_BxM: Int[Array, '#B M'],
-        cache: KeyValue | None = None,
-        slot: Int[Array, ''] | None = None,
+        positions_BxL: Int[Array, '#B L'] | None,
+        past: Past | None = None,
     ) -> tuple[Float[Array, 'B L D'], KeyValue | None]:
         cfg = self.config
+        query_positions_BxL = positions_BxL
+        if positions_BxL is None:
+            query_positions_BxL = jnp.arange(x_BxLxD.shape[1])[None]
+        key_positions_BxM = query_positions_BxL
         linear = functools.partial(
             layers.Linear,
             use_bias=cfg.attention_bias,
@@ -157,19 +171,20 @@ class Attention(nn.Module):
         query_BxLxHxK = rotate(heads('query', cfg.n_heads), *rotary)
         key_BxLxGxK = rotate(heads('key', cfg.kv_heads), *rotary)
         value_BxLxGxK = heads('value', cfg.kv_heads)
-        if cache is None:
-            key_BxMxGxK, value_BxMxGxK = key_BxLxGxK, value_BxLxGxK
-        else:
-            cache = update(cache, key_BxLxGxK, value_BxLxGxK, slot)
+        cache = None
+        key_BxMxGxK, value_BxMxGxK = key_BxLxGxK, value_BxLxGxK
+        if past is not None:
+            key_positions_BxM = past.positions_BxM
+            cache = update(past.cache, key_BxLxGxK, value_BxLxGxK, past.slot)
             key_BxMxGxK, value_BxMxGxK = (kv.astype(x_BxLxD.dtype) for kv in cache)
-        y_BxLxHxK = attend(
-            query_BxLxHxK,
-            key_BxMxGxK,
-            value_BxMxGxK,
-            mask(query_positions_BxL, key_positions_BxM, self.band_width),
-            nn.Dropout(cfg.attention_dropout),
-            not self.has_rng('dropout'),
-        )
+        y_BxLxHxK = None
+        dropping = cfg.attention_dropout > 0 and self.has_rng('dropout')
+        if positions_BxL is None and not dropping:
+            y_BxLxHxK = flash.causal(query_BxLxHxK, key_BxMxGxK, value_BxMxGxK, self.band_width)
+        if y_BxLxHxK is None:
+            seen_BxLxM = mask(query_positions_BxL, key_positions_BxM, self.band_width)
+            dropout = nn.Dropout(cfg.attention_dropout, deterministic=not dropping)
+            y_BxLxHxK = attend(query_BxLxHxK, key_BxMxGxK, value_BxMxGxK, seen_BxLxM, dropout)
         y_BxLxD = linear(
             'BLHK,HKD->BLD',
             (cfg.n_heads, cfg.d_head, cfg.d_model),

@@ -6,6 +6,7 @@ logical axes on one mesh axis is lost, and a constraint outside a mesh does noth
 The rules (logical axis -> mesh axes) are those in force, set by runtime.mesh's scope().
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,46 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, _resolve(names, ACTIVATION_AXES))
+
+
+def spec(*names: str) -> PartitionSpec:
+    """The mesh axes of an activation's logical axes, by the rules in force."""
+    return _resolve(names, ACTIVATION_AXES)
+
+
+def parameter_spec(*names: str) -> PartitionSpec:
+    """The mesh axes of a parameter's logical axes, by the rules in force."""
+    return _resolve(names, PARAMETER_AXES)
+
+
+def flat(spec: PartitionSpec) -> tuple[str, ...]:
+    """The mesh axes that occur in a spec."""
+    return tuple(a for part in spec if part for a in ((part,) if isinstance(part, str) else part))
+
+
+def mesh_axis(name: str) -> str:
+    """The one mesh axis that an activation axis is split over."""
+    return spec(name)[0]
+
+
+def mesh_size(name: str) -> int:
+    """How many devices an activation axis is split over; 1 where no mesh is in force."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    return math.prod(mesh.shape[axis] for axis in flat(spec(name)))
+
+
+def n_devices() -> int:
+    """Of the mesh in force; 1 where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
+def platform() -> str:
+    """What is being compiled for: cpu, tpu, cuda ...; a mesh may be of devices that are absent."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
 
 
 def _check(names: tuple[str, ...], vocabulary: frozenset[str]) -> None:

@@ -16,7 +16,8 @@ from flax import linen as nn
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from gptjax.configs import errors
-from gptjax.models import attention, axes, layers
+from gptjax.models import attention, axes, layers, remat
+from gptjax.models.kernels import xent
 from gptjax.scaling import flops
 
 
@@ -59,7 +60,7 @@ class Config:
     param_dtype: Literal['float32', 'bfloat16', 'float16']
     compute_dtype: Literal['float32', 'bfloat16', 'float16']
     scan_layers: bool
-    remat: Literal['none', 'dots', 'full']
+    remat: remat.Name
 
     def __post_init__(self) -> None:
         errors.require_positive(
@@ -71,7 +72,7 @@ class Config:
         errors.require_choice(self, 'norm_kind', ('layer', 'rms'))
         errors.require_choice(self, 'positions', ('learned', 'rotary'))
         errors.require_choice(self, 'activation', tuple(_ACTIVATIONS))
-        errors.require_choice(self, 'remat', ('none', 'dots', 'full'))
+        errors.require_choice(self, 'remat', tuple(remat.POLICIES))
         for field in ('param_dtype', 'compute_dtype'):
             errors.require_choice(self, field, ('float32', 'bfloat16', 'float16'))
         errors.require_between(
@@ -125,9 +126,8 @@ class Config:
 
     def empty_cache(self, batch: int, slots: int) -> 'Cache':
         """A cache for `batch` rows of up to `slots` tokens, prompt and continuation together."""
-        shape = (batch, slots, self.kv_heads, self.d_head)
-        dtype = jnp.dtype(self.compute_dtype)
-        layer = attention.KeyValue(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        empty = jnp.zeros((batch, slots, self.kv_heads, self.d_head), jnp.dtype(self.compute_dtype))
+        layer = attention.KeyValue(empty, empty)
         return Cache(
             jnp.full((batch, slots), -1, jnp.int32), jnp.zeros((), jnp.int32),
             (layer,) * self.n_layers,
@@ -164,10 +164,8 @@ class Block(nn.Module):
     def __call__(
         self,
         x_BxLxD: Float[Array, 'B L D'],
-        query_positions_BxL: Int[Array, '#B L'],
-        key_positions_BxM: Int[Array, '#B M'],
-        cache: attention.KeyValue | None = None,
-        slot: Int[Array, ''] | None = None,
+        positions_BxL: Int[Array, '#B L'] | None,
+        past: attention.Past | None = None,
     ) -> tuple[Float[Array, 'B L D'], attention.KeyValue | None]:
         cfg = self.config
         norm = functools.partial(
@@ -179,7 +177,7 @@ class Block(nn.Module):
         pre = cfg.norm == 'pre'
 
         y_BxLxD = norm_attention(x_BxLxD) if pre else x_BxLxD
-        att_BxLxD, cache = attend(y_BxLxD, query_positions_BxL, key_positions_BxM, cache, slot)
+        att_BxLxD, cache = attend(y_BxLxD, positions_BxL, past)
         x_BxLxD += dropout(att_BxLxD)
         if cfg.parallel_residual:
             return x_BxLxD + dropout(self._mlp(y_BxLxD)), cache
@@ -200,7 +198,7 @@ class Block(nn.Module):
             )(x_BxLxD)  # fmt: skip
             return axes.constrain(y_BxLxF, 'batch', 'length', 'act_mlp')
 
-        act = _ACTIVATIONS[cfg.activation]
+        act = layers.in_float32(_ACTIVATIONS[cfg.activation])
         y_BxLxF = act(widen('gate')) * widen('up') if cfg.gated_mlp else act(widen('up'))
         y_BxLxD = layers.Linear(
             'BLF,FD->BLD', (cfg.d_ff, cfg.d_model), ('mlp', 'embed'), cfg.residual_init_std,
@@ -285,16 +283,18 @@ class GPT(nn.Module):
         length = tokens_BxL.shape[1]
         if length > cfg.n_ctx:
             raise errors.InputError(f'{length} tokens do not fit n_ctx = {cfg.n_ctx}')
-        if positions_BxL is None:
-            positions_BxL = jnp.arange(length)[None]
         x_BxLxD = self.token_embedding.astype(dtype)[tokens_BxL]
-        if cfg.positions == 'learned':
+        if cfg.positions == 'learned' and positions_BxL is None:
+            x_BxLxD += self.position_embedding[:length].astype(dtype)[None]
+        elif cfg.positions == 'learned':
             x_BxLxD += self.position_embedding.astype(dtype)[jnp.maximum(positions_BxL, 0)]
         x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'act_embed')
         x_BxLxD = self.embed_dropout(x_BxLxD, deterministic=not self.has_rng('dropout'))
         if cache is None:
             x_BxLxD = self._run(x_BxLxD, positions_BxL)
         else:
+            if positions_BxL is None:
+                positions_BxL = jnp.arange(length)[None]
             x_BxLxD, cache = self._run_cached(x_BxLxD, positions_BxL, cache)
         if cfg.norm == 'pre':
             x_BxLxD = self.final_norm(x_BxLxD)
@@ -302,11 +302,19 @@ class GPT(nn.Module):
 
     def unembed(self, hidden_BxLxD: Float[Array, 'B L D']) -> Float[Array, 'B L V']:
         """float32 logits, through the token embedding where it is tied."""
-        table_VxD = self.token_embedding if self.config.tied_embedding else self.unembedding
+        table_VxD, bias_V = self._output()
         logits_BxLxV = layers.logits(hidden_BxLxD, table_VxD)
-        if self.config.head_bias:
-            logits_BxLxV += self.unembedding_bias.astype(jnp.float32)[None, None]
+        if bias_V is not None:
+            logits_BxLxV += bias_V.astype(jnp.float32)[None, None]
         return logits_BxLxV
+
+    def nats(self, hidden_BxLxD, targets_BxL, weights_BxL) -> Float[Array, '']:
+        """The weighted sum of -log p(target), without ever holding all logits."""
+        return xent.nats(hidden_BxLxD, *self._output(), targets_BxL, weights_BxL)
+
+    def _output(self) -> tuple[jax.Array, jax.Array | None]:
+        table_VxD = self.token_embedding if self.config.tied_embedding else self.unembedding
+        return table_VxD, self.unembedding_bias if self.config.head_bias else None
 
     def _init_stack(self, rng: jax.Array, block: Block) -> dict:
         repeats = self.config.n_layers // len(self.config.attention)
@@ -315,37 +323,56 @@ class GPT(nn.Module):
 
         def init(rng: jax.Array) -> dict:
             with jax.sharding.use_abstract_mesh(_NO_MESH):  # one position divides over nothing
-                return block.init(rng, x_BxLxD, position_BxL, position_BxL)['params']
+                return block.init(rng, x_BxLxD, position_BxL)['params']
 
         return axes.stacked(jax.vmap(init)(jax.random.split(rng, repeats)))
 
-    def _repeat(self, x_BxLxD, stack, index, positions_BxL, rng):
-        """One repeat of the layer pattern; `stack` holds its parameters, one entry a place."""
-        for j, (block, params) in enumerate(zip(self.pattern, stack, strict=True)):
-            rngs = {}
-            if rng is not None:
-                rngs['dropout'] = jax.random.fold_in(rng, index * len(self.pattern) + j)
-            apply = _REMAT[self.config.remat](block.apply)
-            with jax.named_scope(f'block_{j}'):
-                x_BxLxD, _ = apply(
-                    {'params': params}, x_BxLxD, positions_BxL, positions_BxL, rngs=rngs
-                )
-        return x_BxLxD
-
     def _run(self, x_BxLxD, positions_BxL):
+        """All layers; one step of the scan is a few repeats of the pattern, as remat wants."""
         rng = self.make_rng('dropout') if self.has_rng('dropout') else None
         repeats = self.config.n_layers // len(self.pattern)
+        policy = remat.POLICIES[self.config.remat]
+
+        def layer(place, x_BxLxD, params, index):
+            number = index * len(self.pattern) + place
+            rngs = {} if rng is None else {'dropout': jax.random.fold_in(rng, number)}
+
+            @policy.layer
+            def apply(x_BxLxD, params, rngs):
+                block = self.pattern[place]
+                return block.apply(
+                    {'params': params}, remat.border(x_BxLxD), positions_BxL, rngs=rngs
+                )[0]
+
+            with jax.named_scope(f'block_{place}'):
+                return apply(x_BxLxD, params, rngs)
+
+        @policy.step
+        def step(x_BxLxD, stacks, indices):
+            for stack, index in zip(stacks, indices, strict=True):
+                for place, params in enumerate(stack):
+                    x_BxLxD = layer(place, x_BxLxD, params, index)
+            return x_BxLxD
+
+        size = remat.repeats_a_step(self.config.remat, len(self.pattern), repeats)
         if not self.config.scan_layers:
-            for index, stack in enumerate(_unstack(self.blocks, repeats)):
-                x_BxLxD = self._repeat(x_BxLxD, stack, index, positions_BxL, rng)
+            stacks = _unstack(self.blocks, repeats)
+            for start in range(0, repeats, size):
+                x_BxLxD = step(
+                    x_BxLxD, stacks[start : start + size], list(range(start, start + size))
+                )
             return x_BxLxD
 
         def body(x_BxLxD, scanned):
-            stack, index = scanned
-            return self._repeat(x_BxLxD, stack, index, positions_BxL, rng), None
+            stacks, indices = scanned
+            if size == 1:
+                return step(x_BxLxD, [stacks], [indices]), None
+            return step(x_BxLxD, _unstack(stacks, size), list(indices)), None
 
-        x_BxLxD, _ = jax.lax.scan(body, x_BxLxD, (self.blocks, jnp.arange(repeats)))
-        return x_BxLxD
+        scanned = (self.blocks, jnp.arange(repeats))
+        if size > 1:
+            scanned = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), scanned)
+        return jax.lax.scan(body, x_BxLxD, scanned)[0]
 
     def _run_cached(self, x_BxLxD, positions_BxL, cache):
         positions_BxL = jnp.broadcast_to(positions_BxL, x_BxLxD.shape[:2])
@@ -355,14 +382,8 @@ class GPT(nn.Module):
         kept = []
         for stack in _unstack(self.blocks, self.config.n_layers // len(self.pattern)):
             for block, params in zip(self.pattern, stack, strict=True):
-                x_BxLxD, layer = block.apply(
-                    {'params': params},
-                    x_BxLxD,
-                    positions_BxL,
-                    positions_BxM,
-                    cache.layers[len(kept)],
-                    cache.length,
-                )
+                past = attention.Past(cache.layers[len(kept)], positions_BxM, cache.length)
+                x_BxLxD, layer = block.apply({'params': params}, x_BxLxD, positions_BxL, past)
                 kept.append(layer)
         length = cache.length + x_BxLxD.shape[1]
         return x_BxLxD, Cache(positions_BxM, length, tuple(kept))
@@ -375,19 +396,10 @@ def _unstack(stacks: Sequence, repeats: int) -> list:
     return [tree.unflatten([parts[r].squeeze(0) for parts in split]) for r in range(repeats)]
 
 
-def _keep_nothing(f):
-    return jax.checkpoint(f, policy=jax.checkpoint_policies.nothing_saveable)
-
-
-def _keep_dots(f):
-    return jax.checkpoint(f, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-
-
 _ACTIVATIONS = {
     'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),  # all of OpenAI's released code
     'gelu': functools.partial(jax.nn.gelu, approximate=False),
     'relu': jax.nn.relu,
     'silu': jax.nn.silu,
 }
-_REMAT = {'none': lambda f: f, 'dots': _keep_dots, 'full': _keep_nothing}
 _NO_MESH = jax.sharding.AbstractMesh((), ())

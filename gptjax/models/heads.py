@@ -26,7 +26,7 @@ class Config(Protocol):
     n_vocab: int
 
     def network(self) -> nn.Module:
-        """(tokens, positions, cache) -> (hidden, cache), and unembed(hidden) -> logits."""
+        """(tokens, positions, cache) -> (hidden, cache); unembed(hidden) -> logits; nats()."""
 
     def empty_cache(self, batch: int, slots: int) -> Any:
         """The decoding state of `batch` rows of up to `slots` tokens."""
@@ -61,12 +61,21 @@ class LanguageModel(nn.Module):
         tokens_BxL: Int[ArrayLike, 'B L'],
         positions_BxL: Int[ArrayLike, '#B L'] | None = None,
     ) -> Float[Array, 'B L D']:
-        """Hidden states, for losses that project a chunk at a time."""
+        """Hidden states."""
         return self.network(tokens_BxL, positions_BxL)[0]
 
     def project(self, hidden_BxLxD: Float[Array, 'B L D']) -> Float[Array, 'B L V']:
         """float32 logits of hidden states."""
         return self.network.unembed(hidden_BxLxD)
+
+    def nats(
+        self,
+        tokens_BxL: Int[ArrayLike, 'B L'],
+        targets_BxL: Int[ArrayLike, 'B L'],
+        weights_BxL: Float[ArrayLike, 'B L'],
+    ) -> Float[Array, '']:
+        """The weighted sum of -log p(target) in nats, float32, of positions 0 .. L-1."""
+        return self.network.nats(self.hidden(tokens_BxL), targets_BxL, weights_BxL)
 
     def extend(
         self, tokens_BxL: Int[ArrayLike, 'B L'], positions_BxL: Int[ArrayLike, 'B L'], cache: Any

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gptjax.models import axes
+from gptjax.models.kernels import dots
 
 
 class Linear(nn.Module):
@@ -32,16 +33,15 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs, output = self.spec.split('->')
         weight = inputs.split(',')[1]
-        param_dtype, dtype = jnp.dtype(self.param_dtype), jnp.dtype(self.compute_dtype)
+        param_dtype = jnp.dtype(self.param_dtype)
         init = axes.boxed(nn.initializers.normal(self.init_std), *self.names)
         kernel = self.param('kernel', init, self.shape, param_dtype)
-        y = jnp.einsum(self.spec, x, kernel.astype(dtype))
+        bias = None
         if self.use_bias:
             new = [weight.index(letter) for letter in output[2:]]
             init = axes.boxed(nn.initializers.zeros, *(self.names[i] for i in new))
             bias = self.param('bias', init, tuple(self.shape[i] for i in new), param_dtype)
-            y += bias.astype(dtype)[None, None]
-        return y
+        return dots.linear(self.spec, x.astype(jnp.dtype(self.compute_dtype)), kernel, bias)
 
 
 class Norm(nn.Module):
@@ -82,3 +82,8 @@ def logits(hidden_BxLxD: jax.Array, table_VxD: jax.Array) -> jax.Array:
         preferred_element_type=jnp.float32,
     )
     return axes.constrain(logits_BxLxV, 'batch', 'length', 'act_vocab')
+
+
+def in_float32(function):
+    f = jax.checkpoint(lambda x: function(x.astype(jnp.float32)).astype(x.dtype), prevent_cse=False)
+    return f

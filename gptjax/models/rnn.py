@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from gptjax.configs import errors
 from gptjax.models import axes, layers
+from gptjax.models.kernels import xent
 from gptjax.scaling import flops
 
 _GATES = {'lstm': 4, 'gru': 3}
@@ -109,8 +110,14 @@ class RNN(nn.Module):
 
     def unembed(self, hidden_BxLxD: Float[Array, 'B L D']) -> Float[Array, 'B L V']:
         """float32 logits, through the token embedding where it is tied."""
-        table_VxD = self.token_embedding if self.config.tied_embedding else self.unembedding
-        return layers.logits(hidden_BxLxD, table_VxD)
+        return layers.logits(hidden_BxLxD, self._output())
+
+    def nats(self, hidden_BxLxD, targets_BxL, weights_BxL) -> Float[Array, '']:
+        """The weighted sum of -log p(target), without ever holding all logits."""
+        return xent.nats(hidden_BxLxD, self._output(), None, targets_BxL, weights_BxL)
+
+    def _output(self) -> jax.Array:
+        return self.token_embedding if self.config.tied_embedding else self.unembedding
 
     def _weight(self, name: str, *names: str) -> jax.Array:
         cfg = self.config

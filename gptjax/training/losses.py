@@ -10,17 +10,18 @@ from jaxtyping import Array, Float, Int
 
 
 def next_token(apply: Callable[..., Any], dropout: bool = False) -> Callable[..., tuple]:
-    """The loss of a batch of tokens, targets and weights, by a language model's apply.
+    """The loss of a batch of tokens, targets and weights: GPT-1 paper, equation 1.
 
     Args:
-      apply: ({'params': params}, tokens, rngs=...) -> logits.
+      apply: a language model's; its method 'nats' sums over a batch without holding the logits.
       dropout: whether the random key of the step is for it.
     """
 
     def loss(params: Any, batch: dict, rng: jax.Array | None = None) -> tuple:
         rngs = {'dropout': rng} if dropout else {}
-        logits_BxLxV = apply({'params': params}, batch['tokens'], rngs=rngs)
-        return lm(logits_BxLxV, batch['targets'], batch['weights'])
+        arrays = (batch['tokens'], batch['targets'], batch['weights'])
+        nats = apply({'params': params}, *arrays, rngs=rngs, method='nats')
+        return nats, jnp.sum(batch['weights'])
 
     return loss
 

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel beside the plain form: values and gradients, on every platform that can be had."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax.models import attention
+from gptjax.models.kernels import dots, flash, ring, tiled, xent
+from gptjax.runtime import mesh as mesh_lib
+from tests import helpers
+
+
+def plain(query, key, value, band_width):
+    positions = jnp.arange(query.shape[1])[None]
+    seen = attention.mask(positions, positions, band_width)
+    return attention.attend(query, key, value, seen, lambda x: x)
+
+
+def arrays(shape, n_kv_heads, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = (shape, *[(*shape[:2], n_kv_heads, shape[3])] * 2)
+    return [jax.random.normal(k, s).astype(dtype) for k, s in zip(keys, shapes, strict=True)]
+
+
+def with_gradients(attend, *found):
+    """The output, and gradients of a sum that weighs every output differently."""
+
+    def weighed(*args):
+        out = attend(*args).astype(jnp.float32)
+        return jnp.sum(jnp.sin(jnp.arange(out.size)).reshape(out.shape) * out), out
+
+    (_, out), grads = jax.jit(jax.value_and_grad(weighed, (0, 1, 2), has_aux=True))(*found)
+    return [out, *grads]
+
+
+def agree(a, b, tolerance=2e-5):
+    for x, y in zip(a, b, strict=True):
+        assert x.shape == y.shape
+        np.testing.assert_allclose(
+            x.astype(jnp.float32), y.astype(jnp.float32), atol=tolerance, rtol=tolerance
+        )
+
+
+def scaled(kernel, band_width, **kwargs):
+    def attend(query, key, value):
+        return kernel(query * query.shape[3] ** -0.5, key, value, band_width, **kwargs)
+
+    return attend
+
+
+BANDS = [0, 1, 40, 100, 10_000]
+
+
+@pytest.mark.parametrize('band_width', BANDS)
+@pytest.mark.parametrize('n_kv_heads', [4, 2, 1])
+@pytest.mark.parametrize('length', [256, 96])
+def test_tiles_equal_the_plain_form(band_width, n_kv_heads, length):
+    found = arrays((2, length, 4, 16), n_kv_heads)
+    tiles = functools.partial(scaled(tiled.attend, band_width, halve=True))
+    expected = with_gradients(functools.partial(plain, band_width=band_width), *found)
+    agree(with_gradients(tiles, *found), expected)
+
+
+def test_tiles_in_bfloat16():
+    found = arrays((3, 256, 4, 16), 2, jnp.bfloat16)
+    exact = [x.astype(jnp.float32) for x in found]
+    expected = with_gradients(functools.partial(plain, band_width=40), *exact)
+    agree(with_gradients(scaled(tiled.attend, 40, halve=True), *found), expected, 0.05)
+
+
+@pytest.mark.parametrize('band_width', [0, 96, 200])
+@pytest.mark.parametrize('n_kv_heads', [2, 1])
+def test_splash_interpreted_equals_the_plain_form(band_width, n_kv_heads):
+    found = arrays((1, 256, 2, 64), n_kv_heads)
+    expected = with_gradients(functools.partial(plain, band_width=band_width), *found)
+    splash = scaled(flash.splash, band_width, interpret=True)
+    agree(with_gradients(splash, *found), expected, 2e-4)
+
+
+def test_splash_leaves_blocks_that_the_mask_empties_uncomputed():
+    """A band of 128 over 1,024 places touches 15 of 64 blocks; a causal mask 36."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    block = flash._block(1024, 128)
+    assert block == 128
+    band = masks.LocalMask((1024, 1024), window_size=(127, 0), offset=0)[:, :]
+    blocks = band.reshape(8, block, 8, block).any(axis=(1, 3))
+    assert blocks.sum() == 15
+    assert flash._block(2048, 0) == 1024
+    assert flash._block(384, 0) == 384
+
+
+@pytest.mark.parametrize('context', [2, 4, 8])
+@pytest.mark.parametrize('band_width', [0, 1, 20, 33, 10_000])
+def test_ring_equals_the_plain_form(context, band_width):
+    mesh = mesh_lib.Mesh(mesh_lib.Config(8 // context, 1, 1, context))
+    found = arrays((8, 128, 2, 8), 1)
+    expected = with_gradients(functools.partial(plain, band_width=band_width), *found)
+    with mesh.scope():
+        around = with_gradients(functools.partial(flash.causal, band_width=band_width), *found)
+    agree(around, expected)
+
+
+def ring_memory(context: int, length: int, band_width: int) -> int:
+    """Bytes of temporaries on one device: forward and backward of one attention layer."""
+    devices = jax.devices()[:context]
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 1, 1, context), devices)
+    with mesh.scope():
+        spec = jax.sharding.PartitionSpec(None, 'context')
+        sharding = jax.sharding.NamedSharding(mesh.mesh, spec)
+        x = jax.ShapeDtypeStruct((1, length, 1, 64), jnp.float32, sharding=sharding)
+
+        def loss(query, key, value):
+            kernel = functools.partial(
+                ring.attend, band_width=band_width, axis='context', size=context
+            )
+            out = jax.shard_map(kernel, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(
+                query, key, value
+            )
+            return jnp.sum(out**2)
+
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_ring_memory_falls_with_the_devices():
+    """32,768 tokens: what a device holds beside its tile of scores falls as 1 / devices."""
+    tile = 4 * ring._TILE**2 * 4  # a few tiles of float32 scores, whatever the length
+    two, four, eight = (ring_memory(n, 32_768, 0) for n in (2, 4, 8))
+    assert four - tile < 0.55 * two
+    assert eight - tile < 0.55 * four
+
+
+def test_ring_over_32k_tokens_equals_tiles():
+    """Of a banded layer, for a dense one of this length takes minutes on two cores."""
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 1, 1, 8))
+    found = arrays((1, 32_768, 1, 8), 1)
+    with mesh.scope():
+        around = jax.jit(functools.partial(flash.causal, band_width=300))(*found)
+    query, key, value = (np.asarray(x) for x in found)
+    for at in (0, 299, 4095, 4096, 20_000, 32_767):
+        first = max(0, at - 299)
+        scores = query[0, at, 0] @ key[0, first : at + 1, 0].T * 8**-0.5
+        weights = np.exp(scores - scores.max())
+        expected = weights @ value[0, first : at + 1, 0] / weights.sum()
+        np.testing.assert_allclose(around[0, at, 0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('sizes', [(32, 16), (16, 32)])
+@pytest.mark.parametrize('use_bias', [True, False])
+def test_linear_equals_an_einsum(dtype, sizes, use_bias):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (4, 8, sizes[0])).astype(dtype)
+    weight = jax.random.normal(keys[1], (sizes[0], 2, sizes[1] // 2))
+    bias = jax.random.normal(keys[2], (2, sizes[1] // 2))
+
+    def ours(x, weight, bias):
+        return dots.linear('BLD,DHK->BLHK', x, weight, bias if use_bias else None)
+
+    def einsum(x, weight, bias):
+        y = jnp.einsum('BLD,DHK->BLHK', x, weight.astype(dtype).astype(jnp.float32))
+        return y + bias[None, None] * use_bias
+
+    exact = (x.astype(jnp.float32), weight, bias)
+    expected = with_gradients(einsum, *exact)
+    agree(with_gradients(ours, x, weight, bias), expected, 1e-5 if dtype == jnp.float32 else 0.1)
+
+
+@pytest.mark.parametrize('use_bias', [True, False])
+@pytest.mark.parametrize('sizes', [(1, 1, 1, 1), (2, 2, 2, 1), (1, 1, 4, 2), (1, 8, 1, 1)])
+def test_chunked_loss_equals_the_whole(monkeypatch, sizes, use_bias):
+    monkeypatch.setattr(xent, '_CHUNK_BYTES', 4 * 2 * 3 * 32)  # three places or so of two rows
+    n_devices = int(np.prod(sizes))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(*sizes), jax.devices()[:n_devices])
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden = jax.random.normal(keys[0], (8, 12, 16))
+    table = jax.random.normal(keys[1], (32, 16))
+    bias = jax.random.normal(keys[2], (32,)) if use_bias else None
+    targets = jax.random.randint(keys[3], (8, 12), 0, 32)
+    weights = jnp.asarray(np.random.default_rng(0).random((8, 12)) < 0.7, jnp.float32)
+
+    def whole(hidden, table, bias):
+        logits = hidden @ table.T + (0 if bias is None else bias)
+        logp = jax.nn.log_softmax(logits)
+        return -jnp.sum(jnp.take_along_axis(logp, targets[..., None], -1)[..., 0] * weights)
+
+    def chunked(hidden, table, bias):
+        return xent.nats(hidden, table, bias, targets, weights)
+
+    which = (0, 1, 2) if use_bias else (0, 1)
+    with jax.numpy_rank_promotion('allow'):
+        expected = jax.value_and_grad(whole, which)(hidden, table, bias)
+    with mesh.scope():
+        found = jax.jit(jax.value_and_grad(chunked, which))(hidden, table, bias)
+        alone = jax.jit(chunked)(hidden, table, bias)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(alone, expected[0], rtol=1e-5)
+    agree(found[1], expected[1])
+
+
+def test_no_logits_of_a_whole_batch_are_held():
+    model = helpers.tiny_model(n_vocab=50_000, n_ctx=512)
+    params = jax.eval_shape(model.init_params, jax.random.key(0))
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+                          __import__('flax').linen.meta.unbox(params))  # fmt: skip
+    loss = helpers.loss_of(model)
+    batch = helpers.batch_of(8, 512, 50_000)
+    step = jax.jit(jax.grad(lambda p, b: loss(p, b)[0]))
+    with helpers.one_device().scope():
+        found = step.lower(params, batch).compile().memory_analysis()
+    assert found.temp_size_in_bytes < 8 * 512 * 50_000 * 4 / 2
