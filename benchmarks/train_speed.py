@@ -46,7 +46,9 @@ def ours(shape: tuple[int, ...], dtype: str, scan: bool):
     plan = optim.Plan(optim.Batch(**config.batch), n_ctx)
     optimizer = optim.make(optim.Config(**config.optim), 10**9, plan)
 
-    train_step = step_lib.make_train_step(losses.next_token(model.apply), optimizer, 0, 1)
+    train_step = step_lib.make_train_step(
+        losses.next_token(model.apply), optimizer, 0, step_lib.Options()
+    )
     with mesh.scope():
         target = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
         state = step_lib.init(model.init_params, optimizer, 0, target)

@@ -70,7 +70,7 @@ def _workdir(target: pathlib.Path, args: cli.Args, found: pretrained.Pretrained,
     }
     checkpoints = checkpoint.Checkpoints(target, keep=2)
     try:
-        checkpoints.save(0, found.params, None, meta)
+        checkpoints.save(0, {'params': found.params}, meta)
     finally:
         checkpoints.close()
     files.replace(target / 'config.json', json.dumps(config, indent=1) + '\n')

@@ -93,7 +93,7 @@ def main(args: cli.Args) -> None:
             shutil.rmtree(there)  # the same tables, counted again for the results
         checkpoints = checkpoint.Checkpoints(workdir, keep=2)
         try:
-            checkpoints.save(0, params, None, meta)
+            checkpoints.save(0, {'params': params}, meta)
         finally:
             checkpoints.close()
     _log.info('counted %s n-grams in %.1f s: %s', f'{sum(entries):,}', secs, json.dumps(results))

@@ -23,7 +23,7 @@ from gptjax.configs import cli, errors
 from gptjax.data import inputs, loader, tokens
 from gptjax.evals import perplexity
 from gptjax.models import heads, pretrained
-from gptjax.runtime import checkpoint, clock, metrics, program, progress
+from gptjax.runtime import checkpoint, clock, inventory, metrics, program, progress, saver
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
@@ -35,9 +35,13 @@ RESULTS = 'results.json'
 # (tokens and tokenizer are compared by hash; accumulation changes dropout's draws, nothing else).
 _FREE = (
     'corpus', 'tokenizer', 'tokens', 'checkpoint', 'decode', 'evaluate', 'mesh',
-    'batch.accum_steps', 'train.log_every_steps', 'train.eval_every_steps', 'data.sets',
+    'batch.accum_steps', 'train.log_every_steps', 'train.eval_every_steps', 'train.on_spike',
+    'train.spike_sigmas', 'train.rollback_steps', 'train.layer_norms', 'train.profile_at_step',
+    'train.profile_steps', 'train.wandb_project', 'optim.offload', 'model.remat',
+    'model.scan_layers', 'data.sets',
     'data.eval_set', 'data.prefetch_steps', 'data.stage_dir',
 )  # fmt: skip
+_MOST_ROLLBACKS = 10  # of one process: then it is not the batches
 _log = logging.getLogger('gptjax')
 
 
@@ -55,96 +59,241 @@ def main(args: cli.Args) -> None:
             )  # fmt: skip
         inputs.check_vocabulary(sections.model.n_vocab, sets)
         perplexity.check(held_out, sections.scored_ctx, sections.evaluate)
-        total_tokens = _total_tokens(sections.train, sets)
-        plan = _plan(sections, mesh)
-        total_steps = plan.steps(total_tokens)
-        model = heads.LanguageModel(sections.model)
-        optimizer = optim.make(sections.optim, total_tokens, plan)
         with mesh.scope():
-            target = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
-            # Where the state comes from, in this order: 1. the run's own newest whole checkpoint,
-            # 2. the weights of init_from, 3. a fresh initialisation from the seed.
-            found = checkpoint.latest(workdir)
-            _claim(workdir, config, found)
-            provenance = found[1].get('provenance', '') if found else ''
-            if found:
-                state = _restore(found, target, plan, sets)
-                _log.info('going on from step %d', int(state.step))
-            elif config.init_from:
-                state = step_lib.init_from(
-                    _initial(config.init_from, sections.model, sets[0], mesh), optimizer, target
-                )
-                provenance = pretrained.provenance(config.init_from)
-            else:
-                state = step_lib.init(model.init_params, optimizer, config.seed, target)
-            n_params = sum(x.size for x in jax.tree.leaves(state.params))
-            per_token = sections.model.flops_per_token(n_params)
-            watch = clock.Clock(per_token)
-            if found:
-                watch.restore(found[1]['clock'])
-            _log.info(
-                '%s parameters, %s steps of up to %s tokens, on %d %s device(s)', f'{n_params:,}',
-                f'{total_steps:,}', f'{config.batch.batch_tokens:,}', jax.device_count(),
-                jax.devices()[0].platform,
-            )  # fmt: skip
-
-            eval_step = step_lib.make_eval_step(losses.next_token(model.apply))
-            evaluate = functools.partial(
-                _evaluate, eval_step, held_out, sections, mesh, config.data.eval_set
-            )
-            if int(state.step) >= total_steps and (workdir / RESULTS).exists():
-                _log.info('training in %s is done already', workdir)
-                return
-            checkpoints = checkpoint.Checkpoints(workdir, sections.checkpoint.keep)
-            writer = (
-                metrics.Writer(workdir, int(state.step), per_token)
-                if program.is_first()
-                else metrics.Silent()
-            )
-            try:
-                state, evaluation = loop.fit(
-                    state,
-                    loader.batches(
-                        sets, sections.data, sections.model.n_ctx, config.seed, plan.position,
-                        lambda n: mesh.region(n, sections.model.n_ctx),
-                        int(state.step), total_steps,
-                    ),
-                    loop.Parts(
-                        train_step=step_lib.make_train_step(
-                            losses.next_token(model.apply, dropout=True), optimizer, config.seed,
-                            sections.batch.accum_steps,
-                        ),
-                        put=lambda batch, n: mesh.put(batch, n, sections.model.n_ctx),
-                        learning_rate=lambda t: float(
-                            optim.learning_rate(sections.optim, total_tokens, float(t))
-                        ),
-                        evaluate=evaluate,
-                        save=functools.partial(_save, checkpoints, config, plan, sets, provenance),
-                    ),
-                    plan,
-                    total_steps,
-                    sections.train,
-                    sections.checkpoint,
-                    writer,
-                    watch,
-                )  # fmt: skip
-            except metrics.NotFinite as e:
-                raise errors.InputError(
-                    f'{e}; nothing of it was saved. Lower --config.optim.peak_lr or clip_norm, in '
-                    'a new workdir; the same command goes on from the last checkpoint'
-                ) from e
-            finally:
+            run = _Run(config, sections, workdir, mesh, sets, held_out)
+            until_step = 2**62
+            while True:  # once, and once more after every spike that is gone back from
                 try:
-                    checkpoints.close()
-                finally:
-                    writer.close()
-            evaluation = evaluation or evaluate(state.params)
-    results = {'steps': total_steps, 'tokens': plan.tokens(total_steps), 'parameters': n_params}
-    results |= {'train_secs': round(watch.totals()['train_secs'], 1)} | evaluation
-    results |= {'initialised_from': provenance} if provenance else {}
+                    results = run.train(until_step)
+                    break
+                except loop.Spike as e:
+                    until_step = run.go_back(e)
+    if results is None:
+        _log.info('training in %s is done already', workdir)
+        return
     if program.is_first():
         files.replace(workdir / RESULTS, json.dumps(results, indent=1) + '\n')
     _log.info('done in %.0f s: %s', time.monotonic() - began, json.dumps(results))
+
+
+class _Run:
+    """A run in its workdir: from its newest checkpoint, or a beginning, to its end."""
+
+    def __init__(self, config, sections, workdir, mesh, sets, held_out) -> None:
+        self._config, self._sections, self._workdir = config, sections, workdir
+        self._mesh, self._sets, self._held_out = mesh, sets, held_out
+        self._total_tokens = _total_tokens(sections.train, sets)
+        self._plan = _plan(sections, mesh)
+        self._total_steps = self._plan.steps(self._total_tokens)
+        self._model = heads.LanguageModel(sections.model)
+        self._optimizer = optim.make(
+            sections.optim, self._total_tokens, self._plan, sections.model.rate_scale
+        )
+        self._options = step_lib.Options(
+            accum_steps=sections.batch.accum_steps,
+            ema_decay=sections.optim.ema_decay,
+            spike_sigmas=sections.train.spike_sigmas,
+            skip_spikes=sections.train.on_spike == 'skip',
+            layer_norms=sections.train.layer_norms,
+            offload=sections.optim.offload,
+        )
+        self._target = step_lib.abstract(
+            self._model.init_params, self._optimizer, mesh.shardings, self._options
+        )
+        loss = losses.next_token(self._model.apply, dropout=True)
+        self._train_step = step_lib.make_train_step(
+            loss, self._optimizer, config.seed, self._options, self._target
+        )
+        self._eval_step = step_lib.make_eval_step(losses.next_token(self._model.apply))
+        self._provenance = ''
+        self._spikes = 0
+        self._describe()
+
+    def train(self, until_step: int) -> dict[str, Any] | None:
+        """Goes on from the newest checkpoint up to `until_step`; None where all is done already."""
+        config, sections, plan = self._config, self._sections, self._plan
+        state, found = self._begin(until_step)
+        if int(state.step) >= self._total_steps and (self._workdir / RESULTS).exists():
+            return None
+        n_params = sum(x.size for x in jax.tree.leaves(state.params))
+        per_token = sections.model.flops_per_token(n_params)
+        watch = clock.Clock(per_token)
+        if found:
+            watch.restore(found[1]['clock'])
+        checkpoints = checkpoint.Checkpoints(self._workdir, sections.checkpoint.keep)
+        writer = (
+            metrics.Writer(self._workdir, int(state.step), per_token, sections.train.wandb_project)
+            if program.is_first()
+            else metrics.Silent()
+        )
+        profiler = clock.Profiler(
+            self._workdir, sections.train.profile_at_step, sections.train.profile_steps
+        )
+        saves = saver.Saver(checkpoints)
+        try:
+            state, evaluation = loop.fit(
+                state,
+                loader.batches(
+                    self._sets, sections.data, sections.model.n_ctx, config.seed, plan.windows,
+                    lambda n: self._mesh.region(n, sections.model.n_ctx),
+                    int(state.step), self._total_steps,
+                ),
+                loop.Parts(
+                    train_step=self._train_step,
+                    put=lambda batch, n: self._mesh.put(batch, n, sections.model.n_ctx),
+                    learning_rate=lambda t: float(
+                        optim.learning_rate(sections.optim, self._total_tokens, float(t))
+                    ),
+                    evaluate=self._evaluate,
+                    save=functools.partial(self._save, saves),
+                    save_due=saves.due,
+                ),
+                plan, self._total_steps, sections.train, sections.checkpoint, writer, watch,
+                profiler,
+            )  # fmt: skip
+        finally:
+            profiler.close()
+            try:
+                checkpoints.close()
+            except checkpoint.SaveError as e:
+                _log.warning('%s', e)  # an earlier save; the last one is waited for
+            finally:
+                writer.close()
+        evaluation = evaluation or self._evaluate(state)
+        results = {'steps': self._total_steps, 'tokens': plan.tokens(self._total_steps)}
+        results |= {'parameters': n_params, 'train_secs': round(watch.totals()['train_secs'], 1)}
+        return (
+            results
+            | evaluation
+            | ({'initialised_from': self._provenance} if self._provenance else {})
+        )
+
+    def go_back(self, spike: loop.Spike) -> int:
+        """Prepares to train on without the batches before a spike.
+
+        Returns:
+          the step to go back to at least.
+
+        Raises:
+          InputError: spikes end the run, or will not end.
+        """
+        config = self._sections.train
+        self._spikes += 1
+        if config.on_spike != 'rollback' or self._spikes > _MOST_ROLLBACKS:
+            raise errors.InputError(
+                f'{spike}; nothing of it was saved. Lower --config.optim.peak_lr or clip_norm, in '
+                'a new workdir; or let --config.train.on_spike=skip or rollback leave its batches '
+                'out: the same command then goes on from the last checkpoint'
+            ) from spike
+        until_step = max(0, spike.step - config.rollback_steps)
+        found = checkpoint.latest(self._workdir, until_step=until_step)
+        step = found[1]['step'] if found else 0
+        self._plan.skip(step, spike.step)
+        _log.warning('%s: going back to step %d, without the batches since', spike, step)
+        closing = checkpoint.Checkpoints(self._workdir, self._sections.checkpoint.keep)
+        closing.drop_after(step)
+        closing.close()
+        return step
+
+    def _begin(self, until_step: int) -> tuple[step_lib.State, tuple | None]:
+        """The state to train from, and the checkpoint it was read from.
+
+        In this order: 1. the run's own newest whole checkpoint, 2. the weights of init_from, 3. a
+        fresh initialisation from the seed.
+        """
+        config = self._config
+        found = checkpoint.latest(self._workdir, until_step=until_step)
+        _claim(self._workdir, config, found)
+        if found:
+            self._provenance = found[1].get('provenance', '')
+            state = self._restore(*found)
+            _log.info('going on from step %d', int(state.step))
+        elif config.init_from:
+            self._provenance = pretrained.provenance(config.init_from)
+            params = _initial(config.init_from, self._sections.model, self._sets[0], self._mesh)
+            state = step_lib.init_from(params, self._optimizer, self._target, self._options)
+        else:
+            state = step_lib.init(
+                self._model.init_params, self._optimizer, config.seed, self._target, self._options
+            )
+        return state, found
+
+    def _restore(self, folder: pathlib.Path, meta: dict) -> step_lib.State:
+        if meta['data']['sets'] != [token_set.digest for token_set in self._sets]:
+            raise errors.InputError(
+                f'{folder} was trained on other token shards than those in data.sets now; put the '
+                'old ones back, or use another --workdir'
+            )
+        items = checkpoint.restore(folder, meta, **_items(self._target))
+        state = step_lib.State(
+            params=items['params'], average=items.get('average'), **items['rest']
+        )
+        if not self._spikes:
+            self._plan.skipped[:] = [tuple(pair) for pair in meta['data']['skipped']]
+        windows = self._plan.windows(meta['step'])[0]
+        if not self._spikes and meta['data']['windows'] != windows:
+            raise errors.InputError(
+                f'{folder} had consumed {meta["data"]["windows"]} windows, this batch plan '
+                f'{windows} by step {meta["step"]}; use the version of gptjax that made it'
+            )
+        return state
+
+    def _save(
+        self, saves: saver.Saver, step: int, state: step_lib.State, totals: dict, wait: bool
+    ) -> None:
+        meta = {
+            'config': json.loads(self._config.to_json()),
+            'data': {
+                'windows': self._plan.windows(step)[0],
+                'skipped': self._plan.skipped,
+                'sets': [token_set.digest for token_set in self._sets],
+            },
+            'tokenizer': self._sets[0].fingerprint,
+            'provenance': self._provenance,
+            'clock': totals,
+        }
+        (saves.insist if wait else saves.save)(step, _items(state), meta)
+
+    def _evaluate(self, state: step_lib.State) -> dict[str, float]:
+        """Scores of the weights, and of their average where one is kept."""
+        scores = {}
+        for prefix, params in (('eval', state.params), ('eval_average', state.average)):
+            if params is not None:
+                found = perplexity.score(
+                    self._eval_step, params, self._held_out, self._sections.scored_ctx,
+                    self._sections.evaluate, self._mesh,
+                ).named(self._config.data.eval_set)  # fmt: skip
+                scores |= {prefix + name.removeprefix('eval'): v for name, v in found.items()}
+        return scores
+
+    def _describe(self) -> None:
+        """What is about to be trained, and what it takes of every device."""
+        table, n_params, n_bytes = inventory.table(self._target.params)
+        state_bytes = inventory.per_device(self._target)
+        if program.is_first():
+            files.replace(self._workdir / 'parameters.txt', table)
+        _log.info(
+            '%s parameters, %s steps of up to %s tokens, on %d %s device(s)', f'{n_params:,}',
+            f'{self._total_steps:,}', f'{self._config.batch.batch_tokens:,}', jax.device_count(),
+            jax.devices()[0].platform,
+        )  # fmt: skip
+        _log.info(
+            'of a device: parameters %s, with the optimizer %s%s; every parameter in %s',
+            inventory.size(n_bytes), inventory.size(state_bytes), inventory.memory(),
+            self._workdir / 'parameters.txt',
+        )  # fmt: skip
+        if getattr(self._sections.model, 'attention_dropout', 0):
+            _log.info(
+                'dropout of attention weights: the plain form of attention, which holds them all; '
+                'model.attention_dropout = 0 uses the kernel for this platform'
+            )
+
+
+def _items(state: step_lib.State) -> dict[str, Any]:
+    """A state as the items of a checkpoint."""
+    rest = {'step': state.step, 'opt_state': state.opt_state, 'guard': state.guard}
+    items = {'params': state.params, 'rest': rest}
+    return items if state.average is None else items | {'average': state.average}
 
 
 class Sections:
@@ -215,27 +364,6 @@ def _flat(config: ml_collections.ConfigDict) -> dict:
     return {name: value for name, value in found.items() if name not in _FREE}
 
 
-def _restore(
-    found: tuple, target: step_lib.State, plan: optim.Plan, sets: list[tokens.TokenSet]
-) -> step_lib.State:
-    folder, meta = found
-    if meta['data']['sets'] != [token_set.digest for token_set in sets]:
-        raise errors.InputError(
-            f'{folder} was trained on other token shards than those in data.sets now; put the old '
-            'ones back, or use another --workdir'
-        )
-    rest = {'step': target.step, 'opt_state': target.opt_state}
-    items = checkpoint.restore(folder, meta, params=target.params, rest=rest)
-    state = step_lib.State(items['rest']['step'], items['params'], items['rest']['opt_state'])
-    windows = plan.position(int(state.step))[0]
-    if meta['data']['windows'] != windows:
-        raise errors.InputError(
-            f'{folder} had consumed {meta["data"]["windows"]} windows, this batch plan '
-            f'{windows} by step {meta["step"]}; use the version of gptjax that made it'
-        )
-    return state
-
-
 def _initial(
     path: str, model: heads.Config, token_set: tokens.TokenSet, mesh: mesh_lib.Mesh
 ) -> Any:
@@ -259,36 +387,6 @@ def _initial(
             '--config.tokenizer.path=<its folder> (of a .gguf file: convert it first)'
         )
     return found.params
-
-
-def _save(
-    checkpoints: checkpoint.Checkpoints,
-    config: ml_collections.ConfigDict,
-    plan: optim.Plan,
-    sets: list[tokens.TokenSet],
-    provenance: str,
-    step: int,
-    state: step_lib.State,
-    totals: dict,
-) -> None:
-    meta = {
-        'config': json.loads(config.to_json()),
-        'data': {
-            'windows': plan.position(step)[0],
-            'sets': [token_set.digest for token_set in sets],
-        },
-        'tokenizer': sets[0].fingerprint,
-        'provenance': provenance,
-        'clock': totals,
-    }
-    checkpoints.save(step, state.params, {'step': state.step, 'opt_state': state.opt_state}, meta)
-
-
-def _evaluate(eval_step, held_out, sections, mesh, name, params) -> dict[str, float]:
-    found = perplexity.score(
-        eval_step, params, held_out, sections.scored_ctx, sections.evaluate, mesh
-    )
-    return found.named(name)
 
 
 if __name__ == '__main__':

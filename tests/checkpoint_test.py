@@ -24,10 +24,14 @@ def tree(seed=0, width=8):
     return params, rest
 
 
+def items(params, rest):
+    return {'params': params, 'rest': rest}
+
+
 def save(workdir, steps, keep=5):
     checkpoints = checkpoint.Checkpoints(workdir, keep)
     for step in steps:
-        checkpoints.save(step, *tree(step), {'config': {'n': step}})
+        checkpoints.save(step, items(*tree(step)), {'config': {'n': step}})
     checkpoints.close()
 
 
@@ -154,14 +158,14 @@ def test_a_disk_that_is_full_keeps_what_was_there(tmp_path):
     try:
         whole = 'the checkpoint of step 1 is whole'
         with pytest.raises(checkpoint.SaveError, match=whole) as said:  # noqa: PT012
-            checkpoints.save(2, big, {'step': jnp.zeros(())}, {})
+            checkpoints.save(2, items(big, {'step': jnp.zeros(())}), {})
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert 'run the same command again' in str(said.value)
     assert checkpoint.latest(tmp_path)[1]['step'] == 1
     assert not (tmp_path / 'checkpoints' / '00000002').exists()
-    checkpoints.save(3, *tree(3), {})
+    checkpoints.save(3, items(*tree(3)), {})
     checkpoints.close()
     assert checkpoint.latest(tmp_path)[1]['step'] == 3
 
@@ -172,7 +176,7 @@ def test_a_disk_that_will_not_hold_it_is_seen_beforehand(tmp_path, monkeypatch):
     usage = type('Usage', (), {'free': 1000})
     monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda path: usage)
     with pytest.raises(checkpoint.SaveError, match='no space is left .* make room'):
-        checkpoints.save(2, *tree(2), {})
+        checkpoints.save(2, items(*tree(2)), {})
     checkpoints.close()
     assert checkpoint.latest(tmp_path)[1]['step'] == 1
 

@@ -47,7 +47,10 @@ def test_builds_and_its_step_has_the_right_shapes(name, variant):
     plan = optim.Plan(sections.batch, sections.model.n_ctx)
     optimizer = optim.make(sections.optim, config.train.total_tokens or 10**12, plan)
     train_step = step_lib.make_train_step(
-        helpers.loss_of(model), optimizer, config.seed, sections.batch.accum_steps
+        helpers.loss_of(model),
+        optimizer,
+        config.seed,
+        step_lib.Options(accum_steps=sections.batch.accum_steps),
     )
     mesh = helpers.one_device()
     shape = (sections.batch.accum_steps * 2, sections.model.n_ctx)

@@ -7,13 +7,14 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from gptjax.configs import cli, sizes
 from gptjax.models import heads
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.training import losses, optim
+from gptjax.training import guard, losses, optim
 from gptjax.training import step as step_lib
 
 TINY_CONFIG = """
@@ -87,20 +88,30 @@ def one_device() -> mesh_lib.Mesh:
     return mesh_lib.one_device()
 
 
-def optimizer_of(plan: optim.Plan, total_tokens: int = 10_000, **overrides):
+def optimizer_of(
+    plan: optim.Plan, total_tokens: int = 10_000, rate_scale=lambda name: 1.0, **overrides
+):
     """AdamW with a constant rate, or as overridden."""
     fields = {
         'peak_lr': 1e-2, 'schedule': 'constant', 'warmup_tokens': 0, 'decay_tokens': 0,
         'final_lr_fraction': 0.1, 'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1,
-        'clip_norm': 1.0,
+        'clip_norm': 1.0, 'cooldown_tokens': 0, 'mu_dtype': 'float32', 'nu_dtype': 'float32',
+        'ema_decay': 0.0, 'offload': False,
     }  # fmt: skip
-    return optim.make(optim.Config(**(fields | overrides)), total_tokens, plan)
+    return optim.make(optim.Config(**(fields | overrides)), total_tokens, plan, rate_scale)
 
 
 def plan_of(batch_tokens: int, n_ctx: int, **overrides) -> optim.Plan:
     """A batch plan without a ramp, or as overridden."""
     fields = {'accum_steps': 1, 'ramp_from_tokens': 0, 'ramp_over_tokens': 0, 'ramp_stages': 8}
     return optim.Plan(optim.Batch(batch_tokens=batch_tokens, **(fields | overrides)), n_ctx)
+
+
+def state_of(params, optimizer) -> step_lib.State:
+    """A state that begins with given parameters."""
+    return step_lib.State(
+        jnp.zeros((), jnp.int32), params, optimizer.init(params), None, guard.empty()
+    )
 
 
 def loss_of(model: heads.LanguageModel, dropout: bool = False) -> step_lib.Loss:

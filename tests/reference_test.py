@@ -20,7 +20,9 @@ def test_losses_are_those_pinned():
     plan = helpers.plan_of(8 * 16, 16)
     optimizer = helpers.optimizer_of(plan)
     mesh = helpers.one_device()
-    train_step = step_lib.make_train_step(helpers.loss_of(model, dropout=True), optimizer, 0, 2)
+    train_step = step_lib.make_train_step(
+        helpers.loss_of(model, dropout=True), optimizer, 0, step_lib.Options(accum_steps=2)
+    )
     losses = []
     with mesh.scope():
         target = step_lib.abstract(model.init_params, optimizer, mesh.shardings)

@@ -43,7 +43,7 @@ def test_clock_leaves_pauses_out(monkeypatch):
     watch = clock.Clock(flops_per_token=10.0)
     watch.restore({'total_secs': 50.0, 'train_secs': 40.0})
     now[0] += 4
-    watch.trained(800)
+    watch.trained(800, 0.5)
     watch.waited(1.0)
     watch.pause()
     now[0] += 6
@@ -65,7 +65,7 @@ def test_mfu_where_the_peak_is_known(monkeypatch):
     monkeypatch.setattr(jax, 'device_count', lambda: 4)
     watch = clock.Clock(flops_per_token=1e9)
     time.sleep(0.01)
-    watch.trained(1000)
+    watch.trained(1000, 0.5)
     found = watch.read(1)
     assert found['perf/mfu'] == pytest.approx(found['perf/tokens_per_sec'] * 1e9 / (4 * 197e12))
 

@@ -30,10 +30,16 @@ def train(mesh, steps=2):
     model = helpers.tiny_model(**_MODEL)
     plan = helpers.plan_of(16 * 16, 16)
     optimizer = helpers.optimizer_of(plan, eps=1e-3)  # tames what Adam makes of rounding
-    train_step = step_lib.make_train_step(helpers.loss_of(model, dropout=True), optimizer, 0, 2)
     found = []
     with mesh.scope():
         target = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
+        train_step = step_lib.make_train_step(
+            helpers.loss_of(model, dropout=True),
+            optimizer,
+            0,
+            step_lib.Options(accum_steps=2),
+            target,
+        )
         state = step_lib.init(model.init_params, optimizer, 0, target)
         for step in range(steps):
             batch = mesh.put(helpers.batch_of(16, 16, 64, seed=step), 16, 16)

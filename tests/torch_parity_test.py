@@ -72,8 +72,8 @@ def test_200_adamw_steps_match_torch():
         final_lr_fraction=0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=0.5,
     )  # fmt: skip
     optimizer = optim.make(config, total, plan)
-    train_step = step_lib.make_train_step(helpers.loss_of(model), optimizer, 0, 1)
-    state = step_lib.State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    train_step = step_lib.make_train_step(helpers.loss_of(model), optimizer, 0, step_lib.Options())
+    state = helpers.state_of(params, optimizer)
 
     spared = [p for n, p in peer.named_parameters() if n.endswith('bias') or '.ln_' in n]
     decayed = [p for n, p in peer.named_parameters() if not (n.endswith('bias') or '.ln_' in n)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gptjax.configs import errors
-from gptjax.training import losses, optim
+from gptjax.training import guard, losses, optim
 from gptjax.training import step as step_lib
 from tests import helpers
 
@@ -27,7 +27,8 @@ def config(**overrides) -> optim.Config:
     fields = {
         'peak_lr': 1.0, 'schedule': 'cosine', 'warmup_tokens': 100, 'decay_tokens': 300,
         'final_lr_fraction': 0.1, 'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1,
-        'clip_norm': 1.0,
+        'clip_norm': 1.0, 'cooldown_tokens': 0, 'mu_dtype': 'float32', 'nu_dtype': 'float32',
+        'ema_decay': 0.0, 'offload': False,
     }  # fmt: skip
     return optim.Config(**(fields | overrides))
 
@@ -43,6 +44,29 @@ def config(**overrides) -> optim.Config:
 def test_learning_rate_by_tokens(schedule, tokens, rate):
     found = optim.learning_rate(config(schedule=schedule), 1000, float(tokens))
     assert float(found) == pytest.approx(rate, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('tokens', 'rate'), [(50, 0.5), (100, 1.0), (249, 1.0), (275, 0.55), (300, 0.1), (900, 0.1)]
+)
+def test_warm_up_stable_decay(tokens, rate):
+    wsd = config(schedule='wsd', cooldown_tokens=50)
+    assert float(optim.learning_rate(wsd, 1000, tokens)) == pytest.approx(rate, abs=0.02)
+
+
+@pytest.mark.parametrize(('tokens', 'rate'), [(50, 0.5), (100, 1.0), (400, 0.5), (10_000, 0.1)])
+def test_inverse_square_root(tokens, rate):
+    found = optim.learning_rate(config(schedule='inverse_sqrt'), 1000, tokens)
+    assert float(found) == pytest.approx(rate)
+
+
+def test_schedules_that_do_not_fit_are_refused():
+    with pytest.raises(errors.UsageError, match='above 0 exactly for wsd'):
+        config(schedule='wsd')
+    with pytest.raises(errors.UsageError, match='set warmup_tokens'):
+        config(schedule='inverse_sqrt', warmup_tokens=0)
+    with pytest.raises(errors.UsageError, match='b2 up to 0.99'):
+        config(nu_dtype='bfloat16', b2=0.999)
 
 
 def test_decay_to_the_end_of_training():
@@ -102,10 +126,12 @@ def test_decay_spares_biases_and_gains():
 def _after(batch, accum_steps, model):
     plan = helpers.plan_of(8 * 16, 16)
     optimizer = helpers.optimizer_of(plan)
-    step = step_lib.make_train_step(helpers.loss_of(model), optimizer, 0, accum_steps)
+    step = step_lib.make_train_step(
+        helpers.loss_of(model), optimizer, 0, step_lib.Options(accum_steps)
+    )
     params = helpers.params_of(model)
     params = jax.tree.map(jnp.copy, params)  # the step takes its state's memory
-    state = step_lib.State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    state = helpers.state_of(params, optimizer)
     return step(state, batch)
 
 
@@ -142,7 +168,7 @@ def test_a_step_keeps_every_shape_and_dtype(param_dtype):
     mesh = helpers.one_device()
     with mesh.scope():
         state = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
-        step = step_lib.make_train_step(helpers.loss_of(model), optimizer, 0, 1)
+        step = step_lib.make_train_step(helpers.loss_of(model), optimizer, 0, step_lib.Options())
         after, _ = jax.eval_shape(step, state, helpers.batch_of(8, 16, 64))
     kinds = [jax.tree.map(lambda x: (x.shape, str(x.dtype)), s) for s in (state, after)]
     assert kinds[0] == kinds[1]
@@ -152,3 +178,109 @@ def test_a_warm_up_longer_than_training_is_refused():
     plan = helpers.plan_of(8 * 16, 16)
     with pytest.raises(errors.UsageError, match='not below the 100 tokens of training'):
         helpers.optimizer_of(plan, total_tokens=100, warmup_tokens=100)
+
+
+def test_moments_in_bfloat16_take_half_the_memory_and_train_alike():
+    model = helpers.tiny_model()
+    params = helpers.params_of(model)
+    plan = helpers.plan_of(8 * 16, 16)
+    losses_of = {}
+    for dtype in ('float32', 'bfloat16'):
+        optimizer = helpers.optimizer_of(plan, mu_dtype=dtype, nu_dtype=dtype)
+        step = step_lib.make_train_step(helpers.loss_of(model), optimizer, 0, step_lib.Options())
+        state = helpers.state_of(jax.tree.map(jnp.copy, params), optimizer)
+        moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+        assert {str(x.dtype) for x in moments} == {dtype}
+        found = []
+        for i in range(20):
+            state, metrics = step(state, helpers.batch_of(8, 16, 64, seed=i % 2))
+            found.append(float(metrics['train/loss']))
+        assert {str(x.dtype) for x in jax.tree.leaves(state.opt_state) if x.ndim} == {dtype}
+        losses_of[dtype] = found
+    assert losses_of['bfloat16'][-1] < losses_of['bfloat16'][0] - 0.5
+    np.testing.assert_allclose(losses_of['bfloat16'], losses_of['float32'], atol=0.1)
+
+
+def _trained(options, batches, **overrides):
+    model = helpers.tiny_model()
+    optimizer = helpers.optimizer_of(helpers.plan_of(8 * 16, 16), **overrides)
+    mesh = helpers.one_device()
+    with mesh.scope():
+        target = step_lib.abstract(model.init_params, optimizer, mesh.shardings, options)
+        step = step_lib.make_train_step(helpers.loss_of(model), optimizer, 0, options, target)
+        state = step_lib.init(model.init_params, optimizer, 0, target, options)
+        found, states = [], [jax.tree.map(np.asarray, state)]
+        for batch in batches:
+            state, metrics = step(state, mesh.put(batch, 8, 16))
+            found.append(metrics)
+            states.append(jax.tree.map(np.asarray, state))
+    return states, found
+
+
+def test_the_average_of_the_weights_follows_them():
+    batches = [helpers.batch_of(8, 16, 64, seed=i) for i in range(3)]
+    states, _ = _trained(step_lib.Options(ema_decay=0.75), batches)
+    expected = states[0].params
+    for state in states[1:]:
+        expected = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, expected, state.params)
+    for a, b in zip(*map(jax.tree.leaves, (states[-1].average, expected)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_moments_on_the_host_change_no_number():
+    batches = [helpers.batch_of(8, 16, 64, seed=i) for i in range(3)]
+    (here, _), (there, _) = (
+        _trained(step_lib.Options(offload=offload), batches) for offload in (False, True)
+    )
+    for a, b in zip(*map(jax.tree.leaves, (here[-1], there[-1])), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def _spiked(batch):
+    return batch | {'weights': np.full_like(batch['weights'], np.nan)}
+
+
+def test_a_step_that_is_not_finite_is_skipped_but_counted():
+    batches = [helpers.batch_of(8, 16, 64, seed=i) for i in range(3)]
+    batches[1] = _spiked(batches[1])
+    states, found = _trained(step_lib.Options(skip_spikes=True), batches)
+    assert [float(m['train/spike']) for m in found] == [0, 1, 0]
+    assert [int(s.step) for s in states] == [0, 1, 2, 3]
+    for a, b in zip(*map(jax.tree.leaves, (states[1], states[2])), strict=True):
+        if a.ndim:
+            np.testing.assert_array_equal(a, b)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(states[-1]))
+
+
+def test_a_loss_far_above_the_usual_is_a_spike():
+    rng = np.random.default_rng(0)
+    seen = guard.empty()
+    look = jax.jit(guard.look, static_argnums=3)
+    for loss in rng.normal(3.0, 0.1, 200):
+        seen, spike = look(seen, jnp.float32(loss), jnp.float32(1.0), 6.0)
+        assert not spike
+    assert float(seen.mean) == pytest.approx(3.0, abs=0.05)
+    assert float(seen.variance) ** 0.5 == pytest.approx(0.1, rel=0.4)
+    for loss, norm, expected in ((3.2, 1.0, False), (4.0, 1.0, True), (3.0, np.inf, True)):
+        after, spike = look(seen, jnp.float32(loss), jnp.float32(norm), 6.0)
+        assert bool(spike) == expected
+        assert (after.count > seen.count) != expected  # a spike teaches nothing
+    assert not look(seen, jnp.float32(9.0), jnp.float32(1.0), 0.0)[1]
+
+
+def test_norms_of_every_layer_on_request():
+    _, (found,) = _trained(step_lib.Options(layer_norms=True), [helpers.batch_of(8, 16, 64)])
+    grads = found['norm/grad']
+    assert grads['network/block_0/norm_mlp/scale'].shape == (2,)
+    assert grads['network/token_embedding'].shape == ()
+    total = sum(np.square(x).sum() for x in grads.values()) ** 0.5
+    assert total == pytest.approx(float(found['opt/grad_norm']), rel=1e-5)
+
+
+def test_windows_left_out_are_passed_over():
+    plan = helpers.plan_of(8 * 16, 16)
+    plan.skip(4, 7)  # back to step 4 from a spike at step 7: the windows of steps 4, 5, 6
+    assert [plan.windows(step)[0] for step in (3, 4, 5)] == [24, 56, 64]
+    assert plan.tokens(5) == 5 * 8 * 16  # what was trained on
+    plan.skip(4, 5)
+    assert plan.windows(4) == (64, 8)

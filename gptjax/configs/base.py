@@ -73,15 +73,21 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim = ml_collections.ConfigDict(
         {
             'peak_lr': 1e-3,
-            'schedule': 'cosine',  # cosine, linear or constant, after the warm-up
+            # After the warm-up: cosine, linear, constant, wsd (stable, then decay), inverse_sqrt.
+            'schedule': 'cosine',
             'warmup_tokens': 0,  # linear from 0
             'decay_tokens': 0,  # warm-up included; constant afterwards; 0 = to the end of training
+            'cooldown_tokens': 0,  # of wsd: its decay, the last of decay_tokens
             'final_lr_fraction': 0.1,  # of peak_lr, at the end of the decay
             'b1': 0.9,
             'b2': 0.95,
             'eps': 1e-8,  # outside the square root, as in Adam's paper, algorithm 1
             'weight_decay': 0.1,  # decoupled (AdamW); biases and gains are spared
             'clip_norm': 1.0,  # global gradient norm; 0 = no clipping
+            'mu_dtype': 'float32',  # of Adam's first moments: float32 or bfloat16
+            'nu_dtype': 'float32',  # of its second moments; bfloat16 wants b2 up to 0.99
+            'ema_decay': 0.0,  # of an average of the weights, an update; 0 = none is kept
+            'offload': False,  # keep the moments in the host's memory between steps
         }
     )
     config.train = ml_collections.ConfigDict(
@@ -90,6 +96,15 @@ def get_config() -> ml_collections.ConfigDict:
             'total_epochs': 0.0,  # over all the training sets
             'log_every_steps': 10,
             'eval_every_steps': 200,  # 0 = only at the end
+            # A loss that is not finite, or a spike: stop; skip the update; or rollback: go back
+            # rollback_steps at least, to a checkpoint, and leave out the batches since.
+            'on_spike': 'stop',
+            'spike_sigmas': 0.0,  # deviations above the usual loss; 0 = only what is not finite
+            'rollback_steps': 100,
+            'layer_norms': False,  # log every layer's norms of weights, gradients, updates
+            'profile_at_step': 0,  # write a profile from this step on; 0 = only on SIGUSR1
+            'profile_steps': 5,  # how many steps it covers
+            'wandb_project': '',  # also log to Weights & Biases (pip install wandb); '' = no
         }
     )
     config.evaluate = ml_collections.ConfigDict(

@@ -209,6 +209,7 @@ def _fields(shape: Shape | LlamaShape) -> dict:
         'norm_bias': True,
         'head_bias': False,  # of the logits (GPT-J)
         'tied_embedding': True,  # the token embedding gives the logits too
+        'mup_base_width': 0,  # muP: d_model of the model whose rates are taken over; 0 = standard
         'init_std': 0.02,
         'position_init_std': 0.01,  # src/model.py; the paper is silent
         # "Scaled at initialization by 1/sqrt(N), N the number of residual layers": two a block.

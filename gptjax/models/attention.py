@@ -162,7 +162,7 @@ class Attention(nn.Module):
                 'BLD,DHK->BLHK',
                 (cfg.d_model, number, cfg.d_head),
                 ('embed', 'heads', 'head_dim'),
-                cfg.init_std,
+                cfg.hidden_std(cfg.init_std),
                 name=name,
             )(x_BxLxD)
             return axes.constrain(y_BxLxHxK, 'batch', 'length', 'act_heads', 'act_head_dim')
@@ -189,7 +189,7 @@ class Attention(nn.Module):
             'BLHK,HKD->BLD',
             (cfg.n_heads, cfg.d_head, cfg.d_model),
             ('heads', 'head_dim', 'embed'),
-            cfg.residual_init_std,
+            cfg.hidden_std(cfg.residual_init_std),
             name='out',
         )(y_BxLxHxK)
         return axes.constrain(y_BxLxD, 'batch', 'length', 'act_embed'), cache

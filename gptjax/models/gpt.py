@@ -7,7 +7,6 @@ heads, K d_head, F d_ff, V vocabulary, N layers, R repeats of the layer pattern.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ from flax import linen as nn
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from gptjax.configs import errors
-from gptjax.models import attention, axes, layers, remat
+from gptjax.models import attention, axes, layers, stack
 from gptjax.models.kernels import xent
 from gptjax.scaling import flops
 
@@ -51,6 +50,7 @@ class Config:
     norm_bias: bool
     head_bias: bool
     tied_embedding: bool
+    mup_base_width: int
     init_std: float
     position_init_std: float
     residual_init_std: float
@@ -60,7 +60,7 @@ class Config:
     param_dtype: Literal['float32', 'bfloat16', 'float16']
     compute_dtype: Literal['float32', 'bfloat16', 'float16']
     scan_layers: bool
-    remat: remat.Name
+    remat: stack.Remat
 
     def __post_init__(self) -> None:
         errors.require_positive(
@@ -72,7 +72,7 @@ class Config:
         errors.require_choice(self, 'norm_kind', ('layer', 'rms'))
         errors.require_choice(self, 'positions', ('learned', 'rotary'))
         errors.require_choice(self, 'activation', tuple(_ACTIVATIONS))
-        errors.require_choice(self, 'remat', tuple(remat.POLICIES))
+        errors.require_choice(self, 'remat', stack.REMAT)
         for field in ('param_dtype', 'compute_dtype'):
             errors.require_choice(self, field, ('float32', 'bfloat16', 'float16'))
         errors.require_between(
@@ -120,6 +120,19 @@ class Config:
     def kv_heads(self) -> int:
         """Heads that have keys and values of their own."""
         return self.n_kv_heads or self.n_heads
+
+    @property
+    def width_ratio(self) -> float:
+        """How much wider than muP's base model; 1 in the standard parameterisation."""
+        return self.d_model / self.mup_base_width if self.mup_base_width else 1.0
+
+    def hidden_std(self, std: float) -> float:
+        """The initial standard deviation of hidden weights that have `std` at the base width."""
+        return std * self.width_ratio**-0.5
+
+    def rate_scale(self, name: str) -> float:
+        """muP (Yang et al. 2022, Table 8): Adam's rate of hidden weights falls with the width."""
+        return 1 / self.width_ratio if name.endswith('kernel') else 1.0
 
     def network(self) -> 'GPT':
         return GPT(self)
@@ -193,16 +206,16 @@ class Block(nn.Module):
 
         def widen(name: str) -> jax.Array:
             y_BxLxF = layers.Linear(
-                'BLD,DF->BLF', (cfg.d_model, cfg.d_ff), ('embed', 'mlp'), cfg.init_std, *numerics,
-                name=name,
+                'BLD,DF->BLF', (cfg.d_model, cfg.d_ff), ('embed', 'mlp'),
+                cfg.hidden_std(cfg.init_std), *numerics, name=name,
             )(x_BxLxD)  # fmt: skip
             return axes.constrain(y_BxLxF, 'batch', 'length', 'act_mlp')
 
         act = layers.in_float32(_ACTIVATIONS[cfg.activation])
         y_BxLxF = act(widen('gate')) * widen('up') if cfg.gated_mlp else act(widen('up'))
         y_BxLxD = layers.Linear(
-            'BLF,FD->BLD', (cfg.d_ff, cfg.d_model), ('mlp', 'embed'), cfg.residual_init_std,
-            *numerics, name='down',
+            'BLF,FD->BLD', (cfg.d_ff, cfg.d_model), ('mlp', 'embed'),
+            cfg.hidden_std(cfg.residual_init_std), *numerics, name='down',
         )(y_BxLxF)  # fmt: skip
         return axes.constrain(y_BxLxD, 'batch', 'length', 'act_embed')
 
@@ -303,6 +316,7 @@ class GPT(nn.Module):
     def unembed(self, hidden_BxLxD: Float[Array, 'B L D']) -> Float[Array, 'B L V']:
         """float32 logits, through the token embedding where it is tied."""
         table_VxD, bias_V = self._output()
+        hidden_BxLxD /= self.config.width_ratio
         logits_BxLxV = layers.logits(hidden_BxLxD, table_VxD)
         if bias_V is not None:
             logits_BxLxV += bias_V.astype(jnp.float32)[None, None]
@@ -310,6 +324,7 @@ class GPT(nn.Module):
 
     def nats(self, hidden_BxLxD, targets_BxL, weights_BxL) -> Float[Array, '']:
         """The weighted sum of -log p(target), without ever holding all logits."""
+        hidden_BxLxD /= self.config.width_ratio
         return xent.nats(hidden_BxLxD, *self._output(), targets_BxL, weights_BxL)
 
     def _output(self) -> tuple[jax.Array, jax.Array | None]:
@@ -328,51 +343,15 @@ class GPT(nn.Module):
         return axes.stacked(jax.vmap(init)(jax.random.split(rng, repeats)))
 
     def _run(self, x_BxLxD, positions_BxL):
-        """All layers; one step of the scan is a few repeats of the pattern, as remat wants."""
         rng = self.make_rng('dropout') if self.has_rng('dropout') else None
-        repeats = self.config.n_layers // len(self.pattern)
-        policy = remat.POLICIES[self.config.remat]
 
-        def layer(place, x_BxLxD, params, index):
-            number = index * len(self.pattern) + place
+        def layer(x_BxLxD, params, place, number):
             rngs = {} if rng is None else {'dropout': jax.random.fold_in(rng, number)}
-
-            @policy.layer
-            def apply(x_BxLxD, params, rngs):
-                block = self.pattern[place]
-                return block.apply(
-                    {'params': params}, remat.border(x_BxLxD), positions_BxL, rngs=rngs
-                )[0]
-
             with jax.named_scope(f'block_{place}'):
-                return apply(x_BxLxD, params, rngs)
+                block = self.pattern[place]
+                return block.apply({'params': params}, x_BxLxD, positions_BxL, rngs=rngs)[0]
 
-        @policy.step
-        def step(x_BxLxD, stacks, indices):
-            for stack, index in zip(stacks, indices, strict=True):
-                for place, params in enumerate(stack):
-                    x_BxLxD = layer(place, x_BxLxD, params, index)
-            return x_BxLxD
-
-        size = remat.repeats_a_step(self.config.remat, len(self.pattern), repeats)
-        if not self.config.scan_layers:
-            stacks = _unstack(self.blocks, repeats)
-            for start in range(0, repeats, size):
-                x_BxLxD = step(
-                    x_BxLxD, stacks[start : start + size], list(range(start, start + size))
-                )
-            return x_BxLxD
-
-        def body(x_BxLxD, scanned):
-            stacks, indices = scanned
-            if size == 1:
-                return step(x_BxLxD, [stacks], [indices]), None
-            return step(x_BxLxD, _unstack(stacks, size), list(indices)), None
-
-        scanned = (self.blocks, jnp.arange(repeats))
-        if size > 1:
-            scanned = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), scanned)
-        return jax.lax.scan(body, x_BxLxD, scanned)[0]
+        return stack.run(layer, x_BxLxD, self.blocks, self.config.scan_layers, self.config.remat)
 
     def _run_cached(self, x_BxLxD, positions_BxL, cache):
         positions_BxL = jnp.broadcast_to(positions_BxL, x_BxLxD.shape[:2])
@@ -380,20 +359,13 @@ class GPT(nn.Module):
             cache.positions_BxM, positions_BxL.astype(jnp.int32), (0, cache.length)
         )
         kept = []
-        for stack in _unstack(self.blocks, self.config.n_layers // len(self.pattern)):
-            for block, params in zip(self.pattern, stack, strict=True):
+        for repeat in stack.unstacked(self.blocks):
+            for block, params in zip(self.pattern, repeat, strict=True):
                 past = attention.Past(cache.layers[len(kept)], positions_BxM, cache.length)
                 x_BxLxD, layer = block.apply({'params': params}, x_BxLxD, positions_BxL, past)
                 kept.append(layer)
         length = cache.length + x_BxLxD.shape[1]
         return x_BxLxD, Cache(positions_BxM, length, tuple(kept))
-
-
-def _unstack(stacks: Sequence, repeats: int) -> list:
-    """Stacked parameters -> one list of trees a repeat; the gradient is one concatenation."""
-    leaves, tree = jax.tree.flatten(stacks)
-    split = [jax.lax.split(leaf, (1,) * repeats) for leaf in leaves]
-    return [tree.unflatten([parts[r].squeeze(0) for parts in split]) for r in range(repeats)]
 
 
 _ACTIVATIONS = {

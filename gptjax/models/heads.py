@@ -34,6 +34,9 @@ class Config(Protocol):
     def flops_per_token(self, n_params: int) -> float:
         """FLOPs of training on a token."""
 
+    def rate_scale(self, name: str) -> float:
+        """What multiplies the learning rate of a parameter, by its path."""
+
 
 class LanguageModel(nn.Module):
     """Next-token logits, from a network of any family: a GPT, an RNN, an n-gram model."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layers every model of the line is made of; each weight is declared once."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -84,6 +85,10 @@ def logits(hidden_BxLxD: jax.Array, table_VxD: jax.Array) -> jax.Array:
     return axes.constrain(logits_BxLxV, 'batch', 'length', 'act_vocab')
 
 
-def in_float32(function):
-    f = jax.checkpoint(lambda x: function(x.astype(jnp.float32)).astype(x.dtype), prevent_cse=False)
-    return f
+def in_float32(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """An elementwise function computed in float32, of which only the argument is kept."""
+
+    def apply(x: jax.Array) -> jax.Array:
+        return function(x.astype(jnp.float32)).astype(x.dtype)
+
+    return jax.checkpoint(apply, prevent_cse=False)

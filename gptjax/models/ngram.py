@@ -50,6 +50,10 @@ class Config:
         del slots
         return jnp.full((batch, self.order - 1), -1, jnp.int32)
 
+    def rate_scale(self, name: str) -> float:
+        del name
+        return 1.0
+
     def flops_per_token(self, n_params: int) -> float:
         del n_params
         return 0.0  # counting multiplies nothing

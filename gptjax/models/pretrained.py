@@ -53,7 +53,8 @@ def load(
     devices have memory of their own, also the parameter being read, as far as they hold it.
 
     Args:
-      path: a workdir of ours (its newest whole checkpoint); a Hugging Face folder of gpt2,
+      path: a workdir of ours (its newest whole checkpoint), or WORKDIR/average for the average of
+        its weights that optim.ema_decay kept; a Hugging Face folder of gpt2,
         openai-gpt, gptj or llama (config.json with model.safetensors or pytorch_model.bin); or a
         GGUF file of the llama architecture.
       dtype: of the parameters, 'float32', 'bfloat16' or 'float16'; None = as they are stored,
@@ -74,7 +75,7 @@ def load(
         dtype in (None, 'float32', 'bfloat16', 'float16'),
         f'dtype must be float32, bfloat16, float16 or None, got {dtype!r}',
     )
-    if not path.exists():
+    if not path.exists() and not _run(path)[0]:
         raise errors.InputError(f'{path} does not exist; name a workdir, a folder or a .gguf file')
     if _is_gguf(path):
         with _reading(path):
@@ -82,8 +83,9 @@ def load(
             config, stored, tokenizer = file.config(), file.tensors(), file.tokenizer()
         return _stream(path, families.LLAMA_GGUF, config, stored, tokenizer, dtype, shardings,
                        progress)  # fmt: skip
-    if (path / checkpoint.FOLDER).is_dir():
-        return _workdir(path, dtype, shardings)
+    workdir, item = _run(path)
+    if workdir:
+        return _workdir(workdir, item, dtype, shardings)
     if found := _published(path):
         kind = found['model_type']
         if kind not in list(families.ALL):
@@ -166,8 +168,9 @@ def provenance(path: str | pathlib.Path) -> str:
     path = pathlib.Path(path)
     if _is_gguf(path):
         return f'{path.name}, quantised as {_gguf(path).quantisation()}'
-    if (path / checkpoint.FOLDER).is_dir():
-        return checkpoint.newest_meta(path).get('provenance', '')
+    workdir, _ = _run(path)
+    if workdir:
+        return checkpoint.newest_meta(workdir).get('provenance', '')
     return _published(path).get(_NOTE, '')
 
 
@@ -176,8 +179,9 @@ def token_ids(path: str | pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(path)
     if _is_gguf(path):
         return _gguf(path).token_ids()
-    if (path / checkpoint.FOLDER).is_dir():
-        return checkpoint.newest_meta(path).get('token_ids', {})
+    workdir, _ = _run(path)
+    if workdir:
+        return checkpoint.newest_meta(workdir).get('token_ids', {})
     found = _published(path)
     return {name: found[name] for name in ('bos_token_id', 'eos_token_id') if name in found}
 
@@ -359,8 +363,17 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
+def _run(path: pathlib.Path) -> tuple[pathlib.Path | None, str]:
+    """The workdir that a path names, and the item of its checkpoints that is meant."""
+    if (path / checkpoint.FOLDER).is_dir():
+        return path, 'params'
+    if path.name == 'average' and (path.parent / checkpoint.FOLDER).is_dir():
+        return path.parent, 'average'
+    return None, ''
+
+
 def _workdir(
-    path: pathlib.Path, dtype: str | None, shardings: Callable[[Any], Any] | None
+    path: pathlib.Path, item: str, dtype: str | None, shardings: Callable[[Any], Any] | None
 ) -> Pretrained:
     found = checkpoint.latest(path, put_aside=False)
     if found is None:
@@ -379,7 +392,14 @@ def _workdir(
         for name, value in meta['config']['model'].items()
     }
     model = heads.build(section)
-    params = checkpoint.restore(folder, meta, params=_target(model, shardings))['params']
+    target = _target(model, shardings)
+    if item == 'average':
+        if not any(name.startswith("['average']") for name in meta['shapes']):
+            raise errors.InputError(f'{path} keeps no average; it was trained with ema_decay = 0')
+        target = jax.tree.map(lambda x: x.update(dtype=jnp.float32), target)
+    params = checkpoint.restore(folder, meta, **{item: target})[item]
+    if item == 'average':
+        params = jax.tree.map(lambda x: x.astype(model.config.param_dtype), params)
     if dtype and not hasattr(model.config, 'param_dtype'):
         raise errors.InputError(f'{path} holds a model of family {model.config.family!r}: no dtype')
     if dtype and dtype != model.config.param_dtype:

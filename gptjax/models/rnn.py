@@ -57,6 +57,10 @@ class Config:
         zeros_BxD = jnp.zeros((batch, self.d_model), jnp.dtype(self.compute_dtype))
         return ((zeros_BxD,) * (2 if self.cell == 'lstm' else 1),) * self.n_layers
 
+    def rate_scale(self, name: str) -> float:
+        del name
+        return 1.0
+
     def flops_per_token(self, n_params: int) -> float:
         looked_up = 0 if self.tied_embedding else self.n_vocab * self.d_model
         return flops.per_token(0, 0, 0, 0, n_params - looked_up)

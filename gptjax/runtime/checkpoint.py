@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: orbax, asynchronous, each whole or not there at all.
 
-CHECKPOINTS/<step>/ holds params/ and rest/ (orbax), meta.json (config, data position, clock,
-shapes) and, written last, manifest.json with a sha256 for every file: orbax restores a flipped bit
-in silence, so ours are verified before anything is read. One without a manifest is unfinished.
+CHECKPOINTS/<step>/ holds state/ with params/, rest/, average/ (orbax), meta.json (config, data
+position, clock, shapes) and, written last, manifest.json with a sha256 for every file: orbax
+restores a flipped bit in silence, so ours are verified before anything is read. One without a
+manifest is unfinished.
 """
 
 import concurrent.futures
@@ -20,6 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from gptjax.configs import errors
+from gptjax.runtime import retry
 from gptjax.text import files
 
 FOLDER = 'checkpoints'
@@ -57,18 +59,18 @@ class Checkpoints:
             for unfinished in set(self._folder.glob('[0-9]*')) - set(_folders(self._folder)):
                 shutil.rmtree(unfinished, ignore_errors=True)  # cut short by a crash
 
-    def save(self, step: int, params: Any, rest: Any, meta: dict) -> None:
+    def save(self, step: int, items: dict[str, Any], meta: dict) -> None:
         """Starts saving; returns as soon as the arrays may be overwritten.
 
         Args:
-          rest: what training needs beside the parameters; None = they are no run's.
+          items: trees of arrays: 'params'; of a run also 'rest', what training needs beside them,
+            and 'average' where one is kept.
 
         Raises:
           SaveError: this save could not start, or the one before it failed.
         """
         self.wait()
         target = self._folder / f'{step:08d}'
-        items = {'params': params} | ({} if rest is None else {'rest': rest})
         meta = meta | {'step': step, 'shapes': _shapes(items)}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +89,17 @@ class Checkpoints:
         except Exception as e:
             raise self._failed(target, e) from e
         self._pending = self._thread.submit(self._finish, target)
+
+    def done(self) -> bool:
+        """Whether a save was started, has ended, and wait() was not called since."""
+        return self._pending is not None and self._pending.done()
+
+    def drop_after(self, step: int) -> None:
+        """Removes checkpoints of later steps, for a run that goes back."""
+        self.wait()
+        if jax.process_index() == 0:
+            for later in (p for p in _finished(self._folder) if int(p.name) > step):
+                _remove(later)
 
     def wait(self) -> None:
         """Returns when the last save is whole. Raises SaveError where it failed."""
@@ -111,8 +124,7 @@ class Checkpoints:
             raise self._failed(target, e) from e
         if jax.process_index() == 0:
             for old in _finished(self._folder)[: -self._keep]:
-                (old / _MANIFEST).unlink()  # first of all: half-deleted is unfinished
-                shutil.rmtree(old, ignore_errors=True)
+                _remove(old)
 
     def _failed(self, target: pathlib.Path, error: Exception) -> SaveError:
         if target not in _finished(self._folder):  # a whole one was there before us
@@ -129,8 +141,12 @@ class Checkpoints:
         )
 
 
-def latest(workdir: str | pathlib.Path, put_aside: bool = True) -> tuple[pathlib.Path, dict] | None:
+def latest(
+    workdir: str | pathlib.Path, put_aside: bool = True, until_step: int = 2**62
+) -> tuple[pathlib.Path, dict] | None:
     """The newest checkpoint that verifies, and its meta; None where the run has none.
+
+    Those of steps beyond `until_step` are passed over.
 
     A damaged one is named in a warning and, unless the run is not ours to change, put aside:
     renamed to <step>.damaged.
@@ -139,7 +155,7 @@ def latest(workdir: str | pathlib.Path, put_aside: bool = True) -> tuple[pathlib
       InputError: there are checkpoints, and all of them are damaged.
     """
     folder = pathlib.Path(workdir).absolute() / FOLDER
-    found = _finished(folder)
+    found = [p for p in _finished(folder) if int(p.name) <= until_step]
     for checkpoint in reversed(found):
         damage = _damage(checkpoint)
         if not damage:
@@ -185,17 +201,17 @@ def restore(checkpoint: pathlib.Path, meta: dict, **items: Any) -> dict[str, Any
       InputError: a shape differs, or a name is missing; the message names it.
     """
     _check_shapes(checkpoint, meta['shapes'], _shapes(items), tuple(items))
+    wanted = ocp.args.Composite(
+        **{
+            name: ocp.args.PyTreeRestore(
+                tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+            )
+            for name, tree in items.items()
+        }
+    )
     with ocp.Checkpointer(_handler()) as reader:
-        restored = reader.restore(
-            checkpoint / 'state',
-            args=ocp.args.Composite(
-                **{
-                    name: ocp.args.PyTreeRestore(
-                        tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
-                    )
-                    for name, tree in items.items()
-                }
-            ),
+        restored = retry.call(
+            'reading the checkpoint', lambda: reader.restore(checkpoint / 'state', args=wanted)
         )
     return {name: restored[name] for name in items}
 
@@ -206,7 +222,7 @@ def _handler() -> ocp.CompositeCheckpointHandler:
     def plain() -> ocp.PyTreeCheckpointHandler:
         return ocp.PyTreeCheckpointHandler(use_compression=False, use_ocdbt=False)
 
-    return ocp.CompositeCheckpointHandler(params=plain(), rest=plain())
+    return ocp.CompositeCheckpointHandler(params=plain(), rest=plain(), average=plain())
 
 
 def _check_space(folder: pathlib.Path, tree: Any) -> None:
@@ -237,9 +253,16 @@ def _write_manifest(checkpoint: pathlib.Path) -> None:
 
 def _digests(checkpoint: pathlib.Path, names: list[str]) -> dict[str, str]:
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        return dict(
-            zip(names, pool.map(lambda n: files.sha256(checkpoint / n), names), strict=True)
-        )
+        return dict(zip(names, pool.map(lambda n: _digest(checkpoint / n), names), strict=True))
+
+
+def _digest(path: pathlib.Path) -> str:
+    return retry.call(f'reading {path}', lambda: files.sha256(path))
+
+
+def _remove(checkpoint: pathlib.Path) -> None:
+    (checkpoint / _MANIFEST).unlink()  # first of all: half-deleted is unfinished
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _damage(checkpoint: pathlib.Path) -> str:

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time goes: tokens/s, time left, model FLOP/s, waiting for data, goodput."""
+"""Where the time goes: tokens/s, time left, model FLOP/s, waiting for data, goodput, profiles."""
 
+import logging
+import pathlib
+import threading
 import time
 
 import jax
+import numpy as np
 
 # Peak dense bf16 FLOP/s of one device, from the vendors' data sheets.
 _PEAK_FLOPS = {
@@ -17,6 +21,9 @@ _PEAK_FLOPS = {
     'NVIDIA H100 80GB HBM3': 989e12,
 }
 
+_SLOW_DATA = 0.2  # of the time; more is said aloud
+_log = logging.getLogger(__name__)
+
 
 class Clock:
     """Counts training time apart from pauses (evaluation, saving); totals survive a resume."""
@@ -27,6 +34,8 @@ class Clock:
         self._begun = self._mark = time.monotonic()
         self._paused = self._pause_mark = 0.0
         self._wait = self._tokens = 0.0
+        self._steps: list[float] = []
+        self._said_slow = False
         self._total_secs = self._train_secs = 0.0
 
     def restore(self, totals: dict[str, float]) -> None:
@@ -50,9 +59,14 @@ class Clock:
         """Adds time in which the device had nothing to do for want of data."""
         self._wait += secs
 
-    def trained(self, tokens: int) -> None:
-        """Adds the tokens of a step."""
+    def trained(self, tokens: int, secs: float) -> None:
+        """Adds a step: its tokens, and the seconds from its beginning to the next one's."""
         self._tokens += tokens
+        self._steps.append(secs)
+
+    def step_secs(self) -> list[float]:
+        """The seconds of every step since the last reading."""
+        return list(self._steps)
 
     def read(self, tokens_left: float) -> dict[str, float]:
         """Metrics since the last reading; MFU only where the device's peak is known."""
@@ -64,14 +78,88 @@ class Clock:
         found = {
             'perf/tokens_per_sec': speed,
             'perf/data_wait': self._wait / secs,
+            **self._percentiles(),
             'perf/goodput': total['train_secs'] / max(total['total_secs'], 1e-9),
             'perf/eta_secs': tokens_left / speed if speed else float('inf'),
         }
         peak = _PEAK_FLOPS.get(jax.devices()[0].device_kind)
         if peak:
             found['perf/mfu'] = speed * self._flops_per_token / (peak * jax.device_count())
+        if self._wait > _SLOW_DATA * secs and not self._said_slow:
+            self._said_slow = True
+            _log.warning(
+                'the data pipeline is slow: training waited for it %.0f %% of the time (metric '
+                'perf/data_wait); raise --config.data.prefetch_steps or use a faster disk',
+                100 * self._wait / secs,
+            )
         self._mark, self._paused, self._wait, self._tokens = now, 0.0, 0.0, 0.0
+        self._steps.clear()
         return found
+
+    def _percentiles(self) -> dict[str, float]:
+        if not self._steps:
+            return {}
+        middle, high, longest = np.percentile(self._steps, (50, 90, 100))
+        return {
+            'perf/step_secs_p50': float(middle),
+            'perf/step_secs_p90': float(high),
+            'perf/step_secs_max': float(longest),
+        }
+
+
+class Watchdog:
+    """Says so, again and again, when something inside `with watchdog` takes suspiciously long."""
+
+    def __init__(self, what: str, after_secs: float = 30.0) -> None:
+        """Args: what: is waited for."""
+        self._what, self._after = what, after_secs
+        self._since = 0.0
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
+
+    def __enter__(self) -> None:
+        self._since = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        self._since = 0.0
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _watch(self) -> None:
+        said = self._after
+        while not self._closed.wait(min(self._after / 4, 5.0)):
+            waited = time.monotonic() - self._since if self._since else 0.0
+            if waited < self._after:
+                said = self._after
+            elif waited >= said:
+                said *= 2
+                _log.warning('waiting for %.0f s for %s', waited, self._what)
+
+
+class Profiler:
+    """Writes a profile of a few steps to WORKDIR/profile, at a given step or when asked."""
+
+    def __init__(self, workdir: pathlib.Path, at_step: int, steps: int) -> None:
+        """Args: at_step: the first step; 0 = only when asked."""
+        self._folder, self._at, self._steps = workdir / 'profile', at_step, steps
+        self._stop_at = -1
+
+    def before(self, step: int, asked: bool) -> None:
+        """Called before every step; `asked` starts a profile now."""
+        if self._stop_at < 0 and (asked or step == self._at):
+            jax.profiler.start_trace(str(self._folder))
+            self._stop_at = step + self._steps
+            _log.info('profiling steps %d to %d', step, self._stop_at - 1)
+        elif step == self._stop_at:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the profile under way, if there is one."""
+        if self._stop_at >= 0:
+            self._stop_at = -1
+            jax.profiler.stop_trace()
+            _log.info('profile in %s; look at it with TensorBoard or xprof', self._folder)
 
 
 class Due:

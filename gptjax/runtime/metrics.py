@@ -1,16 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of a run: one JSON line a reading in metrics.jsonl, and TensorBoard."""
+"""Metrics of a run: one JSON line a reading in metrics.jsonl, TensorBoard, Weights & Biases."""
 
+import contextlib
+import hashlib
 import json
+import logging
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from gptjax.configs import errors
 from gptjax.text import files
 
 FILE = 'metrics.jsonl'
+_BOARD_BYTES = 2**20  # less free than this is a full disk
+_log = logging.getLogger(__name__)
 
 
 class NotFinite(ArithmeticError):
@@ -18,21 +27,31 @@ class NotFinite(ArithmeticError):
 
 
 class Writer:
-    """Appends rows that carry step, tokens and FLOPs; never holds a step twice after a resume."""
+    """Appends rows that carry step, tokens and FLOPs; never holds a step twice after a resume.
 
-    def __init__(self, workdir: pathlib.Path, start_step: int, flops_per_token: float) -> None:
-        """Rows of later steps than `start_step`, left by an interrupted run, are dropped."""
-        import tensorboardX  # a second of import, for training only
+    What a full disk does not take is kept and written later; training never stops for it.
+    """
 
+    def __init__(
+        self, workdir: pathlib.Path, start_step: int, flops_per_token: float, wandb: str = ''
+    ) -> None:
+        """Rows of later steps than `start_step`, left by an interrupted run, are dropped.
+
+        Args:
+          wandb: a Weights & Biases project to log to as well; '' = none.
+
+        Raises:
+          UsageError: wandb is asked for and not installed.
+        """
         self._flops_per_token = flops_per_token
         self._row: dict[str, float] = {}
+        self._waiting: list[str] = []
         path = workdir / FILE
         kept = [row for row in read(workdir) if row['step'] <= start_step]
         files.replace(path, ''.join(json.dumps(row) + '\n' for row in kept))
         self._file = path.open('a', encoding='utf-8')
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / 'tensorboard'), purge_step=start_step + 1
-        )
+        self._board = _Board(workdir, start_step)
+        self._wandb = _wandb(wandb, workdir) if wandb else None
 
     def write(self, step: int, tokens: int, metrics: Mapping[str, float]) -> None:
         """Adds to the row of a step."""
@@ -41,25 +60,89 @@ class Writer:
             flops = tokens * self._flops_per_token
             self._row = {'step': step, 'tokens': tokens, 'flops': flops}
         self._row |= metrics
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        self._board.scalars(step, metrics)
+        if self._wandb:
+            self._wandb.log(dict(metrics), step=step)
+
+    def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
+        """A distribution, for TensorBoard."""
+        self._board.histogram(step, name, values)
 
     def flush(self) -> None:
         """Makes sure that what was written survives a crash; called before a checkpoint."""
         self._emit()
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._board.flush()
 
     def _emit(self) -> None:
         if self._row:
-            self._file.write(json.dumps(self._row) + '\n')
+            self._waiting.append(json.dumps(self._row) + '\n')
             self._row = {}
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            self._file.write(''.join(self._waiting))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._waiting.clear()
+        except OSError as e:
+            _log.warning('%d rows of %s wait to be written: %s', len(self._waiting), FILE, e)
+            self._reopen(size)
+
+    def _reopen(self, size: int) -> None:
+        """Forgets a line cut short, and what the buffer still holds of it."""
+        path = self._file.name
+        with contextlib.suppress(OSError):
+            self._file.close()
+        os.truncate(path, size)
+        self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115
 
     def close(self) -> None:
         self.flush()
         self._file.close()
         self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+class _Board:
+    """TensorBoard, left alone while the disk is full: its thread would die and block training."""
+
+    def __init__(self, workdir: pathlib.Path, start_step: int) -> None:
+        import tensorboardX  # a second of import, for training only
+
+        self._folder = workdir / 'tensorboard'
+        self._writer = tensorboardX.SummaryWriter(str(self._folder), purge_step=start_step + 1)
+
+    def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._has_room():
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
+
+    def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
+        if self._has_room() and len(values):
+            self._writer.add_histogram(name, np.asarray(values), step)
+
+    def flush(self) -> None:
+        if self._has_room():
+            self._writer.flush()
+
+    def close(self) -> None:
+        if self._has_room():
+            self._writer.close()
+
+    def _has_room(self) -> bool:
+        return shutil.disk_usage(self._folder).free > _BOARD_BYTES
+
+
+def _wandb(project: str, workdir: pathlib.Path) -> Any:
+    try:
+        import wandb
+    except ImportError as e:
+        raise errors.UsageError(
+            'train.wandb_project wants Weights & Biases: pip install wandb, or leave it empty'
+        ) from e
+    # One W&B run a workdir, whatever interrupts it.
+    name = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
+    return wandb.init(project=project, id=name, name=workdir.name, resume='allow')
 
 
 class Silent:
@@ -67,6 +150,9 @@ class Silent:
 
     def write(self, step: int, tokens: int, metrics: Mapping[str, float]) -> None:
         del step, tokens, metrics
+
+    def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
+        del step, name, values
 
     def flush(self) -> None:
         pass

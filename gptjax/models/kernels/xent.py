@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Next-token cross-entropy of hidden states, a chunk at a time: no (B, L, V) logits are ever held.
 
-The gradient is made in the forward pass, while a chunk's logits are there (as Hsu et al. 2024, Liger
-kernel, section 3.2), so nothing is computed twice. Every device sums the gradient of the table over
-its own tokens; devices exchange it once, after the last chunk.
+The gradient is made in the forward pass, while a chunk's logits are there (as in Liger kernel, Hsu
+et al. 2024, section 3.2), so nothing is computed twice. Every device sums the gradient of the table
+over its own tokens; devices exchange it once, after the last chunk.
 """
 
 import functools

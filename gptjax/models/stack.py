@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a stack of layers, scanned or unrolled, keeping of it what the remat policy says.
+
+What the backward pass keeps of the forward pass, by name; it computes the rest again:
+none     everything is kept
+dots     products with weights
+blocks   the borders of the layers
+full     the border of every second layer, or of every repeat of the attention pattern: less memory
+         than 'blocks', for up to an eighth more work
+offload  the borders of the layers, in the host's memory; for accelerators
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+Remat = Literal['none', 'dots', 'blocks', 'full', 'offload']
+_BORDER = 'border'
+
+
+class _Policy(NamedTuple):
+    """How to wrap functions of activations: one layer, and one step of the scan over layers."""
+
+    layer: Callable[[Callable], Callable]
+    step: Callable[[Callable], Callable]
+
+
+def run(
+    layer: Callable[[jax.Array, Any, int, Any], jax.Array],
+    x: jax.Array,
+    stacks: Sequence[Any],
+    scan: bool,
+    remat: Remat,
+) -> jax.Array:
+    """Applies all layers.
+
+    Args:
+      layer: (x, parameters, place in the pattern, number of the layer) -> x.
+      stacks: for every place of the pattern, its parameters with a leading axis of R repeats.
+    """
+    pattern, repeats = len(stacks), jax.tree.leaves(stacks)[0].shape[0]
+    policy = _POLICIES[remat]
+    size = 2 if remat == 'full' and pattern == 1 and repeats % 2 == 0 else 1  # repeats a step
+
+    def one(x, params, place, number):
+        @policy.layer
+        def apply(x, params, number):
+            return layer(checkpoint_name(x, _BORDER), params, place, number)
+
+        return apply(x, params, number)
+
+    @policy.step
+    def step(x, group, indices):
+        for repeat, index in zip(group, indices, strict=True):
+            for place, params in enumerate(repeat):
+                x = one(x, params, place, index * pattern + place)
+        return x
+
+    if not scan:
+        apart = unstacked(stacks)
+        for start in range(0, repeats, size):
+            x = step(x, apart[start : start + size], list(range(start, start + size)))
+        return x
+
+    def body(x, scanned):
+        group, indices = scanned
+        if size == 1:
+            return step(x, [group], [indices]), None
+        return step(x, unstacked(group), list(indices)), None
+
+    scanned = (stacks, jnp.arange(repeats))
+    if size > 1:
+        scanned = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), scanned)
+    return jax.lax.scan(body, x, scanned)[0]
+
+
+def unstacked(stacks: Any) -> list:
+    """Stacked parameters -> one tree a repeat; the gradient is one concatenation."""
+    leaves, tree = jax.tree.flatten(stacks)
+    repeats = leaves[0].shape[0]
+    split = [jax.lax.split(leaf, (1,) * repeats) for leaf in leaves]
+    return [tree.unflatten([parts[r].squeeze(0) for parts in split]) for r in range(repeats)]
+
+
+def _unchanged(f: Callable) -> Callable:
+    return f
+
+
+def _keep_nothing(f: Callable) -> Callable:
+    return jax.checkpoint(f, policy=jax.checkpoint_policies.nothing_saveable)
+
+
+def _keep_dots(f: Callable) -> Callable:
+    return jax.checkpoint(f, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+
+
+def _offload_border(f: Callable) -> Callable:
+    policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(), names_which_can_be_offloaded=(_BORDER,),
+        offload_src='device', offload_dst='pinned_host',
+    )  # fmt: skip
+    return jax.checkpoint(f, policy=policy)
+
+
+_POLICIES = {
+    'none': _Policy(_unchanged, _unchanged),
+    'dots': _Policy(_keep_dots, _unchanged),
+    'blocks': _Policy(_keep_nothing, _unchanged),
+    'full': _Policy(_keep_nothing, _keep_nothing),
+    'offload': _Policy(_offload_border, _unchanged),
+}
+REMAT = tuple(_POLICIES)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lies on the devices: every parameter with its sharding, and how much memory it takes."""
+
+import math
+from typing import Any
+
+import jax
+
+
+def table(params: Any) -> tuple[str, int, int]:
+    """Name, shape, dtype, sharding and bytes on a device of every parameter.
+
+    Args:
+      params: arrays, or abstract ones, with shardings.
+
+    Returns:
+      the table as text, the number of parameters, and their bytes on one device.
+    """
+    rows = [('parameter', 'shape', 'dtype', 'sharding', 'bytes a device')]
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        name = '/'.join(str(key.key) for key in path)
+        spec = getattr(x.sharding, 'spec', None) or ()
+        axes = ', '.join(
+            '-' if a is None else '+'.join([a] if isinstance(a, str) else a) for a in spec
+        )
+        rows.append((name, str(x.shape), str(x.dtype), axes or '-', f'{_bytes(x):,}'))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    number = sum(x.size for x in jax.tree.leaves(params))
+    total = per_device(params)
+    lines += ['', f'{number:,} parameters, {total:,} bytes on a device']
+    return '\n'.join(line.rstrip() for line in lines) + '\n', number, total
+
+
+def per_device(tree: Any) -> int:
+    """Bytes of a tree on one device, at its shardings; what waits on the host is not counted."""
+    leaves = jax.tree.leaves(tree)
+    return sum(_bytes(x) for x in leaves if x.sharding.memory_kind != 'pinned_host')
+
+
+def memory() -> str:
+    """Of this host's first device: in use and in all, where the platform says."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if 'bytes_limit' not in stats:
+        return ''
+    return f' ({size(stats.get("bytes_in_use", 0))} of {size(stats["bytes_limit"])} in use)'
+
+
+def size(n_bytes: int) -> str:
+    """Bytes as people read them."""
+    return f'{n_bytes / 2**30:.2f} GiB' if n_bytes >= 2**28 else f'{n_bytes / 2**20:.1f} MiB'
+
+
+def _bytes(x: Any) -> int:
+    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
