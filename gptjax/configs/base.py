@@ -67,7 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
             'accum_steps': 1,  # microbatches an update; divides the windows of every batch
             'ramp_from_tokens': 0,  # batch at the start of the ramp; 0 = no ramp
             'ramp_over_tokens': 0,  # tokens until the full batch (GPT-3, section B)
-            'ramp_stages': 8,  # batch sizes the ramp goes through: each is one compilation
+            'ramp_stages': 4,  # batch sizes the ramp goes through: each is one compilation
         }
     )
     config.optim = ml_collections.ConfigDict(

@@ -43,6 +43,7 @@ class Writer:
         Raises:
           UsageError: wandb is asked for and not installed.
         """
+        self._wandb = _wandb(wandb, workdir) if wandb else None
         self._flops_per_token = flops_per_token
         self._row: dict[str, float] = {}
         self._waiting: list[str] = []
@@ -51,7 +52,6 @@ class Writer:
         files.replace(path, ''.join(json.dumps(row) + '\n' for row in kept))
         self._file = path.open('a', encoding='utf-8')
         self._board = _Board(workdir, start_step)
-        self._wandb = _wandb(wandb, workdir) if wandb else None
 
     def write(self, step: int, tokens: int, metrics: Mapping[str, float]) -> None:
         """Adds to the row of a step."""
@@ -77,6 +77,8 @@ class Writer:
         if self._row:
             self._waiting.append(json.dumps(self._row) + '\n')
             self._row = {}
+        if not self._waiting:
+            return
         size = os.fstat(self._file.fileno()).st_size
         try:
             self._file.write(''.join(self._waiting))
@@ -123,11 +125,13 @@ class _Board:
 
     def flush(self) -> None:
         if self._has_room():
-            self._writer.flush()
+            with contextlib.suppress(OSError):  # of a disk that is full all the same
+                self._writer.flush()
 
     def close(self) -> None:
         if self._has_room():
-            self._writer.close()
+            with contextlib.suppress(OSError):
+                self._writer.close()
 
     def _has_room(self) -> bool:
         return shutil.disk_usage(self._folder).free > _BOARD_BYTES
