@@ -11,8 +11,12 @@ quickstart: $(VENV)/.core
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-all: $(VENV)/.test
+test-all: $(VENV)/.test $(VENV)/tpu
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+# The TPU compiler, beside the environment: inside, every program would look for TPUs.
+$(VENV)/tpu: $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --no-deps --target=$(VENV)/tpu libtpu==0.0.52
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -4,13 +4,16 @@
   python benchmarks/train_speed.py --setting=char --rounds=5
   python benchmarks/train_speed.py --setting=char --nanogpt=<checkout of karpathy/nanoGPT>
 
-One round times a few steps of each in turn; the medians and their ratio are printed. The peer is
-nanoGPT's model (eager and compiled) from a checkout given by path; without one only ours is timed.
+Every contender is a process of its own, set up as its users would have it (ours as the programs do:
+runtime.program.keep_memory), and waits while another one is timed. One round times a few steps of
+each in turn; the medians and the ratio of the best of each side are printed. The peer is nanoGPT's
+model, eager and compiled, from a checkout given by path; without one only ours is timed.
 """
 
 import argparse
 import pathlib
 import statistics
+import subprocess
 import sys
 import time
 
@@ -20,6 +23,7 @@ import numpy as np
 from gptjax.configs import base, sizes
 from gptjax.models import heads
 from gptjax.runtime import mesh as mesh_lib
+from gptjax.runtime import program
 from gptjax.training import losses, optim
 from gptjax.training import step as step_lib
 
@@ -98,6 +102,45 @@ def torchs(shape: tuple[int, ...], dtype: str, compiled: bool, checkout: str):
     return step
 
 
+def work(args: argparse.Namespace) -> None:
+    """A contender: makes as many steps as each line of its input says, and prints the seconds."""
+    side, dtype, how = args.worker.split()
+    if side == 'gptjax':
+        program.keep_memory()
+        step = ours(_SETTINGS[args.setting], dtype, how == 'scanned')
+    else:
+        step = torchs(_SETTINGS[args.setting], dtype, how == 'compiled', str(args.nanogpt))
+    step()  # compiles
+    for line in sys.stdin:
+        began = time.perf_counter()
+        for _ in range(int(line)):
+            step()
+        print(f'secs {time.perf_counter() - began}', flush=True)
+
+
+class Contender:
+    """A process that waits for its turn."""
+
+    def __init__(self, name: str, argv: list[str]) -> None:
+        command = [sys.executable, __file__, '--worker', name, *argv]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.secs(1)  # the first after compiling
+
+    def secs(self, steps: int) -> float:
+        self._process.stdin.write(f'{steps}\n')
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith('secs '):
+                return float(line.split()[1])
+        raise RuntimeError('a contender died')
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--setting', choices=_SETTINGS, default='char')
@@ -105,29 +148,34 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--steps', type=int, default=2)
     parser.add_argument('--nanogpt', type=pathlib.Path)
+    parser.add_argument('--worker', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    shape = _SETTINGS[args.setting]
-    runs = {}
-    for dtype in args.dtypes:
-        runs[f'gptjax {dtype} unrolled'] = ours(shape, dtype, scan=False)
-        runs[f'gptjax {dtype} scanned'] = ours(shape, dtype, scan=True)
-        if args.nanogpt:
-            runs[f'torch {dtype} eager'] = torchs(shape, dtype, False, str(args.nanogpt))
-            runs[f'torch {dtype} compiled'] = torchs(shape, dtype, True, str(args.nanogpt))
-    speeds: dict[str, list[float]] = {name: [] for name in runs}
-    for step in runs.values():
-        step()  # compiles
-    for _ in range(args.rounds):
-        for name, step in runs.items():
-            began = time.perf_counter()
-            for _ in range(args.steps):
-                step()
-            speeds[name].append(args.steps * shape[3] * shape[5] / (time.perf_counter() - began))
+    if args.worker:
+        work(args)
+        return
+    argv = [f'--setting={args.setting}'] + ([f'--nanogpt={args.nanogpt}'] if args.nanogpt else [])
+    n_tokens = _SETTINGS[args.setting][3] * _SETTINGS[args.setting][5]
     print(f'{args.setting}: median tokens/s of {args.rounds} rounds of {args.steps} steps')
-    for name, found in speeds.items():
-        print(
-            f'  {name:28} {statistics.median(found):9,.0f}  ({min(found):,.0f}-{max(found):,.0f})'
-        )
+    for dtype in args.dtypes:
+        names = [f'gptjax {dtype} unrolled', f'gptjax {dtype} scanned']
+        if args.nanogpt:
+            names += [f'torch {dtype} eager', f'torch {dtype} compiled']
+        contenders = {name: Contender(name, argv) for name in names}
+        speeds: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(args.rounds):
+            for name, contender in contenders.items():
+                speeds[name].append(args.steps * n_tokens / contender.secs(args.steps))
+        for name, found in speeds.items():
+            middle = statistics.median(found)
+            print(f'  {name:28} {middle:9,.0f}  ({min(found):,.0f}-{max(found):,.0f})', flush=True)
+        for contender in contenders.values():
+            contender.close()
+        if args.nanogpt:
+            best = [
+                max(statistics.median(found) for name, found in speeds.items() if side in name)
+                for side in ('gptjax', 'torch')
+            ]
+            print(f'  gptjax / torch, {dtype}, best of each: {best[0] / best[1]:.2f}', flush=True)
 
 
 if __name__ == '__main__':

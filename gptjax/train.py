@@ -120,6 +120,8 @@ class _Run:
         watch = clock.Clock(per_token)
         if found:
             watch.restore(found[1]['clock'])
+        rows = metrics.read(self._workdir)
+        watch.lost(max((row.get('perf/total_secs', 0.0) for row in rows), default=0.0))
         checkpoints = checkpoint.Checkpoints(self._workdir, sections.checkpoint.keep)
         writer = (
             metrics.Writer(self._workdir, int(state.step), per_token, sections.train.wandb_project)

@@ -111,7 +111,27 @@ def test_a_loss_curve_is_a_picture(tmp_path):
 
 def test_flops_of_gpt3_are_table_d_1():
     """Table D.1 prints 3.14e23 FLOPs for 175B over 300B tokens, attention left out."""
-    found = 300e9 * flops.per_token(0, 96, 128, 2048, 174_600_000_000)
+    found = 300e9 * flops.per_token(174_600_000_000, 0, 0.0)
     assert found == pytest.approx(3.14e23, rel=0.002)
-    with_attention = flops.per_token(96, 96, 128, 2048, 174_600_000_000)
-    assert 1.0 < with_attention * 300e9 / found < 1.05
+    seen = 96 * flops.mean_seen(2048, 0)
+    with_attention = 300e9 * flops.per_token(174_600_000_000, 96 * 128, seen)
+    assert 1.0 < with_attention / found < 1.05
+
+
+@pytest.mark.parametrize(('n_ctx', 'band'), [(7, 0), (7, 3), (7, 1), (7, 100), (64, 16)])
+def test_positions_seen_on_average(n_ctx, band):
+    counted = sum(min(i + 1, band or n_ctx) for i in range(n_ctx)) / n_ctx
+    assert flops.mean_seen(n_ctx, band) == pytest.approx(counted)
+
+
+def test_work_that_was_lost_counts_against_goodput(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(clock.time, 'monotonic', lambda: now[0])
+    watch = clock.Clock(1.0)
+    watch.restore({'total_secs': 60.0, 'train_secs': 60.0})  # the last checkpoint
+    watch.lost(90.0)  # 30 s more had been trained when it was killed
+    now[0] += 10
+    watch.trained(10, 10.0)
+    found = watch.read(0)
+    assert found['perf/goodput'] == pytest.approx(70 / 100)
+    assert found['perf/total_secs'] == pytest.approx(100)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from gptjax.configs import errors
-from gptjax.models import axes
+from gptjax.configs import errors, sizes
+from gptjax.models import axes, heads
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.training import step as step_lib
 from tests import helpers
@@ -25,9 +25,9 @@ _MODEL = {
 }  # fmt: skip
 
 
-def train(mesh, steps=2):
+def train(mesh, steps=2, model=None):
     """Losses and final parameters of a few steps with dropout and accumulation."""
-    model = helpers.tiny_model(**_MODEL)
+    model = model or helpers.tiny_model(**_MODEL)
     plan = helpers.plan_of(16 * 16, 16)
     optimizer = helpers.optimizer_of(plan, eps=1e-3)  # tames what Adam makes of rounding
     found = []
@@ -72,6 +72,38 @@ def test_some_meshes_agree_with_one_device(sizes, alone):
 @pytest.mark.parametrize('sizes', [f for f in FACTORISATIONS if f not in SAMPLE])
 def test_every_other_mesh_agrees_with_one_device(sizes, alone):
     agrees(sizes, alone)
+
+
+FAMILIES = {
+    'gpt1': {'size': 'gpt1', 'd_model': 64, 'n_heads': 8, 'd_head': 8, 'd_ff': 64},
+    'gptj': {'size': 'gptj-6b', 'd_model': 64, 'n_heads': 8, 'd_head': 8, 'rotary_dims': 4,
+             'd_ff': 64},
+    'llama': {'size': 'smollm2-135m', 'd_model': 64, 'n_heads': 8, 'n_kv_heads': 4, 'd_head': 8,
+              'rotary_dims': 8, 'd_ff': 64},
+    'lstm': {'cell': 'lstm', 'd_model': 64, 'bptt_tokens': 8},
+    'gru': {'cell': 'gru', 'd_model': 64, 'bptt_tokens': 0},
+}  # fmt: skip
+
+
+def of_family(name):
+    fields = FAMILIES[name] | {'n_layers': 2, 'n_vocab': 64, 'n_ctx': 16}
+    size, cell = fields.pop('size', None), fields.pop('cell', None)
+    section = sizes.model(size, **fields) if size else sizes.rnn(cell, **fields)
+    for field in ('embed_dropout', 'attention_dropout', 'residual_dropout'):
+        if field in section:
+            section[field] = 0.0
+    return heads.build(section)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_every_family_agrees_on_some_meshes(name):
+    model = of_family(name)
+    alone = train(helpers.one_device(), steps=1, model=model)
+    for split in ((2, 2, 1, 2), (1, 2, 4, 1)):
+        found = train(mesh_lib.Mesh(mesh_lib.Config(*split)), steps=1, model=model)
+        np.testing.assert_allclose(found[0], alone[0], rtol=1e-5)
+        for a, b in zip(*map(jax.tree.leaves, (found[1], alone[1])), strict=True):
+            np.testing.assert_allclose(a, b, atol=5e-5)
 
 
 def test_memory_falls_with_the_devices():
@@ -151,8 +183,8 @@ def test_hosts_may_own_rows_that_are_not_neighbours(monkeypatch):
 
 def test_what_is_put_is_what_comes_out():
     whole = np.arange(16 * 8).reshape(16, 8)
-    for sizes in ((2, 2, 1, 2), (1, 2, 2, 2), (1, 1, 1, 8)):
-        mesh = mesh_lib.Mesh(mesh_lib.Config(*sizes))
+    for split in ((2, 2, 1, 2), (1, 2, 2, 2), (1, 1, 1, 8)):
+        mesh = mesh_lib.Mesh(mesh_lib.Config(*split))
         rows, columns = mesh.region(16, 8)
         found = mesh.put({'x': whole[rows, columns]}, 16, 8)['x']
         np.testing.assert_array_equal(found, whole)

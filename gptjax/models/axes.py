@@ -112,6 +112,17 @@ def mesh_size(name: str) -> int:
     return math.prod(mesh.shape[axis] for axis in flat(spec(name)))
 
 
+def parameter_size(name: str) -> int:
+    """How many devices a parameter's axis is split over."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape[axis] for axis in flat(parameter_spec(name)))
+
+
+def fits(shape: tuple[int, ...], *names: str) -> bool:
+    """Whether an activation divides over the mesh in force."""
+    return all(n % mesh_size(name) == 0 for n, name in zip(shape, names, strict=True))
+
+
 def n_devices() -> int:
     """Of the mesh in force; 1 where there is none."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from gptjax.configs import errors
 from gptjax.models import attention, axes, layers, stack
-from gptjax.models.kernels import xent
+from gptjax.models.kernels import embed, xent
 from gptjax.scaling import flops
 
 
@@ -150,10 +150,13 @@ class Config:
         """FLOPs of training on a token; what is only looked up does not multiply."""
         looked_up = self.n_ctx if self.positions == 'learned' else 0
         looked_up += 0 if self.tied_embedding else self.n_vocab
+        bands = [self.band_width if kind == 'banded' else 0 for kind in self.attention]
+        seen = sum(flops.mean_seen(self.n_ctx, band) for band in bands)
         return flops.per_token(
-            self.n_layers, self.n_heads, self.d_head, self.n_ctx,
             n_params - looked_up * self.d_model,
-        )  # fmt: skip
+            self.n_heads * self.d_head,
+            seen * self.n_layers / len(bands),
+        )
 
 
 class Cache(NamedTuple):
@@ -296,7 +299,7 @@ class GPT(nn.Module):
         length = tokens_BxL.shape[1]
         if length > cfg.n_ctx:
             raise errors.InputError(f'{length} tokens do not fit n_ctx = {cfg.n_ctx}')
-        x_BxLxD = self.token_embedding.astype(dtype)[tokens_BxL]
+        x_BxLxD = embed.lookup(self.token_embedding, jnp.asarray(tokens_BxL), cfg.compute_dtype)
         if cfg.positions == 'learned' and positions_BxL is None:
             x_BxLxD += self.position_embedding[:length].astype(dtype)[None]
         elif cfg.positions == 'learned':

@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from gptjax.configs import errors
 from gptjax.models import axes, layers
-from gptjax.models.kernels import xent
+from gptjax.models.kernels import embed, xent
 from gptjax.scaling import flops
 
 _GATES = {'lstm': 4, 'gru': 3}
@@ -63,7 +63,7 @@ class Config:
 
     def flops_per_token(self, n_params: int) -> float:
         looked_up = 0 if self.tied_embedding else self.n_vocab * self.d_model
-        return flops.per_token(0, 0, 0, 0, n_params - looked_up)
+        return flops.per_token(n_params - looked_up, 0, 0.0)
 
 
 class RNN(nn.Module):
@@ -102,7 +102,7 @@ class RNN(nn.Module):
             positions_BxL = jnp.arange(length)[None]
         real_BxL = jnp.broadcast_to(positions_BxL >= 0, (rows, length))
         off = not self.has_rng('dropout')
-        x_BxLxD = self.token_embedding.astype(jnp.dtype(cfg.compute_dtype))[tokens_BxL]
+        x_BxLxD = embed.lookup(self.token_embedding, jnp.asarray(tokens_BxL), cfg.compute_dtype)
         x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'act_embed')
         states = cfg.empty_cache(rows, length) if cache is None else cache
         kept = []

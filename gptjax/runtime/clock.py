@@ -42,6 +42,10 @@ class Clock:
         """Takes over the totals of a checkpoint."""
         self._total_secs, self._train_secs = totals['total_secs'], totals['train_secs']
 
+    def lost(self, total_secs: float) -> None:
+        """Counts what was spent in vain: the run had got this far before it was cut short."""
+        self._total_secs = max(self._total_secs, total_secs)
+
     def totals(self) -> dict[str, float]:
         """For the checkpoint: seconds since the run began, and seconds spent training."""
         total = self._total_secs + time.monotonic() - self._begun
@@ -79,6 +83,7 @@ class Clock:
             'perf/tokens_per_sec': speed,
             'perf/data_wait': self._wait / secs,
             **self._percentiles(),
+            'perf/total_secs': total['total_secs'],
             'perf/goodput': total['train_secs'] / max(total['total_secs'], 1e-9),
             'perf/eta_secs': tokens_left / speed if speed else float('inf'),
         }

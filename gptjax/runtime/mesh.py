@@ -142,6 +142,15 @@ class Mesh:
 
         return {name: put_one(part) for name, part in batch.items()}
 
+    def abstract_batch(self, windows: int, n_ctx: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """What put() makes of a batch, without an array: to compile for."""
+        kinds = {'tokens': np.int32, 'targets': np.int32, 'weights': np.float32}
+        sharding = self._batch_sharding()
+        return {
+            name: jax.ShapeDtypeStruct((windows, n_ctx), kind, sharding=sharding)
+            for name, kind in kinds.items()
+        }
+
     def _batch_sharding(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(_RULES['batch'], _RULES['length']))
 

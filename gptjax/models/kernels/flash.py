@@ -38,16 +38,15 @@ def causal(
       None where no kernel fits (the shape, the dtype); the plain form always does.
     """
     length, d_head = query_BxLxHxK.shape[1], query_BxLxHxK.shape[3]
-    sizes = [axes.mesh_size(name) for name in _NAMES]
-    shapes = (query_BxLxHxK.shape, key_BxLxGxK.shape)
-    if any(n % size for shape in shapes for n, size in zip(shape, sizes, strict=True)):
+    if not all(axes.fits(x.shape, *_NAMES) for x in (query_BxLxHxK, key_BxLxGxK)):
         return None  # one window of an initialisation, say
     query_BxLxHxK = query_BxLxHxK * d_head**-0.5
     platform = axes.platform()
-    if sizes[1] > 1:
+    context = axes.mesh_size('length')
+    if context > 1:
 
         def kernel(query, key, value):
-            return ring.attend(query, key, value, band_width, axes.mesh_axis('length'), sizes[1])
+            return ring.attend(query, key, value, band_width, axes.mesh_axis('length'), context)
 
     elif platform == 'tpu' and length % _LANES == 0:
         kernel = functools.partial(splash, band_width=band_width)
