@@ -70,6 +70,7 @@ def test_200_adamw_steps_match_torch():
     config = optim.Config(
         peak_lr=3e-3, schedule='cosine', warmup_tokens=total // 10, decay_tokens=0,
         final_lr_fraction=0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=0.5,
+        cooldown_tokens=0, mu_dtype='float32', nu_dtype='float32', ema_decay=0.0, offload=False,
     )  # fmt: skip
     optimizer = optim.make(config, total, plan)
     train_step = step_lib.make_train_step(helpers.loss_of(model), optimizer, 0, step_lib.Options())

@@ -168,8 +168,7 @@ def provenance(path: str | pathlib.Path) -> str:
     path = pathlib.Path(path)
     if _is_gguf(path):
         return f'{path.name}, quantised as {_gguf(path).quantisation()}'
-    workdir, _ = _run(path)
-    if workdir:
+    if workdir := _run(path)[0]:
         return checkpoint.newest_meta(workdir).get('provenance', '')
     return _published(path).get(_NOTE, '')
 
@@ -179,8 +178,7 @@ def token_ids(path: str | pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(path)
     if _is_gguf(path):
         return _gguf(path).token_ids()
-    workdir, _ = _run(path)
-    if workdir:
+    if workdir := _run(path)[0]:
         return checkpoint.newest_meta(workdir).get('token_ids', {})
     found = _published(path)
     return {name: found[name] for name in ('bos_token_id', 'eos_token_id') if name in found}
@@ -336,7 +334,7 @@ class _Leaf:
         for key, index in {str(index): index for index in self._index.values()}.items():
             if key not in self._parts:
                 shape = self._target.sharding.shard_shape(self._target.shape)
-                self._parts[key] = _aligned(shape, self._target.dtype)
+                self._parts[key] = tensors.aligned(shape, self._target.dtype)
             if layer < 0:
                 self._parts[key][...] = array[index]
             else:
@@ -353,14 +351,6 @@ class _Leaf:
 
     def array(self) -> jax.Array:
         return self._array
-
-
-def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Uninitialised memory that starts where jax can take it over without a copy."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _run(path: pathlib.Path) -> tuple[pathlib.Path | None, str]:
@@ -397,13 +387,13 @@ def _workdir(
         if not any(name.startswith("['average']") for name in meta['shapes']):
             raise errors.InputError(f'{path} keeps no average; it was trained with ema_decay = 0')
         target = jax.tree.map(lambda x: x.update(dtype=jnp.float32), target)
+        dtype = dtype or model.config.param_dtype
     params = checkpoint.restore(folder, meta, **{item: target})[item]
-    if item == 'average':
-        params = jax.tree.map(lambda x: x.astype(model.config.param_dtype), params)
     if dtype and not hasattr(model.config, 'param_dtype'):
         raise errors.InputError(f'{path} holds a model of family {model.config.family!r}: no dtype')
     if dtype and dtype != model.config.param_dtype:
         model = heads.LanguageModel(_with_dtype(model.config, dtype))
+    if dtype:
         params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
     _log.info('read step %d of %s', meta['step'], path)
     return Pretrained(model, params, tokenizer)

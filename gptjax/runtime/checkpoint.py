@@ -21,7 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from gptjax.configs import errors
-from gptjax.runtime import retry
+from gptjax.runtime import program, retry
 from gptjax.text import files
 
 FOLDER = 'checkpoints'
@@ -72,6 +72,7 @@ class Checkpoints:
         self.wait()
         target = self._folder / f'{step:08d}'
         meta = meta | {'step': step, 'shapes': _shapes(items)}
+        error = None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             _check_space(self._folder, items)
@@ -80,6 +81,12 @@ class Checkpoints:
                     raise FileExistsError(f'{target} is there already')
                 target.mkdir()
                 (target / _META).write_text(json.dumps(meta, indent=1) + '\n', encoding='utf-8')
+        except Exception as e:
+            error = e
+        if program.agreed(error is not None)[0]:  # else the others would wait for this host
+            error = error or OSError('another host cannot write there')
+            raise self._failed(target, error) from error
+        try:
             self._orbax.save(
                 target / 'state',
                 args=ocp.args.Composite(

@@ -152,7 +152,7 @@ class Profiler:
 
     def before(self, step: int, asked: bool) -> None:
         """Called before every step; `asked` starts a profile now."""
-        if self._stop_at < 0 and (asked or step == self._at):
+        if self._stop_at < 0 and (asked or (self._at and step == self._at)):
             jax.profiler.start_trace(str(self._folder))
             self._stop_at = step + self._steps
             _log.info('profiling steps %d to %d', step, self._stop_at - 1)

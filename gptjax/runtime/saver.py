@@ -5,7 +5,7 @@ import logging
 import time
 from typing import Any
 
-from gptjax.runtime import checkpoint, retry
+from gptjax.runtime import checkpoint, program, retry
 
 _FIRST_SECS, _LONGEST_SECS = 5.0, 600.0
 _log = logging.getLogger(__name__)
@@ -43,12 +43,20 @@ class Saver:
         except checkpoint.SaveError as e:
             _log.warning('%s', e)
 
-        def once() -> None:
-            self._checkpoints.save(step, items, meta)
-            self._checkpoints.wait()
-
-        retry.call(f'saving step {step}', once, checkpoint.SaveError)
-        self._wait_secs, self._retry_at = _FIRST_SECS, float('inf')
+        for wait in (*retry.WAITS_SECS, 0.0):
+            error = None
+            try:
+                self._checkpoints.save(step, items, meta)
+                self._checkpoints.wait()
+            except checkpoint.SaveError as e:
+                error = e
+            # What one host cannot save, none has saved: they try again, or give up, together.
+            if not program.agreed(error is not None)[0]:
+                return
+            if wait:
+                _log.warning('%s; again in %.0f s', error or 'another host could not save', wait)
+                time.sleep(wait)
+        raise error or checkpoint.SaveError(f'another host could not save step {step}')
 
     def due(self) -> bool:
         """Whether a save that failed is to be tried again now."""

@@ -271,3 +271,11 @@ def _legacy(file: Any, path: pathlib.Path) -> tuple[Any, _Spans]:
             raise errors.InputError(f'{path} is cut short; fetch it again')
         file.seek(sum(spans[key]))
     return tree, spans
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Uninitialised memory that starts where jax can take it over without a copy."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
