@@ -107,7 +107,6 @@ class _Run:
         self._eval_step = step_lib.make_eval_step(losses.next_token(self._model.apply))
         self._provenance = ''
         self._spikes = 0
-        self._describe()
 
     def train(self, until_step: int) -> dict[str, Any] | None:
         """Goes on from the newest checkpoint up to `until_step`; None where all is done already."""
@@ -154,8 +153,8 @@ class _Run:
                 profiler,
             )  # fmt: skip
         finally:
-            profiler.close()
             try:
+                profiler.close()
                 checkpoints.close()
             except checkpoint.SaveError as e:
                 _log.warning('%s', e)  # an earlier save; the last one is waited for
@@ -173,8 +172,11 @@ class _Run:
     def go_back(self, spike: loop.Spike) -> int:
         """Prepares to train on without the batches before a spike.
 
+        Goes back to the newest checkpoint that is rollback_steps old, to the oldest where none is,
+        to the beginning where there is no checkpoint.
+
         Returns:
-          the step to go back to at least.
+          the step to go on from.
 
         Raises:
           InputError: spikes end the run, or will not end.
@@ -187,15 +189,15 @@ class _Run:
                 'a new workdir; or let --config.train.on_spike=skip or rollback leave its batches '
                 'out: the same command then goes on from the last checkpoint'
             ) from spike
-        until_step = max(0, spike.step - config.rollback_steps)
-        found = checkpoint.latest(self._workdir, until_step=until_step)
-        step = found[1]['step'] if found else 0
+        step = program.first_says(
+            checkpoint.step_before(self._workdir, spike.step - config.rollback_steps)
+        )
         self._plan.skip(step, spike.step)
         _log.warning('%s: going back to step %d, without the batches since', spike, step)
         closing = checkpoint.Checkpoints(self._workdir, self._sections.checkpoint.keep)
         closing.drop_after(step)
         closing.close()
-        return step
+        return program.first_says(step)  # not before they are dropped
 
     def _begin(self, until_step: int) -> tuple[step_lib.State, tuple | None]:
         """The state to train from, and the checkpoint it was read from.
@@ -206,6 +208,8 @@ class _Run:
         config = self._config
         found = checkpoint.latest(self._workdir, until_step=until_step)
         _claim(self._workdir, config, found)
+        if not self._spikes:
+            self._describe()
         if found:
             self._provenance = found[1].get('provenance', '')
             state = self._restore(*found)

@@ -123,6 +123,20 @@ def test_rollback_leaves_the_batches_out(ready, workdir, batches, monkeypatch, c
     assert meta['data']['windows'] == (STEPS + 6) * 16
 
 
+def test_rollback_uses_the_oldest_checkpoint_where_none_is_old_enough(
+    ready, workdir, batches, monkeypatch, caplog
+):
+    poison(monkeypatch, batches[17])
+    run(ready, workdir, '--config.train.on_spike=rollback', '--config.train.rollback_steps=100')
+    assert 'going back to step 12, without the batches since' in caplog.text  # 12 and 16 were kept
+
+
+def test_an_evaluation_that_is_not_finite_is_a_spike(ready, workdir, monkeypatch):
+    monkeypatch.setattr(train.perplexity.Score, 'named', lambda self, name: {'eval/x': np.nan})
+    with pytest.raises(errors.InputError, match='eval/x is nan at step 3'):
+        run(ready, workdir)
+
+
 def test_a_run_that_went_back_resumes_with_its_gap(ready, workdir, batches, monkeypatch):
     flags = ('--config.train.on_spike=rollback', '--config.train.rollback_steps=3')
     poison(monkeypatch, batches[9])
@@ -197,7 +211,7 @@ def test_rows_that_a_full_disk_refused_are_written_later(tmp_path, monkeypatch, 
     fsync = os.fsync
 
     def full(fd):
-        os.write(fd, b'{"step": 2, "tok')  # what fitted
+        os.ftruncate(fd, os.fstat(fd).st_size - 5)  # not all of it fitted
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     monkeypatch.setattr(metrics.os, 'fsync', full)
@@ -261,8 +275,11 @@ def test_weights_and_biases_when_asked(tmp_path, monkeypatch):
     logged = []
 
     class Run:
-        def log(self, values, step):
-            logged.append((step, values))
+        def define_metric(self, name, step_metric):
+            assert (name, step_metric) == ('*', 'step')
+
+        def log(self, values):
+            logged.append(values)
 
         def finish(self):
             logged.append('finished')
@@ -272,7 +289,7 @@ def test_weights_and_biases_when_asked(tmp_path, monkeypatch):
     writer = metrics.Writer(tmp_path, 0, 1.0, wandb='project')
     writer.write(1, 10, {'a': 1.0})
     writer.close()
-    assert logged == [(1, {'a': 1.0}), 'finished']
+    assert logged == [{'step': 1, 'a': 1.0}, 'finished']
     monkeypatch.setitem(__import__('sys').modules, 'wandb', None)
     with pytest.raises(errors.UsageError, match='pip install wandb'):
         metrics.Writer(tmp_path, 0, 1.0, wandb='project')

@@ -284,3 +284,8 @@ def test_windows_left_out_are_passed_over():
     assert plan.tokens(5) == 5 * 8 * 16  # what was trained on
     plan.skip(4, 5)
     assert plan.windows(4) == (64, 8)
+    plan = helpers.plan_of(8 * 16, 16)
+    plan.skip(8, 10)
+    plan.skip(4, 9)  # back further, from a spike in the first step after the gap
+    assert plan.windows(4)[0] == 10 * 8 + 8
+    assert plan.windows(8)[0] == plan.windows(4)[0] + 4 * 8  # the old gap is behind

@@ -220,5 +220,5 @@ def _fields(shape: Shape | LlamaShape) -> dict:
         'param_dtype': 'float32',  # float32, bfloat16 or float16
         'compute_dtype': 'float32',  # as param_dtype; softmax, norms and losses stay float32
         'scan_layers': True,  # one compiled block for all repeats of the pattern; False unrolls
-        'remat': 'none',  # none, dots, blocks, full or offload: see models/remat.py
+        'remat': 'none',  # none, dots, blocks, full or offload: see models/stack.py
     }

@@ -5,8 +5,9 @@ What the backward pass keeps of the forward pass, by name; it computes the rest 
 none     everything is kept
 dots     products with weights
 blocks   the borders of the layers
-full     the border of every second layer, or of every repeat of the attention pattern: less memory
-         than 'blocks', for up to an eighth more work
+full     the border of every second layer (every one where their number is odd), or of every repeat
+         of a longer attention pattern: less memory than 'blocks', for an eighth more work with two
+         layers a repeat, at most a quarter with more
 offload  the borders of the layers, in the host's memory; for accelerators
 """
 

@@ -69,22 +69,25 @@ class Checkpoints:
         Raises:
           SaveError: this save could not start, or the one before it failed.
         """
-        self.wait()
         target = self._folder / f'{step:08d}'
         meta = meta | {'step': step, 'shapes': _shapes(items)}
         error = None
         try:
+            self.wait()
             self._folder.mkdir(parents=True, exist_ok=True)
             _check_space(self._folder, items)
             if jax.process_index() == 0:
-                if target.exists():
+                if target in _finished(self._folder):
                     raise FileExistsError(f'{target} is there already')
+                shutil.rmtree(target, ignore_errors=True)  # of a save that failed
                 target.mkdir()
                 (target / _META).write_text(json.dumps(meta, indent=1) + '\n', encoding='utf-8')
         except Exception as e:
             error = e
         if program.agreed(error is not None)[0]:  # else the others would wait for this host
             error = error or OSError('another host cannot write there')
+            if isinstance(error, SaveError):
+                raise error
             raise self._failed(target, error) from error
         try:
             self._orbax.save(
@@ -134,7 +137,8 @@ class Checkpoints:
                 _remove(old)
 
     def _failed(self, target: pathlib.Path, error: Exception) -> SaveError:
-        if target not in _finished(self._folder):  # a whole one was there before us
+        first = jax.process_index() == 0
+        if first and target not in _finished(self._folder):  # a whole one was there before us
             shutil.rmtree(target, ignore_errors=True)
         whole = _finished(self._folder)
         kept = f'the checkpoint of step {int(whole[-1].name)} is whole' if whole else 'none is kept'
@@ -183,6 +187,12 @@ def latest(
     return None
 
 
+def step_before(workdir: str | pathlib.Path, step: int) -> int:
+    """The step of the newest finished checkpoint up to `step`, else of the oldest; 0 for none."""
+    steps = [int(p.name) for p in _finished(pathlib.Path(workdir).absolute() / FOLDER)]
+    return max((s for s in steps if s <= step), default=min(steps, default=0))
+
+
 def newest_meta(workdir: str | pathlib.Path) -> dict:
     """The meta of the newest checkpoint, not verified; empty where there is none.
 
@@ -198,7 +208,7 @@ def newest_meta(workdir: str | pathlib.Path) -> dict:
 
 
 def restore(checkpoint: pathlib.Path, meta: dict, **items: Any) -> dict[str, Any]:
-    """Reads 'params', 'rest' or both as the abstract trees given, wherever they were saved.
+    """Reads 'params', 'rest', 'average' as the abstract trees given, wherever they were saved.
 
     Args:
       checkpoint, meta: from latest().
@@ -268,8 +278,11 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _remove(checkpoint: pathlib.Path) -> None:
-    (checkpoint / _MANIFEST).unlink()  # first of all: half-deleted is unfinished
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    try:
+        (checkpoint / _MANIFEST).unlink(missing_ok=True)  # first: half-deleted is unfinished
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    except OSError as e:
+        _log.warning('could not remove the old checkpoint %s: %s', checkpoint, e)
 
 
 def _damage(checkpoint: pathlib.Path) -> str:

@@ -153,7 +153,11 @@ class Profiler:
     def before(self, step: int, asked: bool) -> None:
         """Called before every step; `asked` starts a profile now."""
         if self._stop_at < 0 and (asked or (self._at and step == self._at)):
-            jax.profiler.start_trace(str(self._folder))
+            try:
+                jax.profiler.start_trace(str(self._folder))
+            except Exception as e:  # never worth a run
+                _log.warning('could not begin a profile: %s', e)
+                return
             self._stop_at = step + self._steps
             _log.info('profiling steps %d to %d', step, self._stop_at - 1)
         elif step == self._stop_at:
@@ -163,7 +167,11 @@ class Profiler:
         """Ends the profile under way, if there is one."""
         if self._stop_at >= 0:
             self._stop_at = -1
-            jax.profiler.stop_trace()
+            try:
+                jax.profiler.stop_trace()
+            except Exception as e:
+                _log.warning('could not write the profile: %s', e)
+                return
             _log.info('profile in %s; look at it with TensorBoard or xprof', self._folder)
 
 
@@ -179,5 +187,9 @@ class Due:
         by_steps = self._steps > 0 and step % self._steps == 0
         by_secs = self._secs > 0 and time.monotonic() - self._last >= self._secs
         if by_steps or by_secs:
-            self._last = time.monotonic()
+            self.done()
         return by_steps or by_secs
+
+    def done(self) -> None:
+        """Counts the seconds anew: it was done, on another host's clock or for another reason."""
+        self._last = time.monotonic()

@@ -2,10 +2,10 @@
 """Metrics of a run: one JSON line a reading in metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
-import math
 import os
 import pathlib
 import shutil
@@ -20,10 +20,6 @@ from gptjax.text import files
 FILE = 'metrics.jsonl'
 _BOARD_BYTES = 2**20  # less free than this is a full disk
 _log = logging.getLogger(__name__)
-
-
-class NotFinite(ArithmeticError):
-    """A loss or a norm is NaN or infinite."""
 
 
 class Writer:
@@ -47,10 +43,10 @@ class Writer:
         self._flops_per_token = flops_per_token
         self._row: dict[str, float] = {}
         self._waiting: list[str] = []
-        path = workdir / FILE
+        self._path = workdir / FILE
         kept = [row for row in read(workdir) if row['step'] <= start_step]
-        files.replace(path, ''.join(json.dumps(row) + '\n' for row in kept))
-        self._file = path.open('a', encoding='utf-8')
+        files.replace(self._path, ''.join(json.dumps(row) + '\n' for row in kept))
+        self._size = self._path.stat().st_size
         self._board = _Board(workdir, start_step)
 
     def write(self, step: int, tokens: int, metrics: Mapping[str, float]) -> None:
@@ -62,7 +58,7 @@ class Writer:
         self._row |= metrics
         self._board.scalars(step, metrics)
         if self._wandb:
-            self._wandb.log(dict(metrics), step=step)
+            self._wandb.log({'step': step, **metrics})
 
     def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
         """A distribution, for TensorBoard."""
@@ -79,27 +75,22 @@ class Writer:
             self._row = {}
         if not self._waiting:
             return
-        size = os.fstat(self._file.fileno()).st_size
+        data = ''.join(self._waiting).encode()
         try:
-            self._file.write(''.join(self._waiting))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._waiting.clear()
+            with self._path.open('r+b', buffering=0) as f:
+                f.truncate(self._size)  # a line that was cut short
+                f.seek(self._size)
+                if f.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(f.fileno())
         except OSError as e:
             _log.warning('%d rows of %s wait to be written: %s', len(self._waiting), FILE, e)
-            self._reopen(size)
-
-    def _reopen(self, size: int) -> None:
-        """Forgets a line cut short, and what the buffer still holds of it."""
-        path = self._file.name
-        with contextlib.suppress(OSError):
-            self._file.close()
-        os.truncate(path, size)
-        self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115
+            return
+        self._size += len(data)
+        self._waiting.clear()
 
     def close(self) -> None:
         self.flush()
-        self._file.close()
         self._board.close()
         if self._wandb:
             self._wandb.finish()
@@ -146,7 +137,10 @@ def _wandb(project: str, workdir: pathlib.Path) -> Any:
         ) from e
     # One W&B run a workdir, whatever interrupts it.
     name = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
-    return wandb.init(project=project, id=name, name=workdir.name, resume='allow')
+    run = wandb.init(project=project, id=name, name=workdir.name, resume='allow')
+    # Against our step: W&B's own would drop what a run that went back logs again.
+    run.define_metric('*', step_metric='step')
+    return run
 
 
 class Silent:
@@ -177,10 +171,3 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def check_finite(step: int, metrics: Mapping[str, float]) -> None:
-    """Raises NotFinite where a value is NaN or infinite, so that no such state is ever saved."""
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise NotFinite(f'{name} is {value} at step {step}')

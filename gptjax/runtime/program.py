@@ -166,6 +166,16 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def first_says(number: int) -> int:
+    """The first host's number, on every host."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int64(number)))
+
+
 def agreed(*decisions: bool) -> tuple[bool, ...]:
     """Each decision, true where it is on any host: what one host does alone, others wait for."""
     import jax

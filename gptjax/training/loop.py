@@ -91,7 +91,7 @@ def fit(
     clock: clock_lib.Clock,
     profiler: clock_lib.Profiler,
 ) -> tuple[step_lib.State, dict[str, float]]:
-    """Trains from the state's step to `total_steps`; returns the state and the last evaluation.
+    """Trains from the state's step to `total_steps`; returns the state and its evaluation.
 
     The metrics of step n - 1 are fetched after step n was dispatched, so the device never waits
     for a log; before a save or an evaluation step n's are read too, so no NaN is ever saved.
@@ -126,17 +126,22 @@ def fit(
             bar.advance(windows * plan.n_ctx, note)
 
             done, last = step + 1, step + 1 == total_steps
+            evaluation = {}
             stop, saving = program.agreed(
                 program.stop_requested(), save_due(done) or parts.save_due()
             )
             evaluating = (last or eval_due(done)) and not stop
             saving = saving or stop or last
+            if saving:
+                save_due.done()
             if evaluating or saving:
                 reader.read_pending()
                 clock.pause()
                 if evaluating:
                     evaluation = parts.evaluate(state)
-                    metrics.check_finite(done, evaluation)
+                    for name, value in evaluation.items():
+                        if not math.isfinite(value):
+                            raise Spike(done, f'{name} is {value}')
                     writer.write(done, plan.tokens(done), evaluation)
                     reader.note_evaluation(evaluation)
                 if saving:
@@ -219,7 +224,8 @@ class _Reader:
         values['opt/lr'] = self._parts.learning_rate(tokens)
         values['batch/windows'] = self._plan.position(step - 1)[1]
         values['train/skipped_steps'] = self._skipped
-        self._writer.write(step, tokens, values | perf | _flat(norms))
+        flat = {name: value for name, value in _flat(norms).items() if math.isfinite(value)}
+        self._writer.write(step, tokens, values | perf | flat)
         self._note = f'{perf["perf/tokens_per_sec"]:,.0f} tokens/s'
         if self._losses:
             self._note = f'loss {values["train/loss"]:.3f}, ' + self._note

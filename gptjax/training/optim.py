@@ -142,6 +142,9 @@ class Plan:
         """From `step` on, leaves out the windows that steps up to and with `until` - 1 read."""
         first = self.windows(step)[0]
         last, size = self.windows(until - 1)
+        self.skipped[:] = [
+            pair for pair in self.skipped if pair[0] <= step
+        ]  # all lie before `last`
         self.skipped.append((step, last + size - first))
 
     def tokens(self, step: int) -> int:
