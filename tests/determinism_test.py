@@ -20,19 +20,13 @@ from tests import helpers
 
 @pytest.fixture(scope='module')
 def ready(tmp_path_factory, corpus_file):
-    folder = tmp_path_factory.mktemp('ready')
-    config = helpers.tiny_config(folder, corpus_file)
-    helpers.prepare(config, folder)
-    return config, folder
+    return helpers.prepared(tmp_path_factory.mktemp('ready'), corpus_file)
 
 
 def fresh(ready, path: pathlib.Path) -> tuple[str, pathlib.Path]:
     """A new workdir over the same tokens."""
     config, folder = ready
-    path.mkdir()
-    for name in ('tokens', 'tokenizer'):
-        (path / name).symlink_to(folder / name)
-    return config, path
+    return config, helpers.fresh(path, folder)
 
 
 FLAGS = (

@@ -80,20 +80,11 @@ def state_of(workdir: pathlib.Path) -> dict[str, str]:
     return {n: h for n, h in manifest.items() if '/d/' in n or n.split('/')[-1][0].isdigit()}
 
 
-def fresh(config, folder, path):
-    path.mkdir()
-    for name in ('tokens', 'tokenizer'):
-        (path / name).symlink_to(folder / name)
-    return path
-
-
 @pytest.fixture(scope='module')
 def ready(tmp_path_factory, corpus_file):
-    folder = tmp_path_factory.mktemp('ready')
-    config = helpers.tiny_config(folder, corpus_file)
-    helpers.prepare(config, folder)
+    config, folder = helpers.prepared(tmp_path_factory.mktemp('ready'), corpus_file)
     report = folder / 'count'
-    whole = fresh(config, folder, folder / 'whole')
+    whole = helpers.fresh(folder / 'whole', folder)
     assert start(config, whole, 'count', 0, report) == 0
     changes = json.loads(report.read_text())[1]
     return config, folder, whole, changes
@@ -101,7 +92,7 @@ def ready(tmp_path_factory, corpus_file):
 
 def kill_again_and_again(ready, tmp_path, kills: int, in_saves: int) -> None:
     config, folder, whole, changes = ready
-    workdir, report = fresh(config, folder, tmp_path / 'run'), tmp_path / 'report'
+    workdir, report = helpers.fresh(tmp_path / 'run', folder), tmp_path / 'report'
     rng = random.Random(0)
     # A save changes the folder some 25 times: at least its points are all reached in turn.
     per_save = changes // (STEPS // 3)

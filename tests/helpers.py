@@ -57,6 +57,21 @@ def prepare(config: str, workdir: pathlib.Path, *flags: str) -> None:
         program.main(args(config, workdir, *flags))
 
 
+def prepared(folder: pathlib.Path, corpus: pathlib.Path) -> tuple[str, pathlib.Path]:
+    """(config, folder with its tokens and tokenizer), for several runs to share."""
+    config = tiny_config(folder, corpus)
+    prepare(config, folder)
+    return config, folder
+
+
+def fresh(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """A new workdir over the tokens and the tokenizer of a prepared folder."""
+    path.mkdir()
+    for name in ('tokens', 'tokenizer'):
+        (path / name).symlink_to(folder / name)
+    return path
+
+
 def tiny_model(**overrides) -> heads.LanguageModel:
     """A model of two layers."""
     section = sizes.model('tiny', **({'n_vocab': 64, 'n_ctx': 16} | overrides))

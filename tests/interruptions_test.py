@@ -26,19 +26,12 @@ STEPS = 20
 
 @pytest.fixture(scope='module')
 def ready(tmp_path_factory, corpus_file):
-    folder = tmp_path_factory.mktemp('ready')
-    config = helpers.tiny_config(folder, corpus_file)
-    helpers.prepare(config, folder)
-    return config, folder
+    return helpers.prepared(tmp_path_factory.mktemp('ready'), corpus_file)
 
 
 @pytest.fixture
 def workdir(ready, tmp_path):
-    path = tmp_path / 'run'
-    path.mkdir()
-    for name in ('tokens', 'tokenizer'):
-        (path / name).symlink_to(ready[1] / name)
-    return path
+    return helpers.fresh(tmp_path / 'run', ready[1])
 
 
 def run(ready, workdir, *flags):
@@ -69,10 +62,7 @@ def poison(monkeypatch, *first_tokens):
 @pytest.fixture(scope='module')
 def batches(ready, tmp_path_factory):
     """What tells the batches of a run apart, in order."""
-    path = tmp_path_factory.mktemp('seen') / 'run'
-    path.mkdir()
-    for name in ('tokens', 'tokenizer'):
-        (path / name).symlink_to(ready[1] / name)
+    path = helpers.fresh(tmp_path_factory.mktemp('seen') / 'run', ready[1])
     with pytest.MonkeyPatch.context() as patch:
         seen = poison(patch)
         run(ready, path)
