@@ -35,5 +35,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.train.update(total_tokens=1000 * 1024, eval_every_steps=250)
     config.evaluate.batch_windows = 16
     config.checkpoint.update(every_steps=250, every_secs=60.0)
-    config.decode.update(max_new_tokens=80, temperature=0.8, top_k=50)
+    config.decode.update(max_new_tokens=80, do_sample=True, temperature=0.8, top_k=50)
     return config.lock()

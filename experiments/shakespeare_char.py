@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.optim.update(peak_lr=1e-3, b2=0.99, warmup_tokens=100 * windows * n_ctx)
     config.train.update(total_tokens=steps * windows * n_ctx, eval_every_steps=250)
     config.evaluate.batch_windows = 64
-    config.decode.update(max_new_tokens=n_ctx // 2, temperature=0.8)
+    config.decode.update(max_new_tokens=n_ctx // 2, do_sample=True, temperature=0.8, top_k=0)
     return config.lock()
 
 

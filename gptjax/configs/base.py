@@ -132,11 +132,51 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.decode = ml_collections.ConfigDict(
         {
-            'max_new_tokens': 64,  # prompt and new tokens together at most n_ctx
-            'temperature': 1.0,  # 0 = greedy
-            'top_k': 0,  # 0 = all
-            'top_p': 1.0,  # 1 = all
-            'samples': 1,  # continuations of each prompt
+            # Of each request, in transformers' names; processors apply in the order of
+            # sampling/processors.py.
+            'max_new_tokens': 64,  # 0 = max_length decides
+            'max_length': 0,  # tokens of prompt and text together, where max_new_tokens is 0
+            'min_new_tokens': 0,  # before these no end token
+            'min_length': 0,  # the same, prompt included
+            'do_sample': False,  # draw; else the most likely token, or beam search
+            'temperature': 1.0,  # 0 = the most likely token
+            'top_k': 50,  # draw from the k most likely; 0 = all
+            'top_p': 1.0,  # ... from the fewest whose probabilities reach it
+            'min_p': 0.0,  # ... from those at least this fraction of the most likely one
+            'typical_p': 1.0,  # ... from the fewest, nearest to the entropy, that reach it
+            'repetition_penalty': 1.0,  # of tokens in prompt or text (Keskar et al. 2019, 4.1)
+            'presence_penalty': 0.0,  # of tokens in the text, off the logit, -2 to 2 (OpenAI)
+            'frequency_penalty': 0.0,  # the same, times how often
+            'no_repeat_ngram_size': 0,  # no n-gram twice, prompt included; 0 = off
+            'bad_words_ids': (),  # sequences of ids that must not be completed
+            'sequence_bias': (),  # ((ids, bias), ...): added to the last id's logit after the rest
+            'logit_bias': (),  # ((id, bias), ...)
+            'num_beams': 1,  # above 1: beam search, beam sampling with do_sample
+            'num_beam_groups': 1,  # above 1: diverse beam search (Vijayakumar et al. 2018)
+            'diversity_penalty': 0.0,  # a token's, each time an earlier group has just taken it
+            'length_penalty': 1.0,  # scores are divided by length to this power
+            'early_stopping': False,  # True, False, 'never': when beam search ends
+            'num_return_sequences': 1,  # texts of each prompt
+            'eos_token_id': (),  # ids that end a text; () = the model's; (-1,) = none
+            'stop_strings': (),  # a text ends before the first of them
+            'logprobs': -1,  # -1 = none; n = of the tokens, and of the n most likely ones (20)
+            'echo': False,  # also give the prompt's tokens and log-probs
+            'beyond_context': 'error',  # or slide: read the last half of the window again
+            'prompt_lookup_num_tokens': 0,  # drafts found in the text so far; 0 = off
+            'seed': 0,  # of the draws; requests without a seed of their own get seed, seed + 1, ...
+        }
+    )
+    config.engine = ml_collections.ConfigDict(
+        {
+            'slots': 8,  # requests decoded side by side
+            'max_tokens': 0,  # of a slot; 0 = n_ctx
+            'chunk_tokens': 128,  # of a prompt, read between two decoding steps of the others
+            'steps': 8,  # tokens between two looks at new requests
+            'weights': '',  # int8 or int4: quantised; '' = as they are
+            'dtype': '',  # of the weights: float32, bfloat16, float16; '' = as they are stored
+            'cache_dtype': '',  # int8: quantised keys and values; '' = the model's
+            'draft': '',  # a small model of the same vocabulary, for speculative decoding
+            'draft_tokens': 4,  # it proposes at a time
         }
     )
     return config

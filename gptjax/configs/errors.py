@@ -33,4 +33,4 @@ def require_between(config: object, low: float | int, high: float | int, *fields
 def require_choice(config: object, field: str, choices: tuple[str, ...]) -> None:
     """Raises UsageError unless the named field of `config` is one of `choices`."""
     value = getattr(config, field)
-    require(value in choices, f'{field} must be one of {", ".join(choices)}; got {value!r}')
+    require(value in choices, f'{field} must be one of {", ".join(map(str, choices))}; got {value!r}')

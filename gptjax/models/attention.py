@@ -9,25 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gptjax.models import axes, layers
 from gptjax.models.kernels import flash
 
 
 class KeyValue(NamedTuple):
-    """What one layer keeps of the past: M slots of keys and values, in G heads."""
+    """What one layer keeps of the past in G heads: position m of a row is in slot m of M.
 
-    key_BxMxGxK: Float[Array, 'B M G K']
-    value_BxMxGxK: Float[Array, 'B M G K']
+    Slots behind a row's last position are stale and never seen: a row goes back by being given
+    smaller positions again. In int8, a key or value is its integers times its scale.
+    """
 
-
-class Past(NamedTuple):
-    """The cache of a layer, the positions of its M slots (-1 = empty), the slot to write from."""
-
-    cache: KeyValue
-    positions_BxM: Int[Array, 'B M']
-    slot: Int[Array, '']
+    key_BxGxMxK: Shaped[Array, 'B G M K']
+    value_BxGxMxK: Shaped[Array, 'B G M K']
+    key_scale_BxGxM: Float[Array, 'B G M'] | None
+    value_scale_BxGxM: Float[Array, 'B G M'] | None
 
 
 def mask(
@@ -83,8 +81,8 @@ def rotate(
 
 def attend(
     query_BxLxHxK: Float[Array, 'B L H K'],
-    key_BxMxGxK: Float[Array, 'B M G K'],
-    value_BxMxGxK: Float[Array, 'B M G K'],
+    key_BxGxMxK: Float[Array, 'B G M K'],
+    value_BxGxMxK: Float[Array, 'B G M K'],
     mask_BxLxM: Bool[Array, '#B L M'],
     dropout: Callable[[jax.Array], jax.Array],
 ) -> Float[Array, 'B L H K']:
@@ -95,37 +93,61 @@ def attend(
     H / G neighbouring query heads share a key-value head (Ainslie et al. 2023). A query that may
     see no key at all (padding) gets an average of values: finite, never read.
     """
-    shape, n_kv_heads = query_BxLxHxK.shape, key_BxMxGxK.shape[2]
+    shape, n_kv_heads = query_BxLxHxK.shape, key_BxGxMxK.shape[1]
     query_BxLxGxSxK = query_BxLxHxK.reshape(*shape[:2], n_kv_heads, -1, shape[3])
     att_BxGxSxLxM = jnp.einsum(
-        'BLGSK,BMGK->BGSLM',
+        'BLGSK,BGMK->BGSLM',
         query_BxLxGxSxK * shape[3] ** -0.5,
-        key_BxMxGxK,
+        key_BxGxMxK,
         preferred_element_type=jnp.float32,
     )
     lowest = jnp.finfo(jnp.float32).min
     att_BxGxSxLxM = jnp.where(mask_BxLxM[:, None, None], att_BxGxSxLxM, lowest)
-    att_BxGxSxLxM = jax.nn.softmax(att_BxGxSxLxM, axis=-1).astype(value_BxMxGxK.dtype)
+    att_BxGxSxLxM = jax.nn.softmax(att_BxGxSxLxM, axis=-1).astype(value_BxGxMxK.dtype)
     att_BxGxSxLxM = dropout(att_BxGxSxLxM)
-    return jnp.einsum('BGSLM,BMGK->BLGSK', att_BxGxSxLxM, value_BxMxGxK).reshape(shape)
+    return jnp.einsum('BGSLM,BGMK->BLGSK', att_BxGxSxLxM, value_BxGxMxK).reshape(shape)
+
+
+def empty(shape: tuple[int, int, int, int], dtype: str) -> KeyValue:
+    """A cache of a (B, G, M, K) shape, in int8 or a floating dtype."""
+    tensors = [jnp.zeros(shape, jnp.dtype(dtype)) for _ in range(2)]  # two buffers, for donation
+    scales = [jnp.zeros(shape[:3]) if dtype == 'int8' else None for _ in range(2)]
+    return KeyValue(*tensors, *scales)
 
 
 def update(
     cache: KeyValue,
     key_BxLxGxK: Float[Array, 'B L G K'],
     value_BxLxGxK: Float[Array, 'B L G K'],
-    slot: Int[Array, ''],
+    positions_BxL: Int[Array, 'B L'],
 ) -> KeyValue:
-    """The cache with L new keys and values written from `slot` on."""
-    start = (0, slot, 0, 0)
-    return KeyValue(
-        jax.lax.dynamic_update_slice(
-            cache.key_BxMxGxK, key_BxLxGxK.astype(cache.key_BxMxGxK.dtype), start
-        ),
-        jax.lax.dynamic_update_slice(
-            cache.value_BxMxGxK, value_BxLxGxK.astype(cache.value_BxMxGxK.dtype), start
-        ),
-    )
+    """The cache with keys and values written to their positions; those of padding (-1) are not."""
+    slots = cache.key_BxGxMxK.shape[2]
+    slot_BxL = jnp.where(positions_BxL < 0, slots, positions_BxL)  # beyond the end: dropped
+
+    def write(kept_BxGxMxK: jax.Array, scale_BxGxM: jax.Array | None, x_BxLxGxK: jax.Array):
+        if scale_BxGxM is not None:
+            new_BxLxG = jnp.abs(x_BxLxGxK).max(axis=-1).astype(jnp.float32) / 127
+            x_BxLxGxK = jnp.round(x_BxLxGxK / jnp.maximum(new_BxLxG, 1e-30)[..., None])
+            scale_BxGxM = _put(scale_BxGxM, new_BxLxG, slot_BxL)
+        return _put(kept_BxGxMxK, x_BxLxGxK, slot_BxL), scale_BxGxM
+
+    key_BxGxMxK, key_scale = write(cache.key_BxGxMxK, cache.key_scale_BxGxM, key_BxLxGxK)
+    value_BxGxMxK, value_scale = write(cache.value_BxGxMxK, cache.value_scale_BxGxM, value_BxLxGxK)
+    return KeyValue(key_BxGxMxK, value_BxGxMxK, key_scale, value_scale)
+
+
+def _put(kept: jax.Array, new: jax.Array, slot_BxL: jax.Array) -> jax.Array:
+    """`kept` (B, G, M, ...) with `new` (B, L, G, ...) in the slots."""
+    rows_Bx1 = jnp.arange(kept.shape[0])[:, None]
+    kept = kept.at[rows_Bx1, :, slot_BxL].set(new.astype(kept.dtype), mode='drop')
+    return axes.constrain(kept, 'batch', 'act_heads', *('act_head_dim',) * (kept.ndim - 2))
+
+
+def _read(kept_BxGxMxK: jax.Array, scale_BxGxM: jax.Array | None, dtype: Any) -> jax.Array:
+    if scale_BxGxM is None:
+        return kept_BxGxMxK.astype(dtype)
+    return (kept_BxGxMxK * scale_BxGxM[..., None]).astype(dtype)
 
 
 class Attention(nn.Module):
@@ -143,13 +165,12 @@ class Attention(nn.Module):
         self,
         x_BxLxD: Float[Array, 'B L D'],
         positions_BxL: Int[Array, '#B L'] | None,
-        past: Past | None = None,
+        cache: KeyValue | None = None,
     ) -> tuple[Float[Array, 'B L D'], KeyValue | None]:
         cfg = self.config
         query_positions_BxL = positions_BxL
         if positions_BxL is None:
             query_positions_BxL = jnp.arange(x_BxLxD.shape[1])[None]
-        key_positions_BxM = query_positions_BxL
         linear = functools.partial(
             layers.Linear,
             use_bias=cfg.attention_bias,
@@ -171,20 +192,25 @@ class Attention(nn.Module):
         query_BxLxHxK = rotate(heads('query', cfg.n_heads), *rotary)
         key_BxLxGxK = rotate(heads('key', cfg.kv_heads), *rotary)
         value_BxLxGxK = heads('value', cfg.kv_heads)
-        cache = None
-        key_BxMxGxK, value_BxMxGxK = key_BxLxGxK, value_BxLxGxK
-        if past is not None:
-            key_positions_BxM = past.positions_BxM
-            cache = update(past.cache, key_BxLxGxK, value_BxLxGxK, past.slot)
-            key_BxMxGxK, value_BxMxGxK = (kv.astype(x_BxLxD.dtype) for kv in cache)
         y_BxLxHxK = None
         dropping = cfg.attention_dropout > 0 and self.has_rng('dropout')
         if positions_BxL is None and not dropping:
-            y_BxLxHxK = flash.causal(query_BxLxHxK, key_BxMxGxK, value_BxMxGxK, self.band_width)
+            y_BxLxHxK = flash.causal(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, self.band_width)
         if y_BxLxHxK is None:
+            key_positions_BxM = query_positions_BxL
+            if cache is None:
+                key_BxGxMxK, value_BxGxMxK = (
+                    x.swapaxes(1, 2) for x in (key_BxLxGxK, value_BxLxGxK)
+                )
+            else:
+                cache = update(cache, key_BxLxGxK, value_BxLxGxK, query_positions_BxL)
+                keys, values, key_scale, value_scale = cache
+                key_BxGxMxK = _read(keys, key_scale, x_BxLxD.dtype)
+                value_BxGxMxK = _read(values, value_scale, x_BxLxD.dtype)
+                key_positions_BxM = jnp.arange(keys.shape[2])[None]
             seen_BxLxM = mask(query_positions_BxL, key_positions_BxM, self.band_width)
             dropout = nn.Dropout(cfg.attention_dropout, deterministic=not dropping)
-            y_BxLxHxK = attend(query_BxLxHxK, key_BxMxGxK, value_BxMxGxK, seen_BxLxM, dropout)
+            y_BxLxHxK = attend(query_BxLxHxK, key_BxGxMxK, value_BxGxMxK, seen_BxLxM, dropout)
         y_BxLxD = linear(
             'BLHK,HKD->BLD',
             (cfg.n_heads, cfg.d_head, cfg.d_model),

@@ -7,7 +7,7 @@ heads, K d_head, F d_ff, V vocabulary, N layers, R repeats of the layer pattern.
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -137,14 +137,17 @@ class Config:
     def network(self) -> 'GPT':
         return GPT(self)
 
-    def empty_cache(self, batch: int, slots: int) -> 'Cache':
-        """A cache for `batch` rows of up to `slots` tokens, prompt and continuation together."""
-        empty = jnp.zeros((batch, slots, self.kv_heads, self.d_head), jnp.dtype(self.compute_dtype))
-        layer = attention.KeyValue(empty, empty)
-        return Cache(
-            jnp.full((batch, slots), -1, jnp.int32), jnp.zeros((), jnp.int32),
-            (layer,) * self.n_layers,
-        )  # fmt: skip
+    def empty_cache(self, batch: int, slots: int, dtype: str = '') -> 'Cache':
+        """A cache for `batch` rows of up to `slots` tokens; in int8, or '' = compute_dtype."""
+        shape = (batch, self.kv_heads, slots, self.d_head)
+        return tuple(
+            attention.empty(shape, dtype or self.compute_dtype) for _ in range(self.n_layers)
+        )
+
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens can be read in one go."""
+        return self.n_ctx
 
     def flops_per_token(self, n_params: int) -> float:
         """FLOPs of training on a token; what is only looked up does not multiply."""
@@ -159,12 +162,7 @@ class Config:
         )
 
 
-class Cache(NamedTuple):
-    """Decoding state: M slots shared by the layers; a position of -1 is padding or empty."""
-
-    positions_BxM: Int[Array, 'B M']
-    length: Int[Array, '']  # slots in use
-    layers: tuple[attention.KeyValue, ...]
+Cache = tuple[attention.KeyValue, ...]  # one a layer
 
 
 class Block(nn.Module):
@@ -181,7 +179,7 @@ class Block(nn.Module):
         self,
         x_BxLxD: Float[Array, 'B L D'],
         positions_BxL: Int[Array, '#B L'] | None,
-        past: attention.Past | None = None,
+        cache: attention.KeyValue | None = None,
     ) -> tuple[Float[Array, 'B L D'], attention.KeyValue | None]:
         cfg = self.config
         norm = functools.partial(
@@ -193,7 +191,7 @@ class Block(nn.Module):
         pre = cfg.norm == 'pre'
 
         y_BxLxD = norm_attention(x_BxLxD) if pre else x_BxLxD
-        att_BxLxD, cache = attend(y_BxLxD, positions_BxL, past)
+        att_BxLxD, cache = attend(y_BxLxD, positions_BxL, cache)
         x_BxLxD += dropout(att_BxLxD)
         if cfg.parallel_residual:
             return x_BxLxD + dropout(self._mlp(y_BxLxD)), cache
@@ -235,7 +233,8 @@ class GPT(nn.Module):
     def setup(self) -> None:
         cfg = self.config
         dtype = jnp.dtype(cfg.param_dtype)
-        self.token_embedding = self.param(
+        self.token_embedding = layers.weight(
+            self,
             'token_embedding',
             axes.boxed(nn.initializers.normal(cfg.init_std), 'vocab', 'embed'),
             (cfg.n_vocab, cfg.d_model),
@@ -249,7 +248,8 @@ class GPT(nn.Module):
                 dtype,
             )
         if not cfg.tied_embedding:
-            self.unembedding = self.param(
+            self.unembedding = layers.weight(
+                self,
                 'unembedding',
                 axes.boxed(nn.initializers.normal(cfg.init_std), 'vocab', 'embed'),
                 (cfg.n_vocab, cfg.d_model),
@@ -267,7 +267,7 @@ class GPT(nn.Module):
             for kind in cfg.attention
         ]
         self.blocks = [
-            self.param(f'block_{j}', self._init_stack, block)
+            layers.weight(self, f'block_{j}', self._init_stack, block)
             for j, block in enumerate(self.pattern)
         ]
         if cfg.norm == 'pre':
@@ -289,7 +289,7 @@ class GPT(nn.Module):
         Args:
           tokens_BxL: token ids.
           positions_BxL: their positions; -1 marks padding, which nothing sees. None = 0 .. L-1.
-          cache: the past; its slots must suffice for L more.
+          cache: the past; it has a slot for every position.
 
         Returns:
           hidden states, and the cache with the L new positions (None for None).
@@ -358,17 +358,13 @@ class GPT(nn.Module):
 
     def _run_cached(self, x_BxLxD, positions_BxL, cache):
         positions_BxL = jnp.broadcast_to(positions_BxL, x_BxLxD.shape[:2])
-        positions_BxM = jax.lax.dynamic_update_slice(
-            cache.positions_BxM, positions_BxL.astype(jnp.int32), (0, cache.length)
-        )
         kept = []
         for repeat in stack.unstacked(self.blocks):
             for block, params in zip(self.pattern, repeat, strict=True):
-                past = attention.Past(cache.layers[len(kept)], positions_BxM, cache.length)
+                past = cache[len(kept)]
                 x_BxLxD, layer = block.apply({'params': params}, x_BxLxD, positions_BxL, past)
                 kept.append(layer)
-        length = cache.length + x_BxLxD.shape[1]
-        return x_BxLxD, Cache(positions_BxM, length, tuple(kept))
+        return x_BxLxD, tuple(kept)
 
 
 _ACTIVATIONS = {

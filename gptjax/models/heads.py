@@ -28,8 +28,13 @@ class Config(Protocol):
     def network(self) -> nn.Module:
         """(tokens, positions, cache) -> (hidden, cache); unembed(hidden) -> logits; nats()."""
 
-    def empty_cache(self, batch: int, slots: int) -> Any:
-        """The decoding state of `batch` rows of up to `slots` tokens."""
+    most_tokens: int | None  # that can be read in one go; None = any number
+
+    def empty_cache(self, batch: int, slots: int, dtype: str = '') -> Any:
+        """The decoding state of `batch` rows of up to `slots` tokens: the first axis is rows.
+
+        A dtype of 'int8' is for keys and values; '' = the model's.
+        """
 
     def flops_per_token(self, n_params: int) -> float:
         """FLOPs of training on a token."""
@@ -81,11 +86,25 @@ class LanguageModel(nn.Module):
         return self.network.nats(self.hidden(tokens_BxL), targets_BxL, weights_BxL)
 
     def extend(
-        self, tokens_BxL: Int[ArrayLike, 'B L'], positions_BxL: Int[ArrayLike, 'B L'], cache: Any
-    ) -> tuple[Float[Array, 'B 1 V'], Any]:
-        """Logits after the last of L tokens appended to a cache, and the longer cache."""
+        self,
+        tokens_BxL: Int[ArrayLike, 'B L'],
+        positions_BxL: Int[ArrayLike, 'B L'],
+        cache: Any,
+        every: bool = False,
+    ) -> tuple[Float[Array, 'B _ V'], Any]:
+        """Logits after tokens appended to a cache, and the longer cache.
+
+        Args:
+          tokens_BxL: the next tokens of every row.
+          positions_BxL: their positions; -1 marks padding, anywhere.
+          cache: the past.
+          every: give logits at all places, not only (B, 1, V) at each row's highest position.
+        """
         hidden_BxLxD, cache = self.network(tokens_BxL, positions_BxL, cache)
-        return self.project(hidden_BxLxD[:, -1:]), cache
+        if not every and hidden_BxLxD.shape[1] > 1:
+            last_Bx1x1 = jnp.argmax(positions_BxL, axis=1)[:, None, None]
+            hidden_BxLxD = jnp.take_along_axis(hidden_BxLxD, last_Bx1x1, axis=1)
+        return self.project(hidden_BxLxD), cache
 
     def init_params(self, rng: jax.Array) -> dict:
         """Boxed parameters, each with its logical axes; jit or eval_shape it."""

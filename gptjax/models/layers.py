@@ -2,14 +2,23 @@
 """The layers every model of the line is made of; each weight is declared once."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gptjax.models import axes
+from gptjax.models import axes, quantize
 from gptjax.models.kernels import dots
+
+
+def weight(module: nn.Module, name: str, init: Callable, *args: Any) -> Any:
+    """module.param, which also takes what decoding made of a parameter (models/quantize.py)."""
+    if module.has_variable('params', name):
+        found = module.get_variable('params', name)
+        if isinstance(found, (tuple, quantize.Quantized)):
+            return found
+    return module.param(name, init, *args)
 
 
 class Linear(nn.Module):
@@ -33,13 +42,13 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs, output = self.spec.split('->')
-        weight = inputs.split(',')[1]
+        letters = inputs.split(',')[1]
         param_dtype = jnp.dtype(self.param_dtype)
         init = axes.boxed(nn.initializers.normal(self.init_std), *self.names)
-        kernel = self.param('kernel', init, self.shape, param_dtype)
+        kernel = weight(self, 'kernel', init, self.shape, param_dtype)
         bias = None
         if self.use_bias:
-            new = [weight.index(letter) for letter in output[2:]]
+            new = [letters.index(letter) for letter in output[2:]]
             init = axes.boxed(nn.initializers.zeros, *(self.names[i] for i in new))
             bias = self.param('bias', init, tuple(self.shape[i] for i in new), param_dtype)
         return dots.linear(self.spec, x.astype(jnp.dtype(self.compute_dtype)), kernel, bias)
@@ -74,8 +83,11 @@ class Norm(nn.Module):
         return y_BxLxD.astype(x_BxLxD.dtype)
 
 
-def logits(hidden_BxLxD: jax.Array, table_VxD: jax.Array) -> jax.Array:
+def logits(hidden_BxLxD: jax.Array, table_VxD: jax.Array | quantize.Quantized) -> jax.Array:
     """float32 logits (B, L, V) of hidden states, through a table of one vector a token."""
+    if isinstance(table_VxD, quantize.Quantized):
+        hidden_MxD = hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[2])
+        return dots.quantized(hidden_MxD, table_VxD).reshape(*hidden_BxLxD.shape[:2], -1)
     logits_BxLxV = jnp.einsum(
         'BLD,VD->BLV',
         hidden_BxLxD,

@@ -45,9 +45,11 @@ class Config:
     def network(self) -> 'NGram':
         return NGram(self)
 
-    def empty_cache(self, batch: int, slots: int) -> Int[Array, 'B C']:
+    most_tokens = None  # any number can be read, one after the other
+
+    def empty_cache(self, batch: int, slots: int, dtype: str = '') -> Int[Array, 'B C']:
         """The last order - 1 tokens; -1 before the text."""
-        del slots
+        del slots, dtype
         return jnp.full((batch, self.order - 1), -1, jnp.int32)
 
     def rate_scale(self, name: str) -> float:
@@ -97,7 +99,9 @@ class NGram(nn.Module):
         log_probs_BxLxV = jax.pure_callback(
             _host, jax.ShapeDtypeStruct(shape, jnp.float32), self.tables, joined_BxM
         )
-        after_BxC = joined_BxM[:, joined_BxM.shape[1] - (self.config.order - 1) :]
+        first = joined_BxM.shape[1] - (self.config.order - 1)
+        order_BxM = jnp.argsort(joined_BxM >= 0, axis=1, stable=True)  # padding before tokens
+        after_BxC = jnp.take_along_axis(joined_BxM, order_BxM, axis=1)[:, first:]
         return log_probs_BxLxV, None if cache is None else after_BxC
 
     def unembed(self, hidden_BxLxV: Float[Array, 'B L V']) -> Float[Array, 'B L V']:

@@ -52,8 +52,10 @@ class Config:
     def network(self) -> 'RNN':
         return RNN(self)
 
-    def empty_cache(self, batch: int, slots: int) -> tuple[State, ...]:
-        del slots  # an RNN's past is of one size
+    most_tokens = None  # any number can be read, one after the other
+
+    def empty_cache(self, batch: int, slots: int, dtype: str = '') -> tuple[State, ...]:
+        del slots, dtype  # an RNN's past is of one size
         zeros_BxD = jnp.zeros((batch, self.d_model), jnp.dtype(self.compute_dtype))
         return ((zeros_BxD,) * (2 if self.cell == 'lstm' else 1),) * self.n_layers
 

@@ -42,7 +42,9 @@ def run(
       layer: (x, parameters, place in the pattern, number of the layer) -> x.
       stacks: for every place of the pattern, its parameters with a leading axis of R repeats.
     """
-    pattern, repeats = len(stacks), jax.tree.leaves(stacks)[0].shape[0]
+    taken_apart = isinstance(stacks[0], tuple)
+    pattern = len(stacks)
+    repeats = len(stacks[0]) if taken_apart else jax.tree.leaves(stacks)[0].shape[0]
     policy = _POLICIES[remat]
     size = 2 if remat == 'full' and pattern == 1 and repeats % 2 == 0 else 1  # repeats a step
 
@@ -60,7 +62,7 @@ def run(
                 x = one(x, params, place, index * pattern + place)
         return x
 
-    if not scan:
+    if not scan or taken_apart:
         apart = unstacked(stacks)
         for start in range(0, repeats, size):
             x = step(x, apart[start : start + size], list(range(start, start + size)))
@@ -79,7 +81,12 @@ def run(
 
 
 def unstacked(stacks: Any) -> list:
-    """Stacked parameters -> one tree a repeat; the gradient is one concatenation."""
+    """Stacked parameters -> one tree a repeat; the gradient is one concatenation.
+
+    Those that decoding has taken apart before (models/quantize.py) are tuples of trees.
+    """
+    if isinstance(stacks[0], tuple):
+        return [list(repeat) for repeat in zip(*stacks, strict=True)]
     leaves, tree = jax.tree.flatten(stacks)
     repeats = leaves[0].shape[0]
     split = [jax.lax.split(leaf, (1,) * repeats) for leaf in leaves]

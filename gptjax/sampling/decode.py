@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prefill and decode: continuations of a batch of prompts, one compiled program a shape bucket."""
+"""Prefill and decode: the two programs that all generation is made of, and text for a batch.
+
+A row is a prompt on its way to a text. Rows share nothing but the program: each has its own length,
+options, end and random numbers, so that what it becomes does not depend on its neighbours.
+"""
 
 import dataclasses
 import functools
@@ -9,127 +13,454 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from gptjax.configs import errors
-from gptjax.sampling import processors
+from gptjax.models import heads
+from gptjax.sampling import options, processors
 
-_BUCKET = 32  # prompt lengths are rounded up to a multiple of it
+_WIDTH = 32  # prompts and texts are made room for in multiples of it, doubling
+RUNNING, STOP, LENGTH, FULL = range(4)  # FULL: the context is, though the text may go on
+REASONS = {STOP: 'stop', LENGTH: 'length', FULL: 'length'}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """The decode section of configs/base.py."""
+class Decoder:
+    """A language model as decoding uses it; programs are compiled for what is equal here.
 
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    samples: int
-
-    def __post_init__(self) -> None:
-        errors.require_positive(self, 'max_new_tokens', 'samples')
-        errors.require_between(self, 0.0, 1e4, 'temperature')
-        errors.require_between(self, 0, 2**31 - 1, 'top_k')
-        errors.require(0.0 < self.top_p <= 1.0, f'top_p must be in (0, 1], got {self.top_p}')
-
-
-class Decoder(NamedTuple):
-    """What decoding needs of a model.
-
-    extend: (params, tokens_BxL, positions_BxL, cache) -> (logits_Bx1xV of the last place, cache)
-    empty_cache: (rows, slots) -> cache
-    n_ctx: the most tokens, prompt and continuation together.
+    n_vocab: ids from here on are padding of the vocabulary, and never chosen.
+    cache_dtype: 'int8' quantises keys and values; '' = the model's dtype.
     """
 
-    extend: Callable[..., Any]
-    empty_cache: Callable[[int, int], Any]
-    n_ctx: int
+    model: heads.LanguageModel
+    n_vocab: int
+    cache_dtype: str = ''
+
+    def __post_init__(self) -> None:
+        errors.require_choice(self, 'cache_dtype', ('', 'int8'))
+        errors.require(
+            not self.cache_dtype or self.most_tokens is not None,
+            f'a model of family {self.model.config.family!r} has no keys and values to quantise',
+        )
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens that can be read in one go; None = any number."""
+        return self.model.config.most_tokens
+
+    def empty_cache(self, rows: int, slots: int) -> Any:
+        return self.model.config.empty_cache(rows, slots, self.cache_dtype)
+
+    def extend(
+        self, params: Any, tokens_BxL: Any, positions_BxL: Any, cache: Any, every: bool = False
+    ) -> tuple[Float[Array, 'B _ V'], Any]:
+        """(logits, cache) as LanguageModel.extend; of the real vocabulary."""
+        logits, cache = self.model.apply(
+            {'params': params}, tokens_BxL, positions_BxL, cache, every, method='extend'
+        )
+        return logits[..., : self.n_vocab], cache
+
+
+class Rows(NamedTuple):
+    """What does not change while rows decode."""
+
+    settings: processors.Settings
+    prompt_B: Int[Array, ' B']  # tokens of the prompt
+    limit_B: Int[Array, ' B']  # the most tokens, prompt included
+    key_B: Any  # random key of each row
+
+
+class State(NamedTuple):
+    """Rows on their way: T tokens of room each; the last token is not in the cache yet."""
+
+    cache: Any
+    tokens_BxT: Int[Array, 'B T']
+    length_B: Int[Array, ' B']  # tokens so far
+    offset_B: Int[Array, ' B']  # which token is at position 0: above 0 once the context slid
+    status_B: Int[Array, ' B']
+    logprob_BxT: Float[Array, 'B T']  # of each token given those before, by the model itself
+    top_logprob_BxTxN: Float[Array, 'B T N']
+    top_token_BxTxN: Int[Array, 'B T N']
+
+
+class Text(NamedTuple):
+    """What became of a row. log-probs are the model's own, in nats, before any processor."""
+
+    tokens: list[int]  # of the text alone, an end token included
+    reason: str  # stop (an end token or a stop string) or length
+    logprobs: list[float]
+    top: list[dict[int, float]]  # of every token the most likely alternatives; [] = not asked for
+    prompt_logprobs: list[float]  # of the prompt's tokens but the first; [] = not asked for
+    prompt_top: list[dict[int, float]]
+    score: float  # the sum of the log-probs; in beam search, what beams were ranked by
+
+
+def width(tokens: int, most: int | None = None) -> int:
+    """Room for so many tokens, of few sizes: 32, 64, 96, 128, 192, 256, 384, 512, ..."""
+    size = _WIDTH
+    while size < tokens:
+        size += max(_WIDTH, (1 << (size.bit_length() - 1)) // 2)
+    return size if most is None else min(size, most)
+
+
+def keys(seeds: Sequence[int], copies: Sequence[int]) -> Any:
+    """Random keys of texts, from their requests' seeds and which text of its request each is."""
+    return _keys(np.array(seeds, np.uint32), np.array(copies, np.uint32))
+
+
+@jax.jit
+def _keys(seeds_B: jax.Array, copies_B: jax.Array) -> Any:
+    return jax.vmap(lambda s, c: jax.random.fold_in(jax.random.key(s), c))(seeds_B, copies_B)
+
+
+def empty(decoder: Decoder, rows: int, room: int, context: int, n_top: int) -> State:
+    """State of rows that do nothing: T = room tokens, of which `context` are seen at a time."""
+    return State(
+        decoder.empty_cache(rows, context),
+        jnp.zeros((rows, room), jnp.int32),
+        jnp.zeros(rows, jnp.int32),
+        jnp.zeros(rows, jnp.int32),
+        jnp.full(rows, LENGTH, jnp.int32),
+        jnp.zeros((rows, room)),
+        jnp.zeros((rows, room, n_top)),
+        jnp.zeros((rows, room, n_top), jnp.int32),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=('decoder', 'echo'), donate_argnames=('state',))
+def prefill(
+    decoder: Decoder,
+    params: Any,
+    rows: Rows,
+    state: State,
+    tokens_BxL: Int[Array, 'B L'],
+    start_B: Int[Array, ' B'],
+    count_B: Int[Array, ' B'],
+    last_B: Bool[Array, ' B'],
+    echo: bool = False,
+) -> State:
+    """Reads part of the prompts; rows whose last part it was get their first token.
+
+    Args:
+      tokens_BxL: tokens of each row, padded on the right.
+      start_B: position of the first of them.
+      count_B: how many there are; 0 leaves a row alone.
+      last_B: whether the prompt ends with them.
+      echo: keep their log-probs.
+    """
+    place_1xL = jnp.arange(tokens_BxL.shape[1])[None]
+    real_BxL = place_1xL < count_B[:, None]
+    positions_BxL = jnp.where(real_BxL, start_B[:, None] + place_1xL, -1)
+    logits, cache = decoder.extend(params, tokens_BxL, positions_BxL, state.cache, echo)
+    into_BxL = jnp.where(real_BxL, positions_BxL + state.offset_B[:, None], state.tokens_BxT.shape[1])
+    rows_Bx1 = jnp.arange(len(tokens_BxL))[:, None]
+    state = state._replace(
+        cache=cache,
+        tokens_BxT=state.tokens_BxT.at[rows_Bx1, into_BxL].set(tokens_BxL, mode='drop'),
+        length_B=jnp.where(
+            count_B > 0, state.offset_B + start_B + count_B, state.length_B
+        ),
+    )
+    if echo:
+        real = real_BxL[:, 1:]
+        into = jnp.where(real, into_BxL[:, 1:], state.tokens_BxT.shape[1])
+        state = _record(state, rows_Bx1, into, logits[:, :-1], tokens_BxL[:, 1:])
+        last_Bx1x1 = jnp.maximum(count_B - 1, 0)[:, None, None]
+        logits = jnp.take_along_axis(logits, last_Bx1x1, axis=1)
+    return _choose(decoder, rows, state, logits[:, 0], (count_B > 0) & last_B)
+
+
+@functools.partial(jax.jit, static_argnames='decoder', donate_argnames=('state',))
+def steps(
+    decoder: Decoder, params: Any, rows: Rows, state: State, number: Int[Array, '']
+) -> State:
+    """Up to `number` more tokens in every row that is running."""
+
+    def go_on(carry):
+        done, state = carry
+        return (done < number) & jnp.any(state.status_B == RUNNING)
+
+    def step(carry):
+        done, state = carry
+        running_B = state.status_B == RUNNING
+        last_Bx1 = state.length_B[:, None] - 1
+        token_Bx1 = jnp.take_along_axis(state.tokens_BxT, jnp.maximum(last_Bx1, 0), axis=1)
+        position_Bx1 = jnp.where(running_B[:, None], last_Bx1 - state.offset_B[:, None], -1)
+        logits_Bx1xV, cache = decoder.extend(params, token_Bx1, position_Bx1, state.cache)
+        state = state._replace(cache=cache)
+        return done + 1, _choose(decoder, rows, state, logits_Bx1xV[:, 0], running_B)
+
+    return jax.lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), state))[1]
+
+
+def _choose(decoder: Decoder, rows: Rows, state: State, logits_BxV, active_B) -> State:
+    """The active rows with one more token each."""
+    token_B = draw(rows, state.tokens_BxT, state.length_B, logits_BxV)
+    return append(decoder, rows, state, token_B, logits_BxV, active_B)
+
+
+def draw(rows: Rows, tokens_BxT, length_B, logits_BxV) -> Int[Array, ' B']:
+    """The next token of every row: the most likely one, or drawn."""
+    logits_BxV = processors.process(
+        logits_BxV, tokens_BxT, length_B, rows.prompt_B, rows.settings
+    )
+    best_B = jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
+
+    def drawn(_):
+        keys_B = jax.vmap(jax.random.fold_in)(rows.key_B, length_B - rows.prompt_B)
+        drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BxV).astype(jnp.int32)
+        return jnp.where(rows.settings.sample_B, drawn_B, best_B)
+
+    return jax.lax.cond(rows.settings.sample_B.any(), drawn, lambda _: best_B, None)
+
+
+def append(decoder: Decoder, rows: Rows, state: State, token_B, logits_BxV, active_B) -> State:
+    """The active rows with a given next token, its log-prob, and whether it ends them."""
+    slot_B = jnp.where(active_B, state.length_B, state.tokens_BxT.shape[1])
+    index_B = jnp.arange(len(token_B))
+    state = state._replace(
+        tokens_BxT=state.tokens_BxT.at[index_B, slot_B].set(token_B, mode='drop')
+    )
+    state = _record(
+        state, index_B[:, None], slot_B[:, None], logits_BxV[:, None], token_B[:, None]
+    )
+    length_B = state.length_B + active_B
+    ended_B = (token_B[:, None] == rows.settings.end_BxE).any(axis=1)
+    status_B = jnp.where(length_B >= rows.limit_B, LENGTH, RUNNING)
+    if decoder.most_tokens is not None:
+        full_B = length_B - state.offset_B > decoder.most_tokens
+        status_B = jnp.where((status_B == RUNNING) & full_B, FULL, status_B)
+    status_B = jnp.where(ended_B, STOP, status_B)
+    return state._replace(
+        length_B=length_B, status_B=jnp.where(active_B, status_B, state.status_B)
+    )
+
+
+def _record(state: State, rows_Bx1, into_BxL, logits_BxLxV, tokens_BxL) -> State:
+    """Log-probs of tokens, and of the most likely ones, written to their places."""
+    total_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1)
+    chosen_BxL = jnp.take_along_axis(logits_BxLxV, tokens_BxL[..., None], axis=-1)[..., 0]
+    state = state._replace(
+        logprob_BxT=state.logprob_BxT.at[rows_Bx1, into_BxL].set(
+            chosen_BxL - total_BxL, mode='drop'
+        )
+    )
+    n_top = state.top_token_BxTxN.shape[2]
+    if not n_top:
+        return state
+    best_BxLxN, token_BxLxN = jax.lax.top_k(logits_BxLxV, min(n_top, logits_BxLxV.shape[-1]))
+    spare = ((0, 0), (0, 0), (0, n_top - best_BxLxN.shape[2]))
+    best_BxLxN = jnp.pad(best_BxLxN - total_BxL[..., None], spare, constant_values=-jnp.inf)
+    return state._replace(
+        top_logprob_BxTxN=state.top_logprob_BxTxN.at[rows_Bx1, into_BxL].set(
+            best_BxLxN, mode='drop'
+        ),
+        top_token_BxTxN=state.top_token_BxTxN.at[rows_Bx1, into_BxL].set(
+            jnp.pad(token_BxLxN, spare), mode='drop'
+        ),
+    )
+
+
+def check(decoder: Decoder, prompt: Sequence[int], asked: options.Options) -> int:
+    """The most tokens that prompt and text will have.
+
+    Raises:
+      InputError: the prompt is empty, has ids beyond the vocabulary, or does not fit the context.
+    """
+    if not len(prompt):
+        raise errors.InputError('a prompt is empty; begin one with end-of-text instead')
+    if min(prompt) < 0 or max(prompt) >= decoder.n_vocab:
+        raise errors.InputError(
+            f'a prompt has a token outside the vocabulary: ids are from 0 to {decoder.n_vocab - 1}'
+        )
+    limit, most = asked.limit(len(prompt)), decoder.most_tokens
+    errors.require(
+        not asked.echo or most is None or len(prompt) <= most,
+        f'echo is for prompts that fit the context; this one has {len(prompt)} tokens, {most} fit',
+    )
+    if most is not None and limit > most and asked.beyond_context == 'error':
+        raise errors.InputError(
+            f'a prompt of {len(prompt)} tokens and {limit - len(prompt)} new ones do not fit '
+            f"n_ctx = {most}; shorten the prompt, lower max_new_tokens, or set "
+            "beyond_context='slide' to go on with the last half of the window"
+        )
+    return limit
+
+
+def read_last(tokens: np.ndarray, most: int | None) -> int:
+    """How many of the first tokens fall out of a context that has no room for another one."""
+    return 0 if most is None or len(tokens) <= most else len(tokens) - max(1, most // 2)
+
+
+class Batch:
+    """Requests decoded together, from prompts to texts; a handle on rows for callers in between."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        params: Any,
+        prompts: Sequence[Sequence[int]],
+        asked: Sequence[options.Options],
+        copies: Sequence[int] = (),
+        spare: int = 0,
+    ) -> None:
+        """Reads the prompts and chooses the first tokens. Arguments and errors as generate().
+
+        Args:
+          spare: tokens of room beyond the longest text.
+        """
+        self.decoder, self.params = decoder, params
+        limits = [check(decoder, *pair) for pair in zip(prompts, asked, strict=True)]
+        number = 1 << (len(prompts) - 1).bit_length()  # of rows: a power of two
+        fill = number - len(prompts)
+        n_top = options.MOST_LOGPROBS if max(one.logprobs for one in asked) > 0 else 0
+        most = decoder.most_tokens
+        room = width(max(limits) + spare)
+        self.context = room if most is None else min(room, most)
+        self.asked, self.prompts = list(asked), [list(prompt) for prompt in prompts]
+        padded = [*asked, *([asked[0]] * fill)]
+        lengths = [*map(len, prompts), *([0] * fill)]
+        self.rows = Rows(
+            processors.settings(padded, lengths, decoder.n_vocab),
+            np.array(lengths, np.int32),
+            np.array([*limits, *([0] * fill)], np.int32),
+            keys([one.seed for one in padded], [*(copies or [0] * len(prompts)), *([0] * fill)]),
+        )
+        self.state = empty(decoder, number, room, self.context, n_top)
+        echo = any(one.echo for one in asked)
+        self._read([np.array(prompt, np.int32) for prompt in prompts], echo)
+
+    def _read(self, texts: Sequence[np.ndarray], echo: bool = False) -> None:
+        """Reads each row's text, or the last half of the context of one that is too long."""
+        number = len(self.rows.prompt_B)
+        offsets = np.array(self.state.offset_B)
+        lasts = []
+        for b, text in enumerate(texts):
+            if len(text):
+                offsets[b] = read_last(text, self.decoder.most_tokens)
+            lasts.append(text[offsets[b] :] if len(text) else text)
+        tokens = np.zeros((number, width(max(map(len, lasts)), self.context)), np.int32)
+        counts = np.zeros(number, np.int32)
+        for b, text in enumerate(lasts):
+            tokens[b, : len(text)] = text
+            counts[b] = len(text)
+        whole = np.array(self.state.tokens_BxT)
+        for b, text in enumerate(texts):
+            whole[b, : len(text)] = text
+        self.state = self.state._replace(
+            offset_B=jnp.asarray(offsets, jnp.int32), tokens_BxT=jnp.asarray(whole)
+        )
+        self.state = prefill(
+            self.decoder, self.params, self.rows, self.state, tokens, np.zeros(number, np.int32),
+            counts, counts > 0, echo=echo,
+        )  # fmt: skip
+
+    def advance(self, number: int) -> None:
+        """Up to `number` more tokens in every row that runs."""
+        self.state = steps(
+            self.decoder, self.params, self.rows, self.state, np.array(number, np.int32)
+        )
+        full = np.flatnonzero(np.asarray(self.state.status_B) == FULL)
+        if len(full):
+            tokens, lengths = np.asarray(self.state.tokens_BxT), np.asarray(self.state.length_B)
+            self._read(
+                [tokens[b, : lengths[b]] if b in full else tokens[b, :0] for b in range(len(tokens))]
+            )
+
+    @property
+    def running(self) -> bool:
+        return bool((np.asarray(self.state.status_B) == RUNNING).any())
+
+    def stop(self, row: int) -> None:
+        """Ends a row."""
+        self.state = self.state._replace(status_B=self.state.status_B.at[row].set(STOP))
+
+    def texts(self) -> list[Text]:
+        """What the rows have become so far."""
+        state = jax.device_get(self.state._replace(cache=None))
+        return [
+            text_of(state, b, len(prompt), one)
+            for b, (prompt, one) in enumerate(zip(self.prompts, self.asked, strict=True))
+        ]
+
+
+def text_of(state: State, b: int, prompt: int, asked: options.Options) -> Text:
+    """Row b of a state that is on the host."""
+    end = int(state.length_B[b])
+
+    def most_likely(first: int, last: int) -> list[dict[int, float]]:
+        if asked.logprobs <= 0:
+            return []
+        pairs = zip(
+            state.top_token_BxTxN[b, first:last, : asked.logprobs].tolist(),
+            state.top_logprob_BxTxN[b, first:last, : asked.logprobs].tolist(),
+            strict=True,
+        )
+        return [dict(zip(*pair, strict=True)) for pair in pairs]
+
+    return Text(
+        state.tokens_BxT[b, prompt:end].tolist(),
+        REASONS.get(int(state.status_B[b]), ''),
+        state.logprob_BxT[b, prompt:end].tolist(),
+        most_likely(prompt, end),
+        state.logprob_BxT[b, 1:prompt].tolist() if asked.echo else [],
+        most_likely(1, prompt) if asked.echo else [],
+        float(state.logprob_BxT[b, prompt:end].sum()),
+    )
 
 
 def generate(
     decoder: Decoder,
     params: Any,
     prompts: Sequence[Sequence[int]],
-    config: Config,
-    end_of_text: int,
-    seed: int,
-) -> list[list[int]]:
-    """Continuations of token-id prompts, without prompt and end-of-text.
+    asked: Sequence[options.Options],
+    copies: Sequence[int] = (),
+    stops: Callable[[Sequence[int], Sequence[str]], int] | None = None,
+) -> list[Text]:
+    """Texts of token-id prompts, without beams: all rows in one batch.
 
-    Prompts of different lengths are padded on the left; padding is invisible to the model. The
-    draws of a row depend on (seed, row) only, not on its neighbours.
-
-    Returns:
-      prompt 0's `samples` continuations, then prompt 1's, ...
+    Args:
+      prompts: one a row.
+      asked: the options of each; num_return_sequences is not looked at.
+      copies: which text of its request each row is, where several are drawn of one.
+      stops: (tokens of a text, its stop strings) -> how many of them a stop string leaves, -1 = all.
+        Needed where there are stop strings.
 
     Raises:
-      InputError: a prompt is empty, or prompt and continuation do not fit n_ctx.
+      InputError: as check().
     """
-    rows = [list(prompt) for prompt in prompts for _ in range(config.samples)]
-    longest = max(map(len, rows), default=0)
-    if not rows or min(map(len, rows)) == 0:
-        raise errors.InputError('a prompt is empty; begin one with end-of-text instead')
-    if longest + config.max_new_tokens > decoder.n_ctx:
-        raise errors.InputError(
-            f'a prompt of {longest} tokens and max_new_tokens = {config.max_new_tokens} do not fit '
-            f'n_ctx = {decoder.n_ctx}; shorten the prompt or lower --config.decode.max_new_tokens'
-        )
-    width = min(-(-longest // _BUCKET) * _BUCKET, decoder.n_ctx)
-    tokens_BxP = np.zeros((len(rows), width), np.int32)
-    positions_BxP = np.full((len(rows), width), -1, np.int32)
-    for i, row in enumerate(rows):
-        tokens_BxP[i, width - len(row) :] = row
-        positions_BxP[i, width - len(row) :] = range(len(row))
-    options = {
-        'temperature': np.full(len(rows), config.temperature, np.float32),
-        'top_k': np.full(len(rows), config.top_k, np.int32),
-        'top_p': np.full(len(rows), config.top_p, np.float32),
-    }
-    keys_B = jax.random.split(jax.random.key(seed), len(rows))
-    new_BxR, length_B = _decode(
-        decoder, params, tokens_BxP, positions_BxP, options, keys_B, config.max_new_tokens,
-        end_of_text,
+    batch = Batch(decoder, params, prompts, asked, copies)
+    return finish(batch, batch.advance, stops)
+
+
+def finish(
+    batch: Batch,
+    advance: Callable[[int], None],
+    stops: Callable[[Sequence[int], Sequence[str]], int] | None,
+) -> list[Text]:
+    """The texts of a batch once all its rows have ended; advance(n) decodes n tokens of each."""
+    waiting = {b for b, one in enumerate(batch.asked) if one.stop_strings}
+    ended: dict[int, int] = {}
+    errors.require(not waiting or stops is not None, 'stop strings need a tokenizer')
+    longest = int(np.max(batch.rows.limit_B))
+    while True:
+        for b, text in enumerate(batch.texts()) if waiting else ():
+            if b in waiting and (kept := stops(text.tokens, batch.asked[b].stop_strings)) >= 0:
+                ended[b] = kept
+                waiting.discard(b)
+                batch.stop(b)
+        if not batch.running:
+            break
+        advance(_LOOK if waiting else longest)
+    return [cut(text, ended[b]) if b in ended else text for b, text in enumerate(batch.texts())]
+
+
+_LOOK = 8  # tokens between two looks at stop strings
+
+
+def cut(text: Text, kept: int) -> Text:
+    """The first tokens of a text that a stop string ended."""
+    return text._replace(
+        tokens=text.tokens[:kept], logprobs=text.logprobs[:kept], top=text.top[:kept],
+        reason='stop', score=sum(text.logprobs[:kept]),
     )  # fmt: skip
-    found = zip(np.asarray(new_BxR), np.asarray(length_B), strict=True)
-    return [new_R[:length].tolist() for new_R, length in found]
-
-
-@functools.partial(jax.jit, static_argnames=('decoder', 'max_new_tokens'))
-def _decode(
-    decoder, params, tokens_BxP, positions_BxP, options, keys_B, max_new_tokens, end_of_text
-):
-    """(tokens_BxR, lengths_B): what came before end-of-text in each row."""
-    rows, width = tokens_BxP.shape
-    cache = decoder.empty_cache(rows, width + max_new_tokens)
-    logits_Bx1xV, cache = decoder.extend(params, tokens_BxP, positions_BxP, cache)
-
-    def choose(logits_Bx1xV, index):
-        logits_BxV = processors.temperature(logits_Bx1xV[:, 0], options['temperature'])
-        logits_BxV = processors.top_k(logits_BxV, options['top_k'])
-        logits_BxV = processors.top_p(logits_BxV, options['top_p'])
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys_B)
-        return jax.vmap(jax.random.categorical)(keys, logits_BxV).astype(jnp.int32)
-
-    def go_on(carry):
-        index, _, _, length_B, _ = carry
-        return (index < max_new_tokens) & jnp.any(length_B == index)
-
-    def extend(carry):
-        index, logits_Bx1xV, out_BxR, length_B, cache = carry
-        token_B = choose(logits_Bx1xV, index)
-        alive_B = (length_B == index) & (token_B != end_of_text)
-        out_BxR = out_BxR.at[:, index].set(jnp.where(alive_B, token_B, 0))
-        length_B = length_B + alive_B
-        position_Bx1 = positions_BxP[:, -1:] + 1 + index
-        logits_Bx1xV, cache = decoder.extend(params, token_B[:, None], position_Bx1, cache)
-        return index + 1, logits_Bx1xV, out_BxR, length_B, cache
-
-    start = (
-        jnp.zeros((), jnp.int32),
-        logits_Bx1xV,
-        jnp.zeros((rows, max_new_tokens), jnp.int32),
-        jnp.zeros(rows, jnp.int32),
-        cache,
-    )
-    _, _, out_BxR, length_B, _ = jax.lax.while_loop(go_on, extend, start)
-    return out_BxR, length_B

@@ -55,6 +55,8 @@ class Tokenizer(Protocol):
 
     n_vocab: int  # ids are below this
     end_of_text: int  # the id between documents; -1 where the vocabulary has none
+    prefix: list[int]  # ids that go before every prompt: Llama's <s>
+    special: frozenset[int]  # ids that stand for no text
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Ids of a text; with allow_special, names of special tokens become their ids.
@@ -144,6 +146,8 @@ class Bytes:
 
     n_vocab = 257
     end_of_text = 256
+    prefix: list[int] = []
+    special = frozenset({256})
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         if not allow_special:
@@ -173,6 +177,10 @@ class Subwords:
         self.n_vocab = 1 + max(backend.get_vocab(with_added_tokens=True).values())
         found = (backend.token_to_id(name) for name in _END_NAMES)
         self.end_of_text = next((i for i in found if i is not None), -1)
+        added = backend.get_added_tokens_decoder().items()
+        self.special = frozenset(i for i, token in added if token.special)
+        with_prefix, plain = (backend.encode('a', add_special_tokens=a).ids for a in (True, False))
+        self.prefix = with_prefix[: max(0, _find(with_prefix, plain))]
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         backend = self._special if allow_special else self._plain
@@ -243,6 +251,9 @@ class SentencePiece:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.n_vocab = self._processor.vocab_size()
         self.end_of_text = self._processor.eos_id()
+        is_special = self._processor.is_control
+        self.special = frozenset(i for i in range(self.n_vocab) if is_special(i))
+        self.prefix = []
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         text = check_text(text)
@@ -267,6 +278,12 @@ class SentencePiece:
 
     def serialized(self) -> dict[str, bytes]:
         return {'tokenizer.model': self._model}
+
+
+def _find(ids: list[int], part: list[int]) -> int:
+    """Where a part of a list begins; -1 where it is none."""
+    starts = range(len(ids) - len(part) + 1)
+    return next((i for i in starts if part and ids[i : i + len(part)] == part), -1)
 
 
 def check_text(text: str) -> str:

@@ -11,12 +11,15 @@ import math
 import jax
 import jax.numpy as jnp
 
-from gptjax.models import axes
+from gptjax.models import axes, quantize
 
+_FEW = 8  # rows up to which integers are multiplied as integers
 _PIECES = 2  # of a transposed operand; a whole one XLA would not transpose in memory
 
 
-def linear(spec: str, x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+def linear(
+    spec: str, x: jax.Array, weight: jax.Array | quantize.Quantized, bias: jax.Array | None = None
+) -> jax.Array:
     """einsum(spec, x, weight) + bias in x's dtype, as 'BLD,DHK->BLHK'.
 
     Args:
@@ -24,6 +27,11 @@ def linear(spec: str, x: jax.Array, weight: jax.Array, bias: jax.Array | None = 
         the weight; the result is BL and the weight's other axes.
       weight, bias: in any dtype; their gradients have that dtype, too.
     """
+    if isinstance(weight, quantize.Quantized):
+        x_MxK = x.reshape(-1, math.prod(x.shape[2:]))
+        shape = x.shape[:2] + weight.shape[len(spec.split(',')[0]) - 2 :]
+        y = quantized(x_MxK, weight).astype(x.dtype).reshape(shape)
+        return y if bias is None else y + bias.astype(x.dtype)[None, None]
     if axes.platform() != 'cpu' or axes.n_devices() > 1:
         y = jnp.einsum(spec, x, weight.astype(x.dtype))
         return y if bias is None else y + bias.astype(x.dtype)[None, None]
@@ -70,6 +78,32 @@ def outer(x_MxK: jax.Array, y_MxN: jax.Array) -> jax.Array:
     x_KxM = jax.lax.optimization_barrier(x_MxK.T)
     pieces = zip(jnp.split(x_KxM, _PIECES, axis=1), jnp.split(y_MxN, _PIECES), strict=True)
     return sum(_dot('KM,MN->KN', *piece) for piece in pieces)
+
+
+def quantized(x_MxK: jax.Array, weight: quantize.Quantized) -> jax.Array:
+    """float32 products (M, N) with a quantised weight; what is quantised is the weight alone.
+
+    XLA:CPU reads int8 fast only in products of integers, so there x goes in as two int8 parts, 16
+    bits of the largest value of its row, where rows are few and reading weights is what takes time.
+    """
+    if weight.is_int8 and axes.platform() == 'cpu' and x_MxK.shape[0] <= _FEW:
+        high_MxK, low_MxK, scale_Mx1 = _parts(x_MxK.astype(jnp.float32))
+        parts = jnp.concatenate([high_MxK, low_MxK])
+        y = jnp.einsum('NK,MK->NM', weight.values_NxJ, parts, preferred_element_type=jnp.int32)
+        # Without the barrier XLA turns the product around, to the order that is slow.
+        high_NxM, low_NxM = jnp.split(jax.lax.optimization_barrier(y).astype(jnp.float32), 2, 1)
+        return (high_NxM * 256 + low_NxM).T * scale_Mx1 * weight.scale_NxG.T
+    if weight.is_int8:
+        return _dot('MK,NK->MN', x_MxK, weight.values_NxJ.astype(x_MxK.dtype)) * weight.scale_NxG.T
+    return _dot('MK,NK->MN', x_MxK, weight.matrix(x_MxK.dtype))
+
+
+def _parts(x_MxK: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(high, low) in int8 and a scale: x is (256 high + low) scale."""
+    scale_Mx1 = jnp.maximum(jnp.abs(x_MxK).max(axis=1, keepdims=True) / (127 * 256), 1e-30)
+    whole_MxK = jnp.round(x_MxK / scale_Mx1).astype(jnp.int32)
+    high_MxK = (whole_MxK + 128) >> 8
+    return high_MxK.astype(jnp.int8), (whole_MxK - (high_MxK << 8)).astype(jnp.int8), scale_Mx1
 
 
 def _dot(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:

@@ -12,14 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from gptjax.models import axes
+from gptjax.models import axes, quantize
 
 
-def lookup(table_VxD: jax.Array, tokens_BxL: jax.Array, dtype: str) -> jax.Array:
+def lookup(
+    table_VxD: jax.Array | quantize.Quantized, tokens_BxL: jax.Array, dtype: str
+) -> jax.Array:
     """Vectors (B, L, D) of tokens in `dtype`; the table's gradient has the table's own dtype."""
+    if isinstance(table_VxD, quantize.Quantized):
+        return table_VxD.rows(tokens_BxL, dtype)
     shape = (*tokens_BxL.shape, table_VxD.shape[1])
     if not axes.fits(shape, 'batch', 'length', 'act_embed'):
-        return table_VxD.astype(dtype)[tokens_BxL]
+        return table_VxD[tokens_BxL].astype(dtype)
     return _lookup(table_VxD, tokens_BxL, dtype, table_VxD.dtype)
 
 
@@ -27,7 +31,7 @@ def lookup(table_VxD: jax.Array, tokens_BxL: jax.Array, dtype: str) -> jax.Array
 def _lookup(table, tokens, dtype, table_dtype):
     del table_dtype
     if axes.n_devices() == 1:
-        return table.astype(dtype)[tokens]
+        return table[tokens].astype(dtype)
     vocab, embed = axes.parameter_spec('vocab', 'embed')
 
     def local(table, tokens):

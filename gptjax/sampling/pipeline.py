@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text in three lines, as transformers' pipeline gives it:
+
+  from gptjax.sampling.pipeline import pipeline
+  generate = pipeline('text-generation', model='SmolLM2.gguf')
+  generate('The capital of France is', max_new_tokens=20, num_beams=5)[0]['generated_text']
+"""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from gptjax.configs import base, errors
+from gptjax.models import pretrained, quantize
+from gptjax.runtime import mesh as mesh_lib
+from gptjax.sampling import beam, decode, options, speculative, texts
+from gptjax.text import tokenizer as tokenizer_lib
+
+_CONFIG = 'generation_config.json'
+_NEW_TOKENS = 256  # as transformers' pipeline, where nothing says otherwise
+_CALL = ('return_full_text', 'return_tensors', 'return_text', 'batch_size', 'pad_token_id')
+
+
+def pipeline(
+    task: str,
+    model: str | pathlib.Path,
+    *,
+    dtype: str | None = None,
+    weights: quantize.Weights = '',
+    cache_dtype: str = '',
+    draft: str | pathlib.Path | None = None,
+    mesh: mesh_lib.Mesh | None = None,
+) -> 'TextGeneration':
+    """A function from prompts to texts.
+
+    Args:
+      task: 'text-generation'.
+      model: a workdir, a published folder or a GGUF file; what models.pretrained.load reads.
+      dtype: of the parameters; None = as stored.
+      weights: 'int8' or 'int4' quantises them.
+      cache_dtype: 'int8' quantises keys and values.
+      draft: a small model of the same vocabulary, for speculative decoding.
+      mesh: the devices; None = the first one.
+
+    Raises:
+      UsageError: another task. InputError: the weights cannot be read.
+    """
+    errors.require(
+        task == 'text-generation', f"no task {task!r}; there is 'text-generation'"
+    )
+    with _scope(mesh):
+        loaded = load(model, dtype, weights, cache_dtype, mesh)
+        drafted = None
+        if draft is not None:
+            other = load(draft, dtype, '', '', mesh)
+            drafted = speculative.Draft(other.decoder, other.params)
+    return TextGeneration(loaded, drafted, mesh)
+
+
+class Loaded:
+    """Weights ready to decode, with what stands beside them."""
+
+    def __init__(
+        self, decoder: decode.Decoder, params: Any, tokenizer: Any, defaults: dict[str, Any]
+    ) -> None:
+        self.decoder, self.params, self.tokenizer = decoder, params, tokenizer
+        self.defaults = defaults  # generation options that were published with the weights
+
+
+def load(
+    path: str | pathlib.Path,
+    dtype: str | None = None,
+    weights: quantize.Weights = '',
+    cache_dtype: str = '',
+    mesh: mesh_lib.Mesh | None = None,
+    progress: Any = lambda parameters: None,
+) -> Loaded:
+    """Weights in the form that decodes fastest, and generation_config.json."""
+    shardings = None if mesh is None else mesh.shardings
+    found = pretrained.load(path, dtype, shardings, progress)
+    n_vocab = found.model.config.n_vocab
+    if found.tokenizer is not None:
+        n_vocab = min(n_vocab, found.tokenizer.n_vocab)
+    decoder = decode.Decoder(found.model, n_vocab, cache_dtype)
+    params = found.params
+    if 'network' in params:
+        params = quantize.for_decoding(params, weights)
+    return Loaded(decoder, params, found.tokenizer, published(path, found.tokenizer))
+
+
+def published(
+    path: str | pathlib.Path, tokenizer: tokenizer_lib.Tokenizer | None
+) -> dict[str, Any]:
+    """Generation options beside weights: generation_config.json, else the end token they name.
+
+    pad_token_id may be among them; what is not an option of ours is left out.
+    """
+    known = {*base.get_config().decode, 'pad_token_id'}
+    found = {}
+    file = pathlib.Path(path) / _CONFIG
+    if file.is_file():
+        try:
+            stored = json.loads(file.read_text(encoding='utf-8'))
+            found = {k: v for k, v in stored.items() if k in known and v is not None}
+        except (ValueError, AttributeError) as e:
+            raise errors.InputError(f'{file} is no JSON object: {e}; mend or remove it') from e
+    if 'eos_token_id' not in found:
+        end = pretrained.token_ids(path).get('eos_token_id')
+        if end is None and tokenizer is not None and tokenizer.end_of_text >= 0:
+            end = tokenizer.end_of_text
+        found |= {} if end is None else {'eos_token_id': end}
+    return found
+
+
+class TextGeneration:
+    """What pipeline('text-generation') gives."""
+
+    def __init__(
+        self, loaded: Loaded, draft: speculative.Draft | None, mesh: mesh_lib.Mesh | None
+    ) -> None:
+        self.decoder, self.params = loaded.decoder, loaded.params
+        self.tokenizer = loaded.tokenizer
+        self._defaults, self._draft, self._mesh = loaded.defaults, draft, mesh
+        self._stops = texts.Stops(loaded.tokenizer) if loaded.tokenizer else None
+
+    def __call__(self, prompts: Any, **given: Any) -> Any:
+        """Texts of prompts.
+
+        Args:
+          prompts: a string, a list of token ids, or a list of strings or of lists of ids.
+          given: transformers' generate() keywords as in configs/base.py's decode section, OpenAI's
+            presence_penalty, frequency_penalty, logit_bias and logprobs, and of the pipeline
+            return_full_text (True), return_tensors (False: generated_token_ids, the prompt
+            included, instead of generated_text), batch_size (1), pad_token_id.
+
+        Returns:
+          a list with {'generated_text': ...} for each of num_return_sequences; of several prompts,
+          a list of such lists.
+
+        Raises:
+          UsageError: an unknown option; the message names the nearest. InputError: a prompt does
+          not fit.
+        """
+        one = isinstance(prompts, str) or _is_ids(prompts)
+        prompts = [prompts] if one else list(prompts)
+        call = {name: given.pop(name) for name in _CALL if name in given}
+        pad = call.get('pad_token_id', self._defaults.get('pad_token_id'))
+        asked = self._options(given)
+        ids = [self._ids(prompt) for prompt in prompts]
+        size = call.get('batch_size') or 1
+        found: list[list[decode.Text]] = []
+        with _scope(self._mesh):
+            for start in range(0, len(ids), size):
+                found += self._generate(ids[start : start + size], asked, start)
+        answers = [
+            self._answer(*each, asked, pad, call) for each in zip(prompts, ids, found, strict=True)
+        ]
+        return answers[0] if one else answers
+
+    def _options(self, given: dict[str, Any]) -> options.Options:
+        """Options of a call: what is given, else published with the weights, else the defaults."""
+        published = {k: v for k, v in self._defaults.items() if k != 'pad_token_id'}
+        defaults = base.get_config().decode.to_dict() | {'max_new_tokens': _NEW_TOKENS}
+        if given.get('max_length') or given.get('max_new_tokens') or given.get('max_tokens'):
+            published.pop('max_length', None)
+        return options.make(options.plain(defaults, published), given)
+
+    def _ids(self, prompt: Any) -> list[int]:
+        if not isinstance(prompt, str):
+            errors.require(_is_ids(prompt), f'a prompt is text or a list of ids, not {prompt!r}')
+            return [int(i) for i in prompt]
+        if self.tokenizer is None:
+            raise errors.InputError('these weights have no tokenizer; give prompts as token ids')
+        return texts.prompt_ids(self.tokenizer, prompt, allow_special=True)
+
+    def _generate(
+        self, ids: Sequence[list[int]], asked: options.Options, start: int
+    ) -> list[list[decode.Text]]:
+        """Texts of prompts start, start + 1, ... of a call."""
+        if asked.num_beams > 1:
+            return beam.search(
+                self.decoder, self.params, ids, [asked] * len(ids), self._stops
+            )
+        n = asked.num_return_sequences
+        rows = [prompt for prompt in ids for _ in range(n)]
+        copies = list(range(start * n, start * n + len(rows)))
+        arguments = (self.decoder, self.params, rows, [asked] * len(rows))
+        if self._draft is not None or asked.prompt_lookup_num_tokens:
+            draft = None if asked.prompt_lookup_num_tokens else self._draft
+            number = asked.prompt_lookup_num_tokens or base.get_config().engine.draft_tokens
+            found, _ = speculative.generate(*arguments, draft, number, copies, self._stops)
+        else:
+            found = decode.generate(*arguments, copies, self._stops)
+        return [found[i : i + n] for i in range(0, len(found), n)]
+
+    def _answer(
+        self,
+        prompt: Any,
+        ids: list[int],
+        found: Sequence[decode.Text],
+        asked: options.Options,
+        pad: int | None,
+        call: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Records as transformers' pipeline makes them; padded where texts differ in length."""
+        longest = max(len(text.tokens) for text in found)
+        records: list[dict[str, Any]] = []
+        for text in found:
+            if call.get('return_tensors') or self.tokenizer is None:
+                spare = [_padding(asked, pad)] * (longest - len(text.tokens))
+                record: dict[str, Any] = {'generated_token_ids': [*ids, *text.tokens, *spare]}
+            else:
+                new = texts.continuation(self.tokenizer, ids, text.tokens)
+                full = call.get('return_full_text', True) and isinstance(prompt, str)
+                record = {'generated_text': prompt + new if full else new}
+            if asked.logprobs >= 0:
+                record |= {'logprobs': text.logprobs, 'score': text.score}
+                record |= {'top_logprobs': text.top} if text.top else {}
+            if asked.echo:
+                record |= {'prompt_logprobs': text.prompt_logprobs}
+                record |= {'prompt_top_logprobs': text.prompt_top} if text.prompt_top else {}
+            records.append(record)
+        return records
+
+
+def _padding(asked: options.Options, pad: int | None) -> int:
+    """What transformers fills shorter texts up with; its beam search takes a pad of 0 for none."""
+    missing = not pad if asked.num_beams > 1 else pad is None
+    return asked.eos_token_id[0] if missing and asked.eos_token_id else pad or 0
+
+
+def _is_ids(prompt: Any) -> bool:
+    return not isinstance(prompt, str) and len(prompt) > 0 and not hasattr(prompt[0], '__len__')
+
+
+def _scope(mesh: mesh_lib.Mesh | None) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if mesh is None else mesh.scope()

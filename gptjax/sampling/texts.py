@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between text and the tokens that are decoded: prompts, continuations, stop strings, streams."""
+
+from collections.abc import Sequence
+
+from gptjax.configs import errors
+from gptjax.text import tokenizer as tokenizer_lib
+
+_UNFINISHED = '\ufffd'  # what bytes that are no character yet decode to
+_BACK = 8  # tokens before a piece of text that can change how it is spelt
+
+
+def prompt_ids(
+    tokenizer: tokenizer_lib.Tokenizer, text: str, allow_special: bool = False
+) -> list[int]:
+    """A prompt's ids, behind the ids that the tokenizer puts before every text (Llama's <s>).
+
+    An empty prompt begins with end-of-text, as documents do.
+
+    Raises:
+      InputError: the prompt has no token and the vocabulary no end-of-text.
+    """
+    ids = [*tokenizer.prefix, *tokenizer.encode(text, allow_special)]
+    if not ids and tokenizer.end_of_text < 0:
+        raise errors.InputError(
+            f'the prompt {text!r} has no token, and the vocabulary no end-of-text to begin with'
+        )
+    return ids or [tokenizer.end_of_text]
+
+
+def continuation(
+    tokenizer: tokenizer_lib.Tokenizer, before: Sequence[int], tokens: Sequence[int]
+) -> str:
+    """The text of what follows other tokens; decoded alone, it could lose its first space.
+
+    Special tokens are left out.
+    """
+    before = [i for i in before[-_BACK:] if i not in tokenizer.special]
+    tokens = [i for i in tokens if i not in tokenizer.special]
+    head, whole = tokenizer.decode(before), tokenizer.decode([*before, *tokens])
+    if head.endswith(_UNFINISHED) or not whole.startswith(head):
+        return tokenizer.decode(tokens)
+    return whole[len(head) :]
+
+
+class Stops:
+    """Looks for stop strings in the text of tokens; equal where the tokenizer is the same."""
+
+    def __init__(self, tokenizer: tokenizer_lib.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stops) and other._tokenizer is self._tokenizer
+
+    def __hash__(self) -> int:
+        return id(self._tokenizer)
+
+    def __call__(self, tokens: Sequence[int], strings: Sequence[str]) -> int:
+        """How many tokens there are up to the first stop string, its own included; -1 = none."""
+
+        def has_one(count: int) -> bool:
+            text = self._tokenizer.decode(list(tokens[:count]))
+            return any(string in text for string in strings)
+
+        if not has_one(len(tokens)):
+            return -1
+        low, high = 1, len(tokens)
+        while low < high:  # once there, a stop string stays
+            middle = (low + high) // 2
+            low, high = (low, middle) if has_one(middle) else (middle + 1, high)
+        return low
+
+
+def before_stop(text: str, strings: Sequence[str]) -> str:
+    """A text up to its first stop string."""
+    found = [text.find(string) for string in strings]
+    return text[: min((place for place in found if place >= 0), default=len(text))]
+
+
+class Stream:
+    """A growing text as pieces that are never taken back."""
+
+    def __init__(
+        self, tokenizer: tokenizer_lib.Tokenizer, before: Sequence[int], strings: Sequence[str]
+    ) -> None:
+        self._tokenizer, self._before, self._strings = tokenizer, list(before), strings
+        self._told = 0
+
+    def push(self, tokens: Sequence[int], finished: bool) -> str:
+        """What is new in the text of all tokens so far.
+
+        Half a character and what may be the beginning of a stop string wait for the next tokens.
+        """
+        text = before_stop(continuation(self._tokenizer, self._before, tokens), self._strings)
+        if not finished:
+            text = text.rstrip(_UNFINISHED)
+            most = max(map(len, self._strings), default=1) - 1
+            for held in range(min(most, len(text)), 0, -1):
+                if any(string.startswith(text[-held:]) for string in self._strings):
+                    text = text[:-held]
+                    break
+        piece, self._told = text[self._told :], max(self._told, len(text))
+        return piece
