@@ -34,7 +34,17 @@ from gptjax.configs import base, cli, errors
 from gptjax.models import pretrained
 from gptjax.runtime import checkpoint, program, progress
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.sampling import beam, decode, engine, options, pipeline, speculative, texts
+from gptjax.sampling import (
+    batch,
+    beam,
+    decode,
+    engine,
+    options,
+    pipeline,
+    requests,
+    speculative,
+    texts,
+)
 from gptjax.text import files
 
 SAMPLES = 'samples.jsonl'
@@ -75,6 +85,11 @@ def main(args: cli.Args) -> None:
         jobs = [_job(args, loaded, i, prompt) for i, prompt in enumerate(wanted)]
         for prompt, asked in jobs:
             decode.check(loaded.decoder, prompt, asked)
+        alone = [bool(config.draft) or _by_itself(asked) for _, asked in jobs]
+        errors.require(
+            not (args.flags.stream and any(alone)),
+            '--stream is for decoding without beams, echo and drafts',
+        )
         out = _Out(args, wanted, jobs, loaded, _fingerprint(args, weights, wanted))
         with out, program.graceful_stop():
             for found in _texts(args, config, loaded, jobs[out.done :], out, mesh):
@@ -253,16 +268,13 @@ def _texts(
 ) -> Iterator[list[decode.Text]]:
     """The texts of every prompt, in order."""
     stops = texts.Stops(loaded.tokenizer) if loaded.tokenizer else None
+    if not config.draft and not any(_by_itself(asked) for _, asked in jobs):
+        yield from _served(config, loaded, jobs, out if args.flags.stream else None)
+        return
     draft = None
     if config.draft:
         other = pipeline.load(config.draft, config.dtype or None, mesh=mesh)
         draft = speculative.Draft(other.decoder, other.params)
-    apart = [draft is not None or _by_itself(asked) for _, asked in jobs]
-    if args.flags.stream and any(apart):
-        raise errors.UsageError('--stream is for decoding without beams, echo and drafts')
-    if not any(apart):
-        yield from _served(config, loaded, jobs, out if args.flags.stream else None)
-        return
     for prompt, asked in jobs:
         n = asked.num_return_sequences
         what = (loaded.decoder, loaded.params, [prompt] * n, [asked] * n)
@@ -271,11 +283,9 @@ def _texts(
             yield beam.search(loaded.decoder, loaded.params, [prompt], [asked], stops)[0]
         elif draft is not None or asked.prompt_lookup_num_tokens:
             lookup = bool(asked.prompt_lookup_num_tokens)
-            yield speculative.generate(
-                *what, None if lookup else draft, number, range(n), stops
-            )[0]
+            yield speculative.generate(*what, None if lookup else draft, number, range(n), stops)[0]
         else:
-            yield decode.generate(*what, range(n), stops)
+            yield batch.generate(*what, range(n), stops)
 
 
 def _by_itself(asked: options.Options) -> bool:
@@ -293,10 +303,10 @@ def _served(
     )
     served = engine.Engine(loaded.decoder, loaded.params, config, loaded.tokenizer)
     ahead = 1 if stream else 2 * config.slots
-    waiting: list[list[engine.Request]] = []
+    waiting: list[list[requests.Request]] = []
     ready = 0
 
-    def submit(i: int) -> list[engine.Request]:
+    def submit(i: int) -> list[requests.Request]:
         prompt, asked = jobs[i]
         on_text = None
         if stream:

@@ -14,7 +14,7 @@ from gptjax.data import documents, loader, tokens
 from gptjax.evals import perplexity
 from gptjax.models import gpt, heads, kneser_ney
 from gptjax.runtime import checkpoint, mesh
-from gptjax.sampling import decode
+from gptjax.sampling import engine, options
 from gptjax.text import tokenizer
 from gptjax.training import loop, optim
 
@@ -31,7 +31,8 @@ OWNERS = {
     'evaluate': perplexity.Config,
     'checkpoint': checkpoint.Config,
     'mesh': mesh.Config,
-    'decode': decode.Config,
+    'decode': options.Options,
+    'engine': engine.Config,
 }
 
 # GPT-3 paper, Table 2.1 as printed: layers, width, heads, head width, batch (M tokens), rate.

@@ -1,122 +1,249 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters and decoding against plain loops."""
+"""Prefill and decode against plain loops: rows are what they would be alone."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax import generate as generate_program
 from gptjax.configs import errors
-from gptjax.sampling import decode, processors
+from gptjax.models import quantize
+from gptjax.sampling import batch, decode, texts
+from gptjax.text import tokenizer as tokenizer_lib
 from tests import helpers
 
-
-def logits_of(rows=3, n_vocab=20):
-    return jnp.asarray(np.random.default_rng(0).normal(size=(rows, n_vocab)) * 2, jnp.float32)
-
-
-def test_top_k_per_row():
-    found = processors.top_k(logits_of(), jnp.asarray([1, 5, 0]))
-    kept = (np.asarray(found) > -1e30).sum(axis=1)
-    assert kept.tolist() == [1, 5, 20]
-    assert np.argmax(found, axis=1).tolist() == np.argmax(logits_of(), axis=1).tolist()
-
-
-@pytest.mark.parametrize('p', [0.05, 0.5, 0.9, 1.0])
-def test_top_p_keeps_the_fewest_that_reach_p(p):
-    logits = np.asarray(logits_of())
-    found = np.asarray(processors.top_p(jnp.asarray(logits), jnp.full(3, p)))
-    for row, kept in zip(logits, found > -1e30, strict=True):
-        probs = np.exp(row) / np.exp(row).sum()
-        order = np.argsort(-probs)
-        count = int(np.searchsorted(np.cumsum(probs[order]), p)) + 1 if p < 1 else 20
-        assert sorted(np.flatnonzero(kept)) == sorted(order[:count])
-
-
-def test_temperature_scales_and_zero_is_greedy():
-    found = processors.temperature(logits_of(), jnp.asarray([2.0, 1.0, 0.0]))
-    np.testing.assert_allclose(found[0], logits_of()[0] / 2)
-    assert np.flatnonzero(np.asarray(found[2]) > -1e30).tolist() == [int(np.argmax(logits_of()[2]))]
-
-
-def _config(**overrides):
-    fields = {'max_new_tokens': 6, 'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'samples': 1}
-    return decode.Config(**(fields | overrides))
-
-
-def _greedy(model, params, prompt, steps, end_of_text):
-    """The full forward for every token, no cache, no padding."""
-    ids = list(prompt)
-    for _ in range(steps):
-        logits = model.apply({'params': params}, np.asarray([ids], np.int32))
-        token = int(jnp.argmax(logits[0, -1]))
-        if token == end_of_text:
-            break
-        ids.append(token)
-    return ids[len(prompt) :]
-
-
+asked = helpers.asked
 PROMPTS = [[5], [1, 2, 3, 4, 5, 6, 7], [60, 3, 9]]
 
 
-def test_greedy_in_a_ragged_batch_equals_a_plain_loop():
+@pytest.fixture(scope='module')
+def tiny():
     model = helpers.tiny_model()
-    params = helpers.params_of(model)
-    decoder = generate_program.decoder(model, model.config.n_vocab)
-    found = decode.generate(decoder, params, PROMPTS, _config(), 0, seed=0)
-    assert found == [_greedy(model, params, prompt, 6, 0) for prompt in PROMPTS]
+    return decode.Decoder(model, model.config.n_vocab), helpers.params_of(model)
 
 
-def test_end_of_text_stops_a_row_and_is_left_out():
-    model = helpers.tiny_model()
-    params = helpers.params_of(model)
-    decoder = generate_program.decoder(model, model.config.n_vocab)
-    free = decode.generate(decoder, params, PROMPTS, _config(), 100, seed=0)
-    stop = free[1][2]
-    found = decode.generate(decoder, params, PROMPTS, _config(), stop, seed=0)
-    assert found[1] == free[1][: free[1].index(stop)]
-    assert all(stop not in row for row in found)
+def logits_after(decoder, params, ids):
+    """The full forward, no cache, no padding; of one shape, so that it compiles once."""
+    padded = np.zeros((1, decoder.model.config.n_ctx), np.int32)
+    padded[0, : len(ids)] = ids
+    return helpers.applied(decoder.model)(params, padded)[0, len(ids) - 1]
+
+
+def plain(decoder, params, prompt, steps, end=-1):
+    """Greedy decoding as one would write it first."""
+    ids = list(prompt)
+    for _ in range(steps):
+        ids.append(int(jnp.argmax(logits_after(decoder, params, ids))))
+        if ids[-1] == end:
+            break
+    return ids[len(prompt) :]
+
+
+def tokens_of(found):
+    return [text.tokens for text in found]
+
+
+@pytest.mark.parametrize('cell', ['', 'lstm', 'ngram'])
+def test_a_ragged_batch_equals_a_plain_loop(cell, tiny):
+    decoder, params = tiny
+    if cell:
+        decoder, params = helpers.baseline_decoder(cell)
+    found = batch.generate(decoder, params, PROMPTS, [asked(max_new_tokens=6)] * 3)
+    assert tokens_of(found) == [plain(decoder, params, prompt, 6) for prompt in PROMPTS]
+    assert {text.reason for text in found} == {'length'}
+
+
+def test_rows_of_one_batch_may_differ_in_every_option(tiny):
+    each = [
+        asked(max_new_tokens=9, no_repeat_ngram_size=2, repetition_penalty=1.3),
+        asked(max_new_tokens=3, do_sample=True, top_p=0.8, seed=4, logprobs=2),
+        asked(max_length=8, bad_words_ids=[[3], [9, 12]], do_sample=True, min_p=0.02, seed=5),
+        asked(max_new_tokens=5, presence_penalty=1.5, frequency_penalty=-0.5, min_new_tokens=2),
+    ]
+    prompts = [*PROMPTS, [2, 2]]
+    together = batch.generate(*tiny, prompts, each)
+    alone = [batch.generate(*tiny, [p], [o])[0] for p, o in zip(prompts, each, strict=True)]
+    assert tokens_of(together) == tokens_of(alone)
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+
+
+def test_an_end_token_stops_a_row_and_padding_may_be_one(tiny):
+    free = batch.generate(*tiny, PROMPTS, [asked(max_new_tokens=6)] * 3)
+    end = free[1].tokens[2]
+    for ends in ([end], [end, 0], [63, 62, 61, 60, 59, 58, end]):
+        found = batch.generate(*tiny, PROMPTS, [asked(max_new_tokens=6, eos_token_id=ends)] * 3)
+        assert found[1].tokens == free[1].tokens[: free[1].tokens.index(end) + 1]
+        assert found[1].reason == 'stop'
+
+
+def test_log_probs_are_those_of_the_prompt_alone(tiny):
+    options = asked(
+        max_new_tokens=4, echo=True, logprobs=3, temperature=5.0, no_repeat_ngram_size=1
+    )
+    found = batch.generate(*tiny, PROMPTS, [options] * 3)
+    for prompt, text in zip(PROMPTS, found, strict=True):
+        ids = [*prompt, *text.tokens]
+        told = [*text.prompt_logprobs, *text.logprobs]
+        tops = [*text.prompt_top, *text.top]
+        for i in range(1, len(ids)):
+            log_probs = jax.nn.log_softmax(logits_after(*tiny, ids[:i]))
+            np.testing.assert_allclose(told[i - 1], log_probs[ids[i]], atol=1e-5)
+            best = np.argsort(-np.asarray(log_probs))[:3]
+            assert list(tops[i - 1]) == best.tolist()
+            np.testing.assert_allclose(list(tops[i - 1].values()), log_probs[best], atol=1e-5)
+        np.testing.assert_allclose(text.score, sum(text.logprobs), rtol=1e-6)
+
+
+def test_padding_has_no_influence_at_all(tiny):
+    decoder, params = tiny
+    tokens = jnp.asarray([[7, 8, 9, 0, 0, 0]])
+    positions = jnp.asarray([[0, 1, 2, -1, -1, -1]])
+
+    def after(table, tokens):
+        network = params['network'] | {'token_embedding': table}
+        cache = decoder.empty_cache(1, 8)
+        return decoder.extend({'network': network}, tokens, positions, cache)[0]
+
+    table = params['network']['token_embedding']
+    untied = helpers.tiny_model(tied_embedding=False)
+    np.testing.assert_array_equal(
+        after(table, tokens), after(table, tokens.at[0, 3:].set(jnp.asarray([5, 63, 11])))
+    )
+    params = params | {'network': params['network'] | {'unembedding': table}}
+    decoder = decode.Decoder(untied, 64)
+    gradient = jax.grad(lambda table: jnp.square(after(table, tokens)).sum())(table)
+    touched = np.flatnonzero(np.abs(np.asarray(gradient)).sum(axis=1))
+    assert touched.tolist() == [7, 8, 9]  # exactly zero for the padding's token 0
+
+
+def test_penalties_never_read_padding(tiny):
+    options = asked(max_new_tokens=6, repetition_penalty=50.0, no_repeat_ngram_size=1)
+    free = plain(*tiny, PROMPTS[0], 1)
+    ragged = batch.generate(*tiny, PROMPTS, [options] * 3)
+    alone = batch.generate(*tiny, PROMPTS[:1], [options])
+    assert ragged[0].tokens == alone[0].tokens
+    assert alone[0].tokens[0] == free[0] or free[0] == PROMPTS[0][0]
+    assert len({*ragged[0].tokens, *PROMPTS[0]}) == 7  # no unigram twice, 0 not among the banned
 
 
 def test_draws_have_the_models_distribution():
     model = helpers.tiny_model(n_vocab=8)
-    params = helpers.params_of(model)
-    decoder = generate_program.decoder(model, model.config.n_vocab)
-    config = _config(temperature=0.7, max_new_tokens=1, samples=4000)
-    found = decode.generate(decoder, params, [[1, 2]], config, 100, seed=3)
-    counts = np.bincount([row[0] for row in found], minlength=8)
-    logits = model.apply({'params': params}, np.asarray([[1, 2]], np.int32))[0, -1]
-    probs = np.asarray(jax.nn.softmax(logits / 0.7))
-    chi2 = ((counts - 4000 * probs) ** 2 / (4000 * probs)).sum()
+    params, decoder = helpers.params_of(model), decode.Decoder(model, 8)
+    options = asked(max_new_tokens=1, do_sample=True, temperature=0.7, seed=3)
+    found = batch.generate(decoder, params, [[1, 2]] * 4096, [options] * 4096, range(4096))
+    counts = np.bincount([text.tokens[0] for text in found], minlength=8)
+    expected = 4096 * np.asarray(jax.nn.softmax(logits_after(decoder, params, [1, 2]) / 0.7))
+    chi2 = ((counts - expected) ** 2 / expected).sum()
     assert chi2 < 24.3  # 0.1 % of draws from 7 degrees of freedom exceed it
 
 
-def test_the_seed_decides():
-    model = helpers.tiny_model()
-    params = helpers.params_of(model)
-    decoder = generate_program.decoder(model, model.config.n_vocab)
-    config = _config(temperature=1.0)
-    one, same, other = (
-        decode.generate(decoder, params, PROMPTS, config, 100, seed=s) for s in (0, 0, 1)
+def test_the_seed_of_a_request_decides_whatever_its_neighbours(tiny):
+    hot = {'max_new_tokens': 6, 'do_sample': True, 'temperature': 2.0}
+    one, same, other, moved = (
+        batch.generate(*tiny, prompts, [asked(**hot, seed=seed)] * len(prompts))
+        for prompts, seed in ((PROMPTS, 0), (PROMPTS, 0), (PROMPTS, 1), (PROMPTS[::-1], 0))
     )
-    assert one == same != other
+    assert tokens_of(one) == tokens_of(same) == tokens_of(moved)[::-1]
+    assert tokens_of(one) != tokens_of(other)
 
 
-def test_what_does_not_fit_is_a_clear_error():
-    model = helpers.tiny_model()
-    decoder = generate_program.decoder(model, model.config.n_vocab)
-    with pytest.raises(errors.InputError, match='do not fit n_ctx = 16'):
-        decode.generate(decoder, {}, [[1] * 11], _config(), 0, seed=0)
+def test_beyond_the_context_the_last_half_is_read_again(tiny):
+    decoder, params = tiny
+    options = asked(max_new_tokens=40, beyond_context='slide')
+    found = batch.generate(decoder, params, [*PROMPTS, list(range(30))], [options] * 4)
+    for prompt, text in zip([*PROMPTS, list(range(30))], found, strict=True):
+        ids, first = list(prompt), 0
+        for _ in range(40):
+            if len(ids) - first > 16:
+                first = len(ids) - 8
+            ids.append(int(jnp.argmax(logits_after(decoder, params, ids[first:]))))
+        assert text.tokens == ids[len(prompt) :]
+
+
+def test_stop_strings_end_a_text_and_tokens_after_them_are_dropped():
+    model = helpers.tiny_model(n_vocab=257, n_ctx=64)
+    decoder, params = decode.Decoder(model, 257), helpers.params_of(model)
+    stops = texts.Stops(tokenizer_lib.Bytes())
+    prompts = [[104, 105], [97]]
+    hot = {'max_new_tokens': 30, 'do_sample': True, 'seed': 1}
+    free = batch.generate(decoder, params, prompts, [asked(**hot)] * 2)
+    string = bytes(free[0].tokens[9:11]).decode('utf-8', 'replace')
+    options = [asked(**hot, stop_strings=[string, 'never there']), asked(**hot)]
+    found = batch.generate(decoder, params, prompts, options, stops=stops)
+    decoded = tokenizer_lib.Bytes().decode
+    kept = next(n for n in range(1, 31) if string in decoded(free[0].tokens[:n]))
+    assert found[0].tokens == free[0].tokens[:kept]
+    assert (found[0].reason, len(found[0].logprobs)) == ('stop', kept)
+    assert found[1].tokens == free[1].tokens
+    with pytest.raises(errors.UsageError, match='stop strings need a tokenizer'):
+        batch.generate(decoder, params, prompts, options)
+
+
+def test_what_does_not_fit_is_a_clear_error(tiny):
+    with pytest.raises(errors.InputError, match=r"do not fit n_ctx = 16.*beyond_context='slide'"):
+        batch.generate(*tiny, [[1] * 11], [asked(max_new_tokens=6)])
     with pytest.raises(errors.InputError, match='a prompt is empty'):
-        decode.generate(decoder, {}, [[1], []], _config(), 0, seed=0)
-    with pytest.raises(errors.UsageError, match=r'top_p must be in \(0, 1\]'):
-        _config(top_p=0.0)
+        batch.generate(*tiny, [[1], []], [asked(max_new_tokens=1)] * 2)
+    with pytest.raises(errors.InputError, match='max_length = 3, which includes the prompt'):
+        batch.generate(*tiny, [[1, 2, 3]], [asked(max_length=3)])
+    with pytest.raises(errors.InputError, match='outside the vocabulary: ids are from 0 to 63'):
+        batch.generate(*tiny, [[1, 64]], [asked(max_new_tokens=1)])
+    with pytest.raises(errors.UsageError, match='token 64 is not below the vocabulary size 64'):
+        batch.generate(*tiny, [[1]], [asked(max_new_tokens=1, logit_bias={64: 1.0})])
+    with pytest.raises(errors.UsageError, match='has no keys and values to quantise'):
+        decode.Decoder(helpers.baseline_decoder('lstm')[0].model, 64, 'int8')
 
 
 def test_padding_of_the_vocabulary_is_never_drawn():
     model = helpers.tiny_model()
-    config = _config(temperature=5.0, samples=50)
-    decoder = generate_program.decoder(model, 10)
-    found = decode.generate(decoder, helpers.params_of(model), [[1]], config, 100, seed=0)
-    assert max(max(row) for row in found) < 10
+    options = asked(max_new_tokens=6, do_sample=True, temperature=5.0, top_k=0)
+    found = batch.generate(
+        decode.Decoder(model, 10), helpers.params_of(model), [[1]] * 50, [options] * 50, range(50)
+    )
+    assert max(max(text.tokens) for text in found) < 10
+
+
+def test_quantised_caches_and_grouped_queries_have_their_size_and_stay_close():
+    model = helpers.tiny_model(n_heads=4, n_kv_heads=2)
+    params = helpers.params_of(model)
+    exact, small = decode.Decoder(model, 64), decode.Decoder(model, 64, 'int8')
+    layer = small.empty_cache(3, 16)[0]
+    assert layer.value_BxGxMxK.shape == (3, 2, 16, model.config.d_head)
+    assert (layer.key_BxGxKxM.dtype, layer.key_scale_BxGxM.shape) == (jnp.int8, (3, 2, 16))
+    options = asked(max_new_tokens=1, echo=True, logprobs=0)
+    one, other = (
+        batch.generate(d, params, PROMPTS[1:2], [options])[0].prompt_logprobs
+        for d in (exact, small)
+    )
+    assert 0 < np.abs(np.subtract(one, other)).max() < 0.05
+
+
+def test_a_new_length_inside_a_bucket_compiles_nothing(tiny):
+    decoder, params = tiny
+    options = [asked(max_new_tokens=3, top_k=2), asked(max_new_tokens=5, do_sample=True, top_p=0.3)]
+    params = quantize.for_decoding(params)
+    batch.generate(decoder, params, [[1, 2]], options[:1])
+    before = decode.prefill._cache_size(), decode.steps._cache_size()
+    for length in range(1, 9):
+        batch.generate(decoder, params, [[1] * length], options[length % 2 :][:1])
+    assert (decode.prefill._cache_size(), decode.steps._cache_size()) == before
+    assert [decode.width(n) for n in (1, 32, 33, 100, 129, 200, 1000)] == [
+        32, 32, 64, 128, 192, 256, 1024,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize('sizes', [{'data': 4, 'tensor': 2}, {'fsdp': 2, 'tensor': 4}])
+def test_any_mesh_gives_the_same_texts(sizes, tiny):
+    from gptjax.runtime import mesh as mesh_lib
+
+    model = helpers.tiny_model(n_heads=4)
+    decoder, params = decode.Decoder(model, 64), helpers.params_of(model)
+    alone = batch.generate(decoder, params, PROMPTS, [asked(max_new_tokens=6)] * 3)
+    sizes = {'data': 1, 'fsdp': 1, 'tensor': 1, 'context': 1} | sizes
+    mesh = mesh_lib.Mesh(mesh_lib.Config(**sizes))
+    shardings = mesh.shardings(jax.eval_shape(model.init_params, jax.random.key(0)))
+    with mesh.scope():
+        spread = quantize.for_decoding(jax.device_put(params, shardings))
+        found = batch.generate(decoder, spread, PROMPTS, [asked(max_new_tokens=6)] * 3)
+    assert tokens_of(found) == tokens_of(alone)

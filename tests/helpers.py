@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from gptjax.configs import cli, sizes
-from gptjax.models import heads
+from gptjax.configs import base, cli, sizes
+from gptjax.models import heads, kneser_ney, ngram
 from gptjax.runtime import mesh as mesh_lib
+from gptjax.sampling import decode, options
 from gptjax.training import guard, losses, optim
 from gptjax.training import step as step_lib
 
@@ -145,3 +146,20 @@ def run_program(name: str, *flags: str, **kwargs) -> subprocess.CompletedProcess
     """A program in a process of its own."""
     command = [sys.executable, '-m', f'gptjax.{name}', *flags]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, **kwargs)
+
+
+def asked(**given) -> options.Options:
+    """Options of a request: the base config's, no end token, and what is given."""
+    return options.make(base.get_config().decode.to_dict() | {'eos_token_id': (-1,)}, given)
+
+
+def baseline_decoder(kind: str) -> tuple[decode.Decoder, dict]:
+    """(decoder, parameters) of an LSTM or a counted trigram model of 64 tokens."""
+    if kind == 'ngram':
+        text = np.random.default_rng(0).integers(0, 64, 4000) ** 2 // 64
+        tables = kneser_ney.estimate([[text]], 3, 64, 10**6)
+        entries = tuple(len(table['token']) for table in tables.values())
+        model = heads.build(sizes.ngram(3, n_ctx=16, n_vocab=64, entries=entries))
+        return decode.Decoder(model, 64), ngram.params_of(tables)
+    model = heads.build(sizes.rnn(kind, n_ctx=16, n_vocab=64, d_model=32))
+    return decode.Decoder(model, 64), params_of(model)

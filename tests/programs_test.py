@@ -66,7 +66,8 @@ def test_evaluate_agrees_with_training(trained, capsys):
 
 def test_generate_writes_samples(trained, capsys):
     config, workdir = trained
-    flags = ('--prompt=the cat', '--prompt=한국어', '--config.decode.samples=2')
+    flags = ('--prompt=the cat', '--prompt=한국어', '--config.decode.do_sample=True')
+    flags += ('--config.decode.num_return_sequences=2',)
     generate.main(helpers.args(config, workdir, *flags, define=generate.define))
     rows = [json.loads(line) for line in (workdir / 'samples.jsonl').read_text().splitlines()]
     assert [row['prompt'] for row in rows] == ['the cat'] * 2 + ['한국어'] * 2

@@ -30,7 +30,8 @@ def require_between(config: object, low: float | int, high: float | int, *fields
         require(low <= value <= high, f'{field} must be from {low} to {high}, got {value}')
 
 
-def require_choice(config: object, field: str, choices: tuple[str, ...]) -> None:
+def require_choice(config: object, field: str, choices: tuple[str | bool, ...]) -> None:
     """Raises UsageError unless the named field of `config` is one of `choices`."""
     value = getattr(config, field)
-    require(value in choices, f'{field} must be one of {", ".join(map(str, choices))}; got {value!r}')
+    names = ', '.join(map(str, choices))
+    require(value in choices, f'{field} must be one of {names}; got {value!r}')

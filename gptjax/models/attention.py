@@ -22,10 +22,18 @@ class KeyValue(NamedTuple):
     smaller positions again. In int8, a key or value is its integers times its scale.
     """
 
-    key_BxGxMxK: Shaped[Array, 'B G M K']
+    key_BxGxKxM: Shaped[Array, 'B G K M']  # turned, as products with queries read it
     value_BxGxMxK: Shaped[Array, 'B G M K']
     key_scale_BxGxM: Float[Array, 'B G M'] | None
     value_scale_BxGxM: Float[Array, 'B G M'] | None
+
+
+class Tree(NamedTuple):
+    """Where tokens go if each row of a cache holds several texts that begin alike: beams."""
+
+    slot_BxL: Int[Array, 'B L']
+    positions_BxM: Int[Array, 'B M']  # of what the slots hold; -1 = nothing
+    seen_BxLxM: Bool[Array, 'B L M']  # which slots hold a token's own text, itself included
 
 
 def mask(
@@ -81,7 +89,7 @@ def rotate(
 
 def attend(
     query_BxLxHxK: Float[Array, 'B L H K'],
-    key_BxGxMxK: Float[Array, 'B G M K'],
+    key_BxGxKxM: Float[Array, 'B G K M'],
     value_BxGxMxK: Float[Array, 'B G M K'],
     mask_BxLxM: Bool[Array, '#B L M'],
     dropout: Callable[[jax.Array], jax.Array],
@@ -93,61 +101,66 @@ def attend(
     H / G neighbouring query heads share a key-value head (Ainslie et al. 2023). A query that may
     see no key at all (padding) gets an average of values: finite, never read.
     """
-    shape, n_kv_heads = query_BxLxHxK.shape, key_BxGxMxK.shape[1]
+    shape, n_kv_heads = query_BxLxHxK.shape, key_BxGxKxM.shape[1]
     query_BxLxGxSxK = query_BxLxHxK.reshape(*shape[:2], n_kv_heads, -1, shape[3])
-    att_BxGxSxLxM = jnp.einsum(
-        'BLGSK,BGMK->BGSLM',
-        query_BxLxGxSxK * shape[3] ** -0.5,
-        key_BxGxMxK,
+    att_BxGxLxSxM = jnp.einsum(
+        'BGLSK,BGKM->BGLSM',
+        (query_BxLxGxSxK * shape[3] ** -0.5).swapaxes(1, 2),
+        key_BxGxKxM,
         preferred_element_type=jnp.float32,
     )
     lowest = jnp.finfo(jnp.float32).min
-    att_BxGxSxLxM = jnp.where(mask_BxLxM[:, None, None], att_BxGxSxLxM, lowest)
-    att_BxGxSxLxM = jax.nn.softmax(att_BxGxSxLxM, axis=-1).astype(value_BxGxMxK.dtype)
-    att_BxGxSxLxM = dropout(att_BxGxSxLxM)
-    return jnp.einsum('BGSLM,BGMK->BLGSK', att_BxGxSxLxM, value_BxGxMxK).reshape(shape)
+    att_BxGxLxSxM = jnp.where(mask_BxLxM[:, None, :, None], att_BxGxLxSxM, lowest)
+    att_BxGxLxSxM = jax.nn.softmax(att_BxGxLxSxM, axis=-1).astype(value_BxGxMxK.dtype)
+    att_BxGxLxSxM = dropout(att_BxGxLxSxM)
+    y_BxGxLxSxK = jnp.einsum('BGLSM,BGMK->BGLSK', att_BxGxLxSxM, value_BxGxMxK)
+    return y_BxGxLxSxK.swapaxes(1, 2).reshape(shape)
 
 
 def empty(shape: tuple[int, int, int, int], dtype: str) -> KeyValue:
-    """A cache of a (B, G, M, K) shape, in int8 or a floating dtype."""
-    tensors = [jnp.zeros(shape, jnp.dtype(dtype)) for _ in range(2)]  # two buffers, for donation
+    """A cache of values of a (B, G, M, K) shape, in int8 or a floating dtype."""
+    turned = (*shape[:2], shape[3], shape[2])
     scales = [jnp.zeros(shape[:3]) if dtype == 'int8' else None for _ in range(2)]
-    return KeyValue(*tensors, *scales)
+    return KeyValue(jnp.zeros(turned, dtype), jnp.zeros(shape, dtype), *scales)
 
 
 def update(
     cache: KeyValue,
     key_BxLxGxK: Float[Array, 'B L G K'],
     value_BxLxGxK: Float[Array, 'B L G K'],
-    positions_BxL: Int[Array, 'B L'],
+    slot_BxL: Int[Array, 'B L'],
 ) -> KeyValue:
-    """The cache with keys and values written to their positions; those of padding (-1) are not."""
-    slots = cache.key_BxGxMxK.shape[2]
-    slot_BxL = jnp.where(positions_BxL < 0, slots, positions_BxL)  # beyond the end: dropped
+    """The cache with keys and values written to slots; those of padding (-1) are not."""
+    slots = cache.key_BxGxKxM.shape[3]
+    slot_BxL = jnp.where(slot_BxL < 0, slots, slot_BxL)  # beyond the end: dropped
 
-    def write(kept_BxGxMxK: jax.Array, scale_BxGxM: jax.Array | None, x_BxLxGxK: jax.Array):
+    def write(kept: jax.Array, scale_BxGxM: jax.Array | None, x_BxLxGxK: jax.Array, axis: int):
         if scale_BxGxM is not None:
             new_BxLxG = jnp.abs(x_BxLxGxK).max(axis=-1).astype(jnp.float32) / 127
             x_BxLxGxK = jnp.round(x_BxLxGxK / jnp.maximum(new_BxLxG, 1e-30)[..., None])
-            scale_BxGxM = _put(scale_BxGxM, new_BxLxG, slot_BxL)
-        return _put(kept_BxGxMxK, x_BxLxGxK, slot_BxL), scale_BxGxM
+            scale_BxGxM = _put(scale_BxGxM, new_BxLxG, slot_BxL, 2)
+        return _put(kept, x_BxLxGxK, slot_BxL, axis), scale_BxGxM
 
-    key_BxGxMxK, key_scale = write(cache.key_BxGxMxK, cache.key_scale_BxGxM, key_BxLxGxK)
-    value_BxGxMxK, value_scale = write(cache.value_BxGxMxK, cache.value_scale_BxGxM, value_BxLxGxK)
-    return KeyValue(key_BxGxMxK, value_BxGxMxK, key_scale, value_scale)
+    key, key_scale = write(cache.key_BxGxKxM, cache.key_scale_BxGxM, key_BxLxGxK, 3)
+    value, value_scale = write(cache.value_BxGxMxK, cache.value_scale_BxGxM, value_BxLxGxK, 2)
+    return KeyValue(key, value, key_scale, value_scale)
 
 
-def _put(kept: jax.Array, new: jax.Array, slot_BxL: jax.Array) -> jax.Array:
-    """`kept` (B, G, M, ...) with `new` (B, L, G, ...) in the slots."""
+def _put(kept: jax.Array, new: jax.Array, slot_BxL: jax.Array, axis: int) -> jax.Array:
+    """`kept` (B, G, ...) with `new` (B, L, G, ...) in the slots, which are along an axis."""
     rows_Bx1 = jnp.arange(kept.shape[0])[:, None]
-    kept = kept.at[rows_Bx1, :, slot_BxL].set(new.astype(kept.dtype), mode='drop')
+    place = (rows_Bx1, *(slice(None),) * (axis - 1), slot_BxL)
+    kept = kept.at[place].set(new.astype(kept.dtype), mode='drop')
     return axes.constrain(kept, 'batch', 'act_heads', *('act_head_dim',) * (kept.ndim - 2))
 
 
-def _read(kept_BxGxMxK: jax.Array, scale_BxGxM: jax.Array | None, dtype: Any) -> jax.Array:
-    if scale_BxGxM is None:
-        return kept_BxGxMxK.astype(dtype)
-    return (kept_BxGxMxK * scale_BxGxM[..., None]).astype(dtype)
+def _read(cache: KeyValue, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Keys and values as they were written, rounded where they are quantised."""
+    key_BxGxKxM, value_BxGxMxK, key_scale_BxGxM, value_scale_BxGxM = cache
+    if key_scale_BxGxM is not None:
+        key_BxGxKxM = key_BxGxKxM * key_scale_BxGxM[:, :, None]
+        value_BxGxMxK = value_BxGxMxK * value_scale_BxGxM[..., None]
+    return key_BxGxKxM.astype(dtype), value_BxGxMxK.astype(dtype)
 
 
 class Attention(nn.Module):
@@ -166,6 +179,7 @@ class Attention(nn.Module):
         x_BxLxD: Float[Array, 'B L D'],
         positions_BxL: Int[Array, '#B L'] | None,
         cache: KeyValue | None = None,
+        tree: Tree | None = None,
     ) -> tuple[Float[Array, 'B L D'], KeyValue | None]:
         cfg = self.config
         query_positions_BxL = positions_BxL
@@ -199,18 +213,20 @@ class Attention(nn.Module):
         if y_BxLxHxK is None:
             key_positions_BxM = query_positions_BxL
             if cache is None:
-                key_BxGxMxK, value_BxGxMxK = (
-                    x.swapaxes(1, 2) for x in (key_BxLxGxK, value_BxLxGxK)
-                )
+                key_BxGxKxM = key_BxLxGxK.transpose(0, 2, 3, 1)
+                value_BxGxMxK = value_BxLxGxK.swapaxes(1, 2)
             else:
-                cache = update(cache, key_BxLxGxK, value_BxLxGxK, query_positions_BxL)
-                keys, values, key_scale, value_scale = cache
-                key_BxGxMxK = _read(keys, key_scale, x_BxLxD.dtype)
-                value_BxGxMxK = _read(values, value_scale, x_BxLxD.dtype)
-                key_positions_BxM = jnp.arange(keys.shape[2])[None]
+                slot_BxL = query_positions_BxL if tree is None else tree.slot_BxL
+                cache = update(cache, key_BxLxGxK, value_BxLxGxK, slot_BxL)
+                key_BxGxKxM, value_BxGxMxK = _read(cache, x_BxLxD.dtype)
+                key_positions_BxM = jnp.arange(key_BxGxKxM.shape[3])[None]
+            if tree is not None:
+                key_positions_BxM = tree.positions_BxM
             seen_BxLxM = mask(query_positions_BxL, key_positions_BxM, self.band_width)
+            if tree is not None:
+                seen_BxLxM &= tree.seen_BxLxM
             dropout = nn.Dropout(cfg.attention_dropout, deterministic=not dropping)
-            y_BxLxHxK = attend(query_BxLxHxK, key_BxGxMxK, value_BxGxMxK, seen_BxLxM, dropout)
+            y_BxLxHxK = attend(query_BxLxHxK, key_BxGxKxM, value_BxGxMxK, seen_BxLxM, dropout)
         y_BxLxD = linear(
             'BLHK,HKD->BLD',
             (cfg.n_heads, cfg.d_head, cfg.d_model),

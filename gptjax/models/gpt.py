@@ -7,7 +7,7 @@ heads, K d_head, F d_ff, V vocabulary, N layers, R repeats of the layer pattern.
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -180,6 +180,7 @@ class Block(nn.Module):
         x_BxLxD: Float[Array, 'B L D'],
         positions_BxL: Int[Array, '#B L'] | None,
         cache: attention.KeyValue | None = None,
+        tree: attention.Tree | None = None,
     ) -> tuple[Float[Array, 'B L D'], attention.KeyValue | None]:
         cfg = self.config
         norm = functools.partial(
@@ -191,7 +192,7 @@ class Block(nn.Module):
         pre = cfg.norm == 'pre'
 
         y_BxLxD = norm_attention(x_BxLxD) if pre else x_BxLxD
-        att_BxLxD, cache = attend(y_BxLxD, positions_BxL, cache)
+        att_BxLxD, cache = attend(y_BxLxD, positions_BxL, cache, tree)
         x_BxLxD += dropout(att_BxLxD)
         if cfg.parallel_residual:
             return x_BxLxD + dropout(self._mlp(y_BxLxD)), cache
@@ -281,6 +282,7 @@ class GPT(nn.Module):
         tokens_BxL: Int[ArrayLike, 'B L'],
         positions_BxL: Int[ArrayLike, '#B L'] | None = None,
         cache: Cache | None = None,
+        tree: attention.Tree | None = None,
     ) -> tuple[Float[Array, 'B L D'], Cache | None]:
         """Hidden states after the last layer.
 
@@ -290,6 +292,7 @@ class GPT(nn.Module):
           tokens_BxL: token ids.
           positions_BxL: their positions; -1 marks padding, which nothing sees. None = 0 .. L-1.
           cache: the past; it has a slot for every position.
+          tree: where tokens go in it, if not to the slots of their positions.
 
         Returns:
           hidden states, and the cache with the L new positions (None for None).
@@ -297,7 +300,7 @@ class GPT(nn.Module):
         cfg = self.config
         dtype = jnp.dtype(cfg.compute_dtype)
         length = tokens_BxL.shape[1]
-        if length > cfg.n_ctx:
+        if length > cfg.n_ctx and tree is None:
             raise errors.InputError(f'{length} tokens do not fit n_ctx = {cfg.n_ctx}')
         x_BxLxD = embed.lookup(self.token_embedding, jnp.asarray(tokens_BxL), cfg.compute_dtype)
         if cfg.positions == 'learned' and positions_BxL is None:
@@ -311,7 +314,7 @@ class GPT(nn.Module):
         else:
             if positions_BxL is None:
                 positions_BxL = jnp.arange(length)[None]
-            x_BxLxD, cache = self._run_cached(x_BxLxD, positions_BxL, cache)
+            x_BxLxD, cache = self._run_cached(x_BxLxD, positions_BxL, cache, tree)
         if cfg.norm == 'pre':
             x_BxLxD = self.final_norm(x_BxLxD)
         return x_BxLxD, cache
@@ -330,7 +333,7 @@ class GPT(nn.Module):
         hidden_BxLxD /= self.config.width_ratio
         return xent.nats(hidden_BxLxD, *self._output(), targets_BxL, weights_BxL)
 
-    def _output(self) -> tuple[jax.Array, jax.Array | None]:
+    def _output(self) -> tuple[Any, jax.Array | None]:
         table_VxD = self.token_embedding if self.config.tied_embedding else self.unembedding
         return table_VxD, self.unembedding_bias if self.config.head_bias else None
 
@@ -356,13 +359,13 @@ class GPT(nn.Module):
 
         return stack.run(layer, x_BxLxD, self.blocks, self.config.scan_layers, self.config.remat)
 
-    def _run_cached(self, x_BxLxD, positions_BxL, cache):
+    def _run_cached(self, x_BxLxD, positions_BxL, cache, tree):
         positions_BxL = jnp.broadcast_to(positions_BxL, x_BxLxD.shape[:2])
         kept = []
         for repeat in stack.unstacked(self.blocks):
             for block, params in zip(self.pattern, repeat, strict=True):
                 past = cache[len(kept)]
-                x_BxLxD, layer = block.apply({'params': params}, x_BxLxD, positions_BxL, past)
+                x_BxLxD, layer = block.apply({'params': params}, x_BxLxD, positions_BxL, past, tree)
                 kept.append(layer)
         return x_BxLxD, tuple(kept)
 

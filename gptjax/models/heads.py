@@ -91,6 +91,7 @@ class LanguageModel(nn.Module):
         positions_BxL: Int[ArrayLike, 'B L'],
         cache: Any,
         every: bool = False,
+        tree: Any = None,
     ) -> tuple[Float[Array, 'B _ V'], Any]:
         """Logits after tokens appended to a cache, and the longer cache.
 
@@ -99,8 +100,10 @@ class LanguageModel(nn.Module):
           positions_BxL: their positions; -1 marks padding, anywhere.
           cache: the past.
           every: give logits at all places, not only (B, 1, V) at each row's highest position.
+          tree: attention.Tree, where each row of a GPT's cache holds several texts.
         """
-        hidden_BxLxD, cache = self.network(tokens_BxL, positions_BxL, cache)
+        more = () if tree is None else (tree,)
+        hidden_BxLxD, cache = self.network(tokens_BxL, positions_BxL, cache, *more)
         if not every and hidden_BxLxD.shape[1] > 1:
             last_Bx1x1 = jnp.argmax(positions_BxL, axis=1)[:, None, None]
             hidden_BxLxD = jnp.take_along_axis(hidden_BxLxD, last_Bx1x1, axis=1)

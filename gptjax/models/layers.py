@@ -16,7 +16,7 @@ def weight(module: nn.Module, name: str, init: Callable, *args: Any) -> Any:
     """module.param, which also takes what decoding made of a parameter (models/quantize.py)."""
     if module.has_variable('params', name):
         found = module.get_variable('params', name)
-        if isinstance(found, (tuple, quantize.Quantized)):
+        if isinstance(found, (tuple, quantize.ByOutput)):
             return found
     return module.param(name, init, *args)
 
@@ -83,11 +83,11 @@ class Norm(nn.Module):
         return y_BxLxD.astype(x_BxLxD.dtype)
 
 
-def logits(hidden_BxLxD: jax.Array, table_VxD: jax.Array | quantize.Quantized) -> jax.Array:
+def logits(hidden_BxLxD: jax.Array, table_VxD: jax.Array | quantize.ByOutput) -> jax.Array:
     """float32 logits (B, L, V) of hidden states, through a table of one vector a token."""
-    if isinstance(table_VxD, quantize.Quantized):
+    if isinstance(table_VxD, quantize.ByOutput):
         hidden_MxD = hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[2])
-        return dots.quantized(hidden_MxD, table_VxD).reshape(*hidden_BxLxD.shape[:2], -1)
+        return dots.by_output(hidden_MxD, table_VxD).reshape(*hidden_BxLxD.shape[:2], -1)
     logits_BxLxV = jnp.einsum(
         'BLD,VD->BLV',
         hidden_BxLxD,

@@ -56,8 +56,11 @@ class Config:
 
     def empty_cache(self, batch: int, slots: int, dtype: str = '') -> tuple[State, ...]:
         del slots, dtype  # an RNN's past is of one size
-        zeros_BxD = jnp.zeros((batch, self.d_model), jnp.dtype(self.compute_dtype))
-        return ((zeros_BxD,) * (2 if self.cell == 'lstm' else 1),) * self.n_layers
+        shape, parts = (batch, self.d_model), 2 if self.cell == 'lstm' else 1
+        return tuple(
+            tuple(jnp.zeros(shape, self.compute_dtype) for _ in range(parts))  # for donation
+            for _ in range(self.n_layers)
+        )
 
     def rate_scale(self, name: str) -> float:
         del name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prefill and decode: the two programs that all generation is made of, and text for a batch.
+"""Prefill and decode: the two programs that all generation is made of.
 
 A row is a prompt on its way to a text. Rows share nothing but the program: each has its own length,
 options, end and random numbers, so that what it becomes does not depend on its neighbours.
@@ -7,7 +7,7 @@ options, end and random numbers, so that what it becomes does not depend on its 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -52,11 +52,17 @@ class Decoder:
         return self.model.config.empty_cache(rows, slots, self.cache_dtype)
 
     def extend(
-        self, params: Any, tokens_BxL: Any, positions_BxL: Any, cache: Any, every: bool = False
+        self,
+        params: Any,
+        tokens_BxL: Any,
+        positions_BxL: Any,
+        cache: Any,
+        every: bool = False,
+        tree: Any = None,
     ) -> tuple[Float[Array, 'B _ V'], Any]:
         """(logits, cache) as LanguageModel.extend; of the real vocabulary."""
         logits, cache = self.model.apply(
-            {'params': params}, tokens_BxL, positions_BxL, cache, every, method='extend'
+            {'params': params}, tokens_BxL, positions_BxL, cache, every, tree, method='extend'
         )
         return logits[..., : self.n_vocab], cache
 
@@ -152,14 +158,13 @@ def prefill(
     real_BxL = place_1xL < count_B[:, None]
     positions_BxL = jnp.where(real_BxL, start_B[:, None] + place_1xL, -1)
     logits, cache = decoder.extend(params, tokens_BxL, positions_BxL, state.cache, echo)
-    into_BxL = jnp.where(real_BxL, positions_BxL + state.offset_B[:, None], state.tokens_BxT.shape[1])
+    room = state.tokens_BxT.shape[1]
+    into_BxL = jnp.where(real_BxL, positions_BxL + state.offset_B[:, None], room)
     rows_Bx1 = jnp.arange(len(tokens_BxL))[:, None]
     state = state._replace(
         cache=cache,
         tokens_BxT=state.tokens_BxT.at[rows_Bx1, into_BxL].set(tokens_BxL, mode='drop'),
-        length_B=jnp.where(
-            count_B > 0, state.offset_B + start_B + count_B, state.length_B
-        ),
+        length_B=jnp.where(count_B > 0, state.offset_B + start_B + count_B, state.length_B),
     )
     if echo:
         real = real_BxL[:, 1:]
@@ -171,9 +176,7 @@ def prefill(
 
 
 @functools.partial(jax.jit, static_argnames='decoder', donate_argnames=('state',))
-def steps(
-    decoder: Decoder, params: Any, rows: Rows, state: State, number: Int[Array, '']
-) -> State:
+def steps(decoder: Decoder, params: Any, rows: Rows, state: State, number: Int[Array, '']) -> State:
     """Up to `number` more tokens in every row that is running."""
 
     def go_on(carry):
@@ -201,9 +204,7 @@ def _choose(decoder: Decoder, rows: Rows, state: State, logits_BxV, active_B) ->
 
 def draw(rows: Rows, tokens_BxT, length_B, logits_BxV) -> Int[Array, ' B']:
     """The next token of every row: the most likely one, or drawn."""
-    logits_BxV = processors.process(
-        logits_BxV, tokens_BxT, length_B, rows.prompt_B, rows.settings
-    )
+    logits_BxV = processors.process(logits_BxV, tokens_BxT, length_B, rows.prompt_B, rows.settings)
     best_B = jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
 
     def drawn(_):
@@ -221,9 +222,7 @@ def append(decoder: Decoder, rows: Rows, state: State, token_B, logits_BxV, acti
     state = state._replace(
         tokens_BxT=state.tokens_BxT.at[index_B, slot_B].set(token_B, mode='drop')
     )
-    state = _record(
-        state, index_B[:, None], slot_B[:, None], logits_BxV[:, None], token_B[:, None]
-    )
+    state = _record(state, index_B[:, None], slot_B[:, None], logits_BxV[:, None], token_B[:, None])
     length_B = state.length_B + active_B
     ended_B = (token_B[:, None] == rows.settings.end_BxE).any(axis=1)
     status_B = jnp.where(length_B >= rows.limit_B, LENGTH, RUNNING)
@@ -231,9 +230,7 @@ def append(decoder: Decoder, rows: Rows, state: State, token_B, logits_BxV, acti
         full_B = length_B - state.offset_B > decoder.most_tokens
         status_B = jnp.where((status_B == RUNNING) & full_B, FULL, status_B)
     status_B = jnp.where(ended_B, STOP, status_B)
-    return state._replace(
-        length_B=length_B, status_B=jnp.where(active_B, status_B, state.status_B)
-    )
+    return state._replace(length_B=length_B, status_B=jnp.where(active_B, status_B, state.status_B))
 
 
 def _record(state: State, rows_Bx1, into_BxL, logits_BxLxV, tokens_BxL) -> State:
@@ -281,7 +278,7 @@ def check(decoder: Decoder, prompt: Sequence[int], asked: options.Options) -> in
     if most is not None and limit > most and asked.beyond_context == 'error':
         raise errors.InputError(
             f'a prompt of {len(prompt)} tokens and {limit - len(prompt)} new ones do not fit '
-            f"n_ctx = {most}; shorten the prompt, lower max_new_tokens, or set "
+            f'n_ctx = {most}; shorten the prompt, lower max_new_tokens, or set '
             "beyond_context='slide' to go on with the last half of the window"
         )
     return limit
@@ -290,98 +287,6 @@ def check(decoder: Decoder, prompt: Sequence[int], asked: options.Options) -> in
 def read_last(tokens: np.ndarray, most: int | None) -> int:
     """How many of the first tokens fall out of a context that has no room for another one."""
     return 0 if most is None or len(tokens) <= most else len(tokens) - max(1, most // 2)
-
-
-class Batch:
-    """Requests decoded together, from prompts to texts; a handle on rows for callers in between."""
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        params: Any,
-        prompts: Sequence[Sequence[int]],
-        asked: Sequence[options.Options],
-        copies: Sequence[int] = (),
-        spare: int = 0,
-    ) -> None:
-        """Reads the prompts and chooses the first tokens. Arguments and errors as generate().
-
-        Args:
-          spare: tokens of room beyond the longest text.
-        """
-        self.decoder, self.params = decoder, params
-        limits = [check(decoder, *pair) for pair in zip(prompts, asked, strict=True)]
-        number = 1 << (len(prompts) - 1).bit_length()  # of rows: a power of two
-        fill = number - len(prompts)
-        n_top = options.MOST_LOGPROBS if max(one.logprobs for one in asked) > 0 else 0
-        most = decoder.most_tokens
-        room = width(max(limits) + spare)
-        self.context = room if most is None else min(room, most)
-        self.asked, self.prompts = list(asked), [list(prompt) for prompt in prompts]
-        padded = [*asked, *([asked[0]] * fill)]
-        lengths = [*map(len, prompts), *([0] * fill)]
-        self.rows = Rows(
-            processors.settings(padded, lengths, decoder.n_vocab),
-            np.array(lengths, np.int32),
-            np.array([*limits, *([0] * fill)], np.int32),
-            keys([one.seed for one in padded], [*(copies or [0] * len(prompts)), *([0] * fill)]),
-        )
-        self.state = empty(decoder, number, room, self.context, n_top)
-        echo = any(one.echo for one in asked)
-        self._read([np.array(prompt, np.int32) for prompt in prompts], echo)
-
-    def _read(self, texts: Sequence[np.ndarray], echo: bool = False) -> None:
-        """Reads each row's text, or the last half of the context of one that is too long."""
-        number = len(self.rows.prompt_B)
-        offsets = np.array(self.state.offset_B)
-        lasts = []
-        for b, text in enumerate(texts):
-            if len(text):
-                offsets[b] = read_last(text, self.decoder.most_tokens)
-            lasts.append(text[offsets[b] :] if len(text) else text)
-        tokens = np.zeros((number, width(max(map(len, lasts)), self.context)), np.int32)
-        counts = np.zeros(number, np.int32)
-        for b, text in enumerate(lasts):
-            tokens[b, : len(text)] = text
-            counts[b] = len(text)
-        whole = np.array(self.state.tokens_BxT)
-        for b, text in enumerate(texts):
-            whole[b, : len(text)] = text
-        self.state = self.state._replace(
-            offset_B=jnp.asarray(offsets, jnp.int32), tokens_BxT=jnp.asarray(whole)
-        )
-        self.state = prefill(
-            self.decoder, self.params, self.rows, self.state, tokens, np.zeros(number, np.int32),
-            counts, counts > 0, echo=echo,
-        )  # fmt: skip
-
-    def advance(self, number: int) -> None:
-        """Up to `number` more tokens in every row that runs."""
-        self.state = steps(
-            self.decoder, self.params, self.rows, self.state, np.array(number, np.int32)
-        )
-        full = np.flatnonzero(np.asarray(self.state.status_B) == FULL)
-        if len(full):
-            tokens, lengths = np.asarray(self.state.tokens_BxT), np.asarray(self.state.length_B)
-            self._read(
-                [tokens[b, : lengths[b]] if b in full else tokens[b, :0] for b in range(len(tokens))]
-            )
-
-    @property
-    def running(self) -> bool:
-        return bool((np.asarray(self.state.status_B) == RUNNING).any())
-
-    def stop(self, row: int) -> None:
-        """Ends a row."""
-        self.state = self.state._replace(status_B=self.state.status_B.at[row].set(STOP))
-
-    def texts(self) -> list[Text]:
-        """What the rows have become so far."""
-        state = jax.device_get(self.state._replace(cache=None))
-        return [
-            text_of(state, b, len(prompt), one)
-            for b, (prompt, one) in enumerate(zip(self.prompts, self.asked, strict=True))
-        ]
 
 
 def text_of(state: State, b: int, prompt: int, asked: options.Options) -> Text:
@@ -407,55 +312,6 @@ def text_of(state: State, b: int, prompt: int, asked: options.Options) -> Text:
         most_likely(1, prompt) if asked.echo else [],
         float(state.logprob_BxT[b, prompt:end].sum()),
     )
-
-
-def generate(
-    decoder: Decoder,
-    params: Any,
-    prompts: Sequence[Sequence[int]],
-    asked: Sequence[options.Options],
-    copies: Sequence[int] = (),
-    stops: Callable[[Sequence[int], Sequence[str]], int] | None = None,
-) -> list[Text]:
-    """Texts of token-id prompts, without beams: all rows in one batch.
-
-    Args:
-      prompts: one a row.
-      asked: the options of each; num_return_sequences is not looked at.
-      copies: which text of its request each row is, where several are drawn of one.
-      stops: (tokens of a text, its stop strings) -> how many of them a stop string leaves, -1 = all.
-        Needed where there are stop strings.
-
-    Raises:
-      InputError: as check().
-    """
-    batch = Batch(decoder, params, prompts, asked, copies)
-    return finish(batch, batch.advance, stops)
-
-
-def finish(
-    batch: Batch,
-    advance: Callable[[int], None],
-    stops: Callable[[Sequence[int], Sequence[str]], int] | None,
-) -> list[Text]:
-    """The texts of a batch once all its rows have ended; advance(n) decodes n tokens of each."""
-    waiting = {b for b, one in enumerate(batch.asked) if one.stop_strings}
-    ended: dict[int, int] = {}
-    errors.require(not waiting or stops is not None, 'stop strings need a tokenizer')
-    longest = int(np.max(batch.rows.limit_B))
-    while True:
-        for b, text in enumerate(batch.texts()) if waiting else ():
-            if b in waiting and (kept := stops(text.tokens, batch.asked[b].stop_strings)) >= 0:
-                ended[b] = kept
-                waiting.discard(b)
-                batch.stop(b)
-        if not batch.running:
-            break
-        advance(_LOOK if waiting else longest)
-    return [cut(text, ended[b]) if b in ended else text for b, text in enumerate(batch.texts())]
-
-
-_LOOK = 8  # tokens between two looks at stop strings
 
 
 def cut(text: Text, kept: int) -> Text:

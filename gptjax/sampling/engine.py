@@ -7,10 +7,8 @@ fit a slot or a full queue. A prompt is read in chunks, between decoding steps o
 where a prompt begins alike. Clients are served in turn, each one's requests in order.
 """
 
-import collections
 import dataclasses
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +18,7 @@ import numpy as np
 
 from gptjax.configs import errors
 from gptjax.models import quantize
-from gptjax.sampling import decode, options, processors, texts
+from gptjax.sampling import decode, options, processors, requests, texts
 from gptjax.text import tokenizer as tokenizer_lib
 
 _WORTH = 16  # tokens of a common beginning that are worth copying from another slot
@@ -48,74 +46,11 @@ class Config:
         errors.require_choice(self, 'cache_dtype', ('', 'int8'))
 
 
-class QueueFull(errors.InputError):
-    """As many requests wait as may; try again when some are done."""
-
-
-class Request:
-    """One prompt on its way to one text; what submit() gives.
-
-    Attributes:
-      prompt, asked: what was submitted; client: who did.
-      text: what became of it, once done.
-      reused: tokens of the prompt that did not have to be read.
-    """
-
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        asked: options.Options,
-        copy: int,
-        client: str,
-        on_text: Callable[[str, list[int]], None] | None,
-        stream: texts.Stream | None,
-    ) -> None:
-        self.prompt, self.asked, self.copy, self.client = list(prompt), asked, copy, client
-        self.text: decode.Text | None = None
-        self.reused = 0
-        self._on_text, self._stream = on_text, stream
-        self._told = 0
-        self._cancelled = False
-        self._done = threading.Event()
-
-    @property
-    def done(self) -> bool:
-        return self._done.is_set()
-
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled
-
-    def cancel(self) -> None:
-        """Ends it at the next step; its text is what there is by then, for the reason 'cancelled'."""
-        self._cancelled = True
-
-    def result(self, timeout: float | None = None) -> decode.Text:
-        """Waits for the text while another thread runs the engine. Raises TimeoutError."""
-        if not self._done.wait(timeout):
-            raise TimeoutError('the request is not done yet')
-        return self.text
-
-    def tell(self, tokens: Sequence[int], finished: bool) -> None:
-        """Hands new tokens and the text that is certain by now to the callback."""
-        if self._on_text is None:
-            return
-        piece = self._stream.push(tokens, finished) if self._stream else ''
-        new, self._told = list(tokens[self._told :]), max(self._told, len(tokens))
-        if piece or new:
-            self._on_text(piece, new)
-
-    def finish(self, text: decode.Text) -> None:
-        self.text = text
-        self.tell(text.tokens, finished=True)
-        self._done.set()
-
-
 @dataclasses.dataclass
 class _Slot:
     """A place in the batch: its request, and which tokens its cache holds."""
 
-    request: Request | None = None
+    request: requests.Request | None = None
     held: list[int] = dataclasses.field(default_factory=list)  # at positions 0, 1, ...
     to_read: list[int] = dataclasses.field(default_factory=list)
     offset: int = 0  # of position 0 in prompt and text
@@ -143,15 +78,14 @@ class Engine:
           max_waiting: requests that may wait for a slot.
         """
         self.decoder, self.params = decoder, params
-        self._config, self._tokenizer, self._max_waiting = config, tokenizer, max_waiting
+        self._config, self._tokenizer = config, tokenizer
         self._stops = texts.Stops(tokenizer) if tokenizer else None
         most = decoder.most_tokens
         self.max_tokens = config.max_tokens or most or 4096  # of prompt and text together
         room = decode.width(self.max_tokens)
         self._context = room if most is None else min(room, most)
         self._slots = [_Slot() for _ in range(config.slots)]
-        self._waiting: dict[str, collections.deque[Request]] = {}
-        self._lock = threading.Lock()
+        self._queue = requests.Queue(max_waiting)
         self._n_top, self._sizes, self._clock = 0, (0, 0, 0), 0
         self._state = decode.empty(decoder, config.slots, room, self._context, 0)
         self._settings: list[options.Options | None] = [None] * config.slots
@@ -166,7 +100,7 @@ class Engine:
         copy: int = 0,
         client: str = '',
         on_text: Callable[[str, list[int]], None] | None = None,
-    ) -> Request:
+    ) -> requests.Request:
         """Queues a request.
 
         Args:
@@ -178,7 +112,7 @@ class Engine:
 
         Raises:
           InputError: the prompt does not fit, or the options need what is not there.
-          QueueFull: too many are waiting.
+          requests.QueueFull: too many are waiting.
         """
         errors.require(
             asked.num_beams == 1 and not asked.echo and not asked.prompt_lookup_num_tokens,
@@ -197,17 +131,14 @@ class Engine:
         stream = None
         if on_text is not None and self._tokenizer is not None:
             stream = texts.Stream(self._tokenizer, prompt, asked.stop_strings)
-        request = Request(prompt, asked, copy, client, on_text, stream)
-        with self._lock:
-            if sum(map(len, self._waiting.values())) >= self._max_waiting:
-                raise QueueFull(f'{self._max_waiting} requests are waiting; try again later')
-            self._waiting.setdefault(client, collections.deque()).append(request)
+        request = requests.Request(prompt, asked, copy, client, on_text, stream)
+        self._queue.push(request)
         return request
 
     @property
     def busy(self) -> bool:
         """Whether a request waits or is being decoded."""
-        return bool(self._waiting) or any(slot.request for slot in self._slots)
+        return bool(self._queue) or any(slot.request for slot in self._slots)
 
     def run(self) -> None:
         """Rounds until nothing waits and nothing is decoded."""
@@ -231,21 +162,9 @@ class Engine:
             self._settle()
         return self.busy
 
-    def _next(self) -> Request | None:
-        """The oldest request of the client whose turn it is."""
-        with self._lock:
-            if not self._waiting:
-                return None
-            client = next(iter(self._waiting))
-            queue = self._waiting.pop(client)
-            request = queue.popleft()
-            if queue:
-                self._waiting[client] = queue  # behind the others
-            return request
-
     def _admit(self) -> None:
         changed = False
-        while any(slot.request is None for slot in self._slots) and (request := self._next()):
+        while any(slot.request is None for slot in self._slots) and (request := self._queue.pop()):
             if request.cancelled:
                 request.finish(_nothing())
                 continue
@@ -254,7 +173,7 @@ class Engine:
         if changed:
             self._make_rows()
 
-    def _place(self, request: Request) -> None:
+    def _place(self, request: requests.Request) -> None:
         """Gives a request a free slot, best one whose cache begins with its prompt."""
         prompt, asked = request.prompt, request.asked
         offset = decode.read_last(np.array(prompt), self.decoder.most_tokens)
@@ -285,13 +204,13 @@ class Engine:
         """The options of all slots as the programs take them."""
         filler = next(one for one in self._settings if one is not None)
         asked = [one or filler for one in self._settings]
-        requests = [slot.request for slot in self._slots]
-        prompts = [len(request.prompt) if request else 1 for request in requests]
+        active = [slot.request for slot in self._slots]
+        prompts = [len(request.prompt) if request else 1 for request in active]
         limits = [one.limit(n) if r else n + 1
-                  for one, n, r in zip(asked, prompts, requests, strict=True)]  # fmt: skip
+                  for one, n, r in zip(asked, prompts, active, strict=True)]  # fmt: skip
         settings = processors.settings(asked, prompts, self.decoder.n_vocab, self._sizes)
         self._sizes = (settings.end_BxE.shape[1], *settings.words_BxWxS.shape[1:])
-        copies = [request.copy if request else 0 for request in requests]
+        copies = [request.copy if request else 0 for request in active]
         self._rows = jax.device_put(
             decode.Rows(
                 settings, np.array(prompts, np.int32), np.array(limits, np.int32),

@@ -169,7 +169,7 @@ def plain(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     """Defaults with what was given in their place; not yet checked but for names. As make()."""
     known = [field.name for field in dataclasses.fields(Options)]
     values = dict(defaults)
-    named = {_SYNONYMS[k] if k in _SYNONYMS else k: v for k, v in given.items()}
+    named = {_SYNONYMS.get(k, k): v for k, v in given.items()}
     for name, value in named.items():
         if name not in known:
             near = difflib.get_close_matches(name, [*known, *_SYNONYMS], 1, cutoff=0.5)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text in three lines, as transformers' pipeline gives it:
 
-  from gptjax.sampling.pipeline import pipeline
-  generate = pipeline('text-generation', model='SmolLM2.gguf')
-  generate('The capital of France is', max_new_tokens=20, num_beams=5)[0]['generated_text']
+from gptjax.sampling.pipeline import pipeline
+generate = pipeline('text-generation', model='SmolLM2.gguf')
+generate('The capital of France is', max_new_tokens=20, num_beams=5)[0]['generated_text']
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any
 from gptjax.configs import base, errors
 from gptjax.models import pretrained, quantize
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.sampling import beam, decode, options, speculative, texts
+from gptjax.sampling import batch, beam, decode, options, speculative, texts
 from gptjax.text import tokenizer as tokenizer_lib
 
 _CONFIG = 'generation_config.json'
@@ -47,9 +47,7 @@ def pipeline(
     Raises:
       UsageError: another task. InputError: the weights cannot be read.
     """
-    errors.require(
-        task == 'text-generation', f"no task {task!r}; there is 'text-generation'"
-    )
+    errors.require(task == 'text-generation', f"no task {task!r}; there is 'text-generation'")
     with _scope(mesh):
         loaded = load(model, dtype, weights, cache_dtype, mesh)
         drafted = None
@@ -180,9 +178,7 @@ class TextGeneration:
     ) -> list[list[decode.Text]]:
         """Texts of prompts start, start + 1, ... of a call."""
         if asked.num_beams > 1:
-            return beam.search(
-                self.decoder, self.params, ids, [asked] * len(ids), self._stops
-            )
+            return beam.search(self.decoder, self.params, ids, [asked] * len(ids), self._stops)
         n = asked.num_return_sequences
         rows = [prompt for prompt in ids for _ in range(n)]
         copies = list(range(start * n, start * n + len(rows)))
@@ -192,7 +188,7 @@ class TextGeneration:
             number = asked.prompt_lookup_num_tokens or base.get_config().engine.draft_tokens
             found, _ = speculative.generate(*arguments, draft, number, copies, self._stops)
         else:
-            found = decode.generate(*arguments, copies, self._stops)
+            found = batch.generate(*arguments, copies, self._stops)
         return [found[i : i + n] for i in range(0, len(found), n)]
 
     def _answer(

@@ -25,7 +25,7 @@ _BITS = 32  # of a float's rank
 
 
 class Settings(NamedTuple):
-    """The options of B rows. W biased sequences of up to S tokens, aligned right behind -1s; E ends."""
+    """The options of B rows: W biased sequences of up to S tokens, right behind -1s; E ends."""
 
     sample_B: Bool[Array, ' B']
     temperature_B: Float[Array, ' B']
@@ -50,7 +50,7 @@ def settings(
     n_vocab: int,
     room: tuple[int, int, int] = (0, 0, 0),
 ) -> Settings:
-    """numpy Settings of requests; E, W and S grow in a few steps, so that few programs are compiled.
+    """numpy Settings of requests; E, W and S grow in few steps, so that few programs are compiled.
 
     Args:
       prompts: tokens of each prompt.
@@ -60,7 +60,7 @@ def settings(
       UsageError: an option names a token that the vocabulary does not have.
     """
     biases = [one.biases() for one in asked]
-    for one, found in zip(asked, biases, strict=True):
+    for found in biases:
         top = max((i for words, _ in found for i in words), default=0)
         errors.require(top < n_vocab, f'token {top} is not below the vocabulary size {n_vocab}')
     words = [words for found in biases for words, _ in found]
@@ -165,7 +165,7 @@ def process(
 def repetition(
     logits_BxV: Float[Array, 'B V'], counts_BxV: Int[Array, 'B V'], penalty_B: Float[Array, ' B']
 ) -> Float[Array, 'B V']:
-    """CTRL's penalty (Keskar et al. 2019, 4.1) as everybody applies it: negative logits multiply."""
+    """CTRL's penalty (Keskar et al. 2019, 4.1), as all apply it: negative logits multiply."""
     penalty_Bx1 = penalty_B[:, None]
     less_BxV = jnp.where(logits_BxV < 0, logits_BxV * penalty_Bx1, logits_BxV / penalty_Bx1)
     return jnp.where(counts_BxV > 0, less_BxV, logits_BxV)
@@ -177,13 +177,13 @@ def occurrence(
     presence_B: Float[Array, ' B'],
     frequency_B: Float[Array, ' B'],
 ) -> Float[Array, 'B V']:
-    """logit - [count > 0] presence - count frequency (OpenAI's API reference); counts of new text."""
+    """logit - [count > 0] presence - count frequency (OpenAI's API); counts in the new text."""
     present_BxV = (counts_BxV > 0) * presence_B[:, None]
     return logits_BxV - present_BxV - counts_BxV * frequency_B[:, None]
 
 
 def top_k(logits_BxV: Float[Array, 'B V'], k_B: Int[Array, ' B']) -> Float[Array, 'B V']:
-    """Keeps the k most likely tokens (Fan et al. 2018), and those that tie with the last of them."""
+    """Keeps the k most likely tokens (Fan et al. 2018), and what ties with the last of them."""
     zero_B = jnp.zeros(k_B.shape)
     return _keep(logits_BxV, logits_BxV, jnp.zeros_like(logits_BxV), zero_B, k_B)
 
@@ -209,7 +209,7 @@ def min_p(
 def typical_p(
     logits_BxV: Float[Array, 'B V'], p_B: Float[Array, ' B'], keep_B: Int[Array, ' B']
 ) -> Float[Array, 'B V']:
-    """Keeps the fewest tokens of the most typical information that reach p (Meister et al. 2022)."""
+    """Keeps the fewest tokens, the most typical first, that reach p (Meister et al. 2022)."""
     log_BxV = jax.nn.log_softmax(logits_BxV, axis=-1)
     probs_BxV = jnp.exp(log_BxV)
     entropy_Bx1 = -jnp.sum(jnp.where(probs_BxV > 0, probs_BxV * log_BxV, 0), -1, keepdims=True)

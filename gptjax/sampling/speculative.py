@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.configs import errors
-from gptjax.sampling import decode, options, processors
+from gptjax.sampling import batch, decode, options, processors
 
 _MATCH = 3  # the most tokens that prompt lookup compares
 
@@ -47,7 +47,7 @@ def generate(
     copies: Sequence[int] = (),
     stops: Callable[[Sequence[int], Sequence[str]], int] | None = None,
 ) -> tuple[list[decode.Text], Stats]:
-    """As decode.generate, with proposals of `number` tokens.
+    """As batch.generate, with proposals of `number` tokens.
 
     Args:
       draft: None = prompt lookup.
@@ -71,26 +71,26 @@ def generate(
             limit = decode.check(one, prompt, options_)
             errors.require(
                 limit + number <= one.most_tokens,
-                f'{limit} tokens and {number} proposals do not fit n_ctx = {one.most_tokens}; lower '
-                'max_new_tokens or decode without a draft',
+                f'{limit} tokens and {number} proposals do not fit n_ctx = {one.most_tokens}; '
+                'lower max_new_tokens or decode without a draft',
             )
     errors.require(not any(one.echo for one in asked), 'echo goes without speculative decoding')
-    batch = decode.Batch(decoder, params, prompts, asked, copies, spare=number)
+    together = batch.Batch(decoder, params, prompts, asked, copies, spare=number)
     cache, draft_params = None, None
     if draft is not None:
         draft_params = draft.params
-        cache = _read(draft.decoder, draft_params, batch.state, batch.context)
+        cache = _read(draft.decoder, draft_params, together.state, together.context)
     counts = np.zeros(3, np.int32)
 
     def advance(limit: int) -> None:
         nonlocal cache, counts
-        batch.state, cache, new = _steps(
-            decoder, params, batch.rows, batch.state, draft.decoder if draft else None,
+        together.state, cache, new = _steps(
+            decoder, params, together.rows, together.state, draft.decoder if draft else None,
             draft_params, cache, number, np.array(limit, np.int32),
         )  # fmt: skip
         counts = counts + np.asarray(new)
 
-    found = decode.finish(batch, advance, stops)
+    found = batch.finish(together, advance, stops)
     return found, Stats(*counts.tolist())
 
 
@@ -124,9 +124,7 @@ def _steps(decoder, params, rows, state, drafter, draft_params, draft_cache, num
             proposed_BxJ, q_BxJxV, cache = _propose(
                 drafter, draft_params, rows, state, cache, number, active_B
             )
-        state, accepted = _judge(
-            decoder, params, rows, state, proposed_BxJ, q_BxJxV, active_B
-        )
+        state, accepted = _judge(decoder, params, rows, state, proposed_BxJ, q_BxJxV, active_B)
         rows_now = active_B.sum()
         return state, cache, counts + jnp.stack([rows_now, rows_now * number, accepted])
 
@@ -135,7 +133,7 @@ def _steps(decoder, params, rows, state, drafter, draft_params, draft_cache, num
 
 
 def _look_up(state: decode.State, number: int) -> jax.Array:
-    """What followed the latest place where the last tokens stood before, the longest match first."""
+    """What followed the latest place that matches the most of the last tokens."""
     tokens_BxT, length_B = state.tokens_BxT, state.length_B
     place_1xT = jnp.arange(tokens_BxT.shape[1])[None]
     match_BxT = jnp.zeros(tokens_BxT.shape, jnp.int32)
@@ -179,9 +177,7 @@ def _judge(decoder, params, rows, state, proposed_BxJ, q_BxJxV, active_B):
     """The rows with what is accepted of the proposals and one token of the model's own."""
     number = proposed_BxJ.shape[1]
     length_B, index_B = state.length_B, jnp.arange(len(state.length_B))
-    last_Bx1 = jnp.take_along_axis(
-        state.tokens_BxT, jnp.maximum(length_B - 1, 0)[:, None], axis=1
-    )
+    last_Bx1 = jnp.take_along_axis(state.tokens_BxT, jnp.maximum(length_B - 1, 0)[:, None], axis=1)
     feed_BxL = jnp.concatenate([last_Bx1, proposed_BxJ], axis=1)
     where_BxL = length_B[:, None] - 1 + jnp.arange(number + 1)[None]
     logits_BxLxV, cache = decoder.extend(

@@ -7,6 +7,7 @@ not transposed: elsewhere it converts to float32 first, at less than half the sp
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ _PIECES = 2  # of a transposed operand; a whole one XLA would not transpose in m
 
 
 def linear(
-    spec: str, x: jax.Array, weight: jax.Array | quantize.Quantized, bias: jax.Array | None = None
+    spec: str, x: jax.Array, weight: jax.Array | quantize.ByOutput, bias: jax.Array | None = None
 ) -> jax.Array:
     """einsum(spec, x, weight) + bias in x's dtype, as 'BLD,DHK->BLHK'.
 
@@ -27,10 +28,10 @@ def linear(
         the weight; the result is BL and the weight's other axes.
       weight, bias: in any dtype; their gradients have that dtype, too.
     """
-    if isinstance(weight, quantize.Quantized):
+    if isinstance(weight, quantize.ByOutput):
         x_MxK = x.reshape(-1, math.prod(x.shape[2:]))
         shape = x.shape[:2] + weight.shape[len(spec.split(',')[0]) - 2 :]
-        y = quantized(x_MxK, weight).astype(x.dtype).reshape(shape)
+        y = by_output(x_MxK, weight).astype(x.dtype).reshape(shape)
         return y if bias is None else y + bias.astype(x.dtype)[None, None]
     if axes.platform() != 'cpu' or axes.n_devices() > 1:
         y = jnp.einsum(spec, x, weight.astype(x.dtype))
@@ -80,22 +81,30 @@ def outer(x_MxK: jax.Array, y_MxN: jax.Array) -> jax.Array:
     return sum(_dot('KM,MN->KN', *piece) for piece in pieces)
 
 
-def quantized(x_MxK: jax.Array, weight: quantize.Quantized) -> jax.Array:
-    """float32 products (M, N) with a quantised weight; what is quantised is the weight alone.
+def by_output(x_MxK: jax.Array, weight: quantize.ByOutput) -> jax.Array:
+    """float32 products (M, N) with a weight as decoding has it; quantised is the weight alone.
 
     XLA:CPU reads int8 fast only in products of integers, so there x goes in as two int8 parts, 16
     bits of the largest value of its row, where rows are few and reading weights is what takes time.
     """
-    if weight.is_int8 and axes.platform() == 'cpu' and x_MxK.shape[0] <= _FEW:
+    cpu = axes.platform() == 'cpu' and axes.n_devices() == 1
+    if weight.is_int8 and cpu and x_MxK.shape[0] <= _FEW:
         high_MxK, low_MxK, scale_Mx1 = _parts(x_MxK.astype(jnp.float32))
         parts = jnp.concatenate([high_MxK, low_MxK])
-        y = jnp.einsum('NK,MK->NM', weight.values_NxJ, parts, preferred_element_type=jnp.int32)
-        # Without the barrier XLA turns the product around, to the order that is slow.
-        high_NxM, low_NxM = jnp.split(jax.lax.optimization_barrier(y).astype(jnp.float32), 2, 1)
-        return (high_NxM * 256 + low_NxM).T * scale_Mx1 * weight.scale_NxG.T
+        y_MxN = _weight_first(weight.values_NxJ, parts, jnp.int32).astype(jnp.float32)
+        high_MxN, low_MxN = jnp.split(y_MxN, 2)
+        return (high_MxN * 256 + low_MxN) * scale_Mx1 * weight.scale_NxG.T
     if weight.is_int8:
         return _dot('MK,NK->MN', x_MxK, weight.values_NxJ.astype(x_MxK.dtype)) * weight.scale_NxG.T
+    if cpu:
+        return _weight_first(weight.matrix(x_MxK.dtype), x_MxK, jnp.float32)
     return _dot('MK,NK->MN', x_MxK, weight.matrix(x_MxK.dtype))
+
+
+def _weight_first(weight_NxK: jax.Array, x_MxK: jax.Array, dtype: Any) -> jax.Array:
+    """Products (M, N), the weight as the left operand: up to twice as fast, M from 2 to 64."""
+    y_NxM = jnp.einsum('NK,MK->NM', weight_NxK, x_MxK, preferred_element_type=dtype)
+    return jax.lax.optimization_barrier(y_NxM).T  # else XLA would turn the product around
 
 
 def _parts(x_MxK: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -16,10 +16,10 @@ from gptjax.models import axes, quantize
 
 
 def lookup(
-    table_VxD: jax.Array | quantize.Quantized, tokens_BxL: jax.Array, dtype: str
+    table_VxD: jax.Array | quantize.ByOutput, tokens_BxL: jax.Array, dtype: str
 ) -> jax.Array:
     """Vectors (B, L, D) of tokens in `dtype`; the table's gradient has the table's own dtype."""
-    if isinstance(table_VxD, quantize.Quantized):
+    if isinstance(table_VxD, quantize.ByOutput):
         return table_VxD.rows(tokens_BxL, dtype)
     shape = (*tokens_BxL.shape, table_VxD.shape[1])
     if not axes.fits(shape, 'batch', 'length', 'act_embed'):

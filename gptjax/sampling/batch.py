@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Texts of a batch of prompts: all rows are read together and decode until the last has ended."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptjax.configs import errors
+from gptjax.sampling import decode, options, processors
+
+_LOOK = 8  # tokens between two looks at stop strings
+
+
+class Batch:
+    """Requests decoded together, from prompts to texts; a handle on rows for callers in between."""
+
+    def __init__(
+        self,
+        decoder: decode.Decoder,
+        params: Any,
+        prompts: Sequence[Sequence[int]],
+        asked: Sequence[options.Options],
+        copies: Sequence[int] = (),
+        spare: int = 0,
+    ) -> None:
+        """Reads the prompts and chooses the first tokens. Arguments and errors as generate().
+
+        Args:
+          spare: tokens of room beyond the longest text.
+        """
+        self.decoder, self.params = decoder, params
+        limits = [decode.check(decoder, *pair) for pair in zip(prompts, asked, strict=True)]
+        number = 1 << (len(prompts) - 1).bit_length()  # of rows: a power of two
+        fill = number - len(prompts)
+        n_top = options.MOST_LOGPROBS if max(one.logprobs for one in asked) > 0 else 0
+        most = decoder.most_tokens
+        room = decode.width(max(limits) + spare)
+        self.context = room if most is None else min(room, most)
+        self.asked, self.prompts = list(asked), [list(prompt) for prompt in prompts]
+        padded = [*asked, *([asked[0]] * fill)]
+        lengths = [*map(len, prompts), *([0] * fill)]
+        self.rows = decode.Rows(
+            processors.settings(padded, lengths, decoder.n_vocab),
+            np.array(lengths, np.int32),
+            np.array([*limits, *([0] * fill)], np.int32),
+            decode.keys(
+                [one.seed for one in padded], [*(copies or [0] * len(prompts)), *[0] * fill]
+            ),
+        )
+        self.state = decode.empty(decoder, number, room, self.context, n_top)
+        echo = any(one.echo for one in asked)
+        self._read([np.array(prompt, np.int32) for prompt in prompts], echo)
+
+    def _read(self, texts: Sequence[np.ndarray], echo: bool = False) -> None:
+        """Reads each row's text, or the last half of the context of one that is too long."""
+        number = len(self.rows.prompt_B)
+        offsets = np.array(self.state.offset_B)
+        lasts = []
+        for b, text in enumerate(texts):
+            if len(text):
+                offsets[b] = decode.read_last(text, self.decoder.most_tokens)
+            lasts.append(text[offsets[b] :] if len(text) else text)
+        tokens = np.zeros((number, decode.width(max(map(len, lasts)), self.context)), np.int32)
+        counts = np.zeros(number, np.int32)
+        for b, text in enumerate(lasts):
+            tokens[b, : len(text)] = text
+            counts[b] = len(text)
+        whole = np.array(self.state.tokens_BxT)
+        for b, text in enumerate(texts):
+            whole[b, : len(text)] = text
+        self.state = self.state._replace(
+            offset_B=jnp.asarray(offsets, jnp.int32), tokens_BxT=jnp.asarray(whole)
+        )
+        self.state = decode.prefill(
+            self.decoder, self.params, self.rows, self.state, tokens, np.zeros(number, np.int32),
+            counts, counts > 0, echo=echo,
+        )  # fmt: skip
+
+    def advance(self, number: int) -> None:
+        """Up to `number` more tokens in every row that runs."""
+        self.state = decode.steps(
+            self.decoder, self.params, self.rows, self.state, np.array(number, np.int32)
+        )
+        full = np.flatnonzero(np.asarray(self.state.status_B) == decode.FULL)
+        if len(full):
+            tokens, lengths = np.asarray(self.state.tokens_BxT), np.asarray(self.state.length_B)
+            lengths = np.where(np.isin(np.arange(len(lengths)), full), lengths, 0)
+            self._read([row[:length] for row, length in zip(tokens, lengths, strict=True)])
+
+    @property
+    def running(self) -> bool:
+        return bool((np.asarray(self.state.status_B) == decode.RUNNING).any())
+
+    def stop(self, row: int) -> None:
+        """Ends a row."""
+        self.state = self.state._replace(status_B=self.state.status_B.at[row].set(decode.STOP))
+
+    def texts(self) -> list[decode.Text]:
+        """What the rows have become so far."""
+        state = jax.device_get(self.state._replace(cache=None))
+        return [
+            decode.text_of(state, b, len(prompt), one)
+            for b, (prompt, one) in enumerate(zip(self.prompts, self.asked, strict=True))
+        ]
+
+
+def generate(
+    decoder: decode.Decoder,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    asked: Sequence[options.Options],
+    copies: Sequence[int] = (),
+    stops: Callable[[Sequence[int], Sequence[str]], int] | None = None,
+) -> list[decode.Text]:
+    """Texts of token-id prompts, without beams: all rows in one batch.
+
+    Args:
+      prompts: one a row.
+      asked: the options of each; num_return_sequences is not looked at.
+      copies: which text of its request each row is, where several are drawn of one.
+      stops: (tokens of a text, its stop strings) -> how many a stop string leaves, -1 = all.
+        Needed where there are stop strings.
+
+    Raises:
+      InputError: as decode.check().
+    """
+    batch = Batch(decoder, params, prompts, asked, copies)
+    return finish(batch, batch.advance, stops)
+
+
+def finish(
+    batch: Batch,
+    advance: Callable[[int], None],
+    stops: Callable[[Sequence[int], Sequence[str]], int] | None,
+) -> list[decode.Text]:
+    """The texts of a batch once all its rows have ended; advance(n) decodes n tokens of each."""
+    waiting = {b for b, one in enumerate(batch.asked) if one.stop_strings}
+    ended: dict[int, int] = {}
+    errors.require(not waiting or stops is not None, 'stop strings need a tokenizer')
+    longest = int(np.max(batch.rows.limit_B))
+    while True:
+        for b, text in enumerate(batch.texts()) if waiting else ():
+            if b in waiting and (kept := stops(text.tokens, batch.asked[b].stop_strings)) >= 0:
+                ended[b] = kept
+                waiting.discard(b)
+                batch.stop(b)
+        if not batch.running:
+            break
+        advance(_LOOK if waiting else longest)
+    return [
+        decode.cut(text, ended[b]) if b in ended else text for b, text in enumerate(batch.texts())
+    ]

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generation beside transformers on random tiny models: token for token, and distributions."""
+
+import random
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax.configs import base, errors
+from gptjax.sampling import beam, decode, options, processors
+from gptjax.sampling import pipeline as pipeline_lib
+from tests import helpers
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+
+_VOCAB = 48
+_END = 1
+_SHAPES = {
+    'gpt2': lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_positions=64, n_embd=32, n_layer=2, n_head=4, **_COMMON)
+    ),
+    'gptj': lambda: transformers.GPTJForCausalLM(
+        transformers.GPTJConfig(
+            n_positions=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, **_COMMON
+        )
+    ),
+    'llama': lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=64, **_COMMON,
+        )
+    ),
+}  # fmt: skip
+_COMMON = {
+    'vocab_size': _VOCAB, 'bos_token_id': _END, 'eos_token_id': _END, 'initializer_range': 0.3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module', params=_SHAPES)
+def pair(request, tmp_path_factory):
+    """(their model, our pipeline on the same weights)."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs = _SHAPES[request.param]().eval()
+    theirs.save_pretrained(folder)
+    return theirs, pipeline_lib.pipeline('text-generation', model=folder)
+
+
+def a_setting(seeded: random.Random) -> dict:
+    """Random options of greedy decoding or beam search."""
+
+    def ids(most: int) -> list[int]:
+        return [seeded.randrange(_VOCAB) for _ in range(seeded.randint(1, most))]
+
+    found = {'max_new_tokens': seeded.randint(1, 20)}
+    if seeded.random() < 0.3:
+        found = {'max_length': seeded.randint(14, 30)}
+    for name, values in {
+        'min_new_tokens': range(1, 10), 'min_length': range(5, 20),
+        'no_repeat_ngram_size': range(1, 5), 'repetition_penalty': (0.8, 1.2, 1.7),
+    }.items():  # fmt: skip
+        if seeded.random() < 0.3:
+            found[name] = seeded.choice(list(values))
+    if found.get('min_length') and found.get('min_new_tokens'):
+        del found['min_length']  # they ignore one of the two, with a warning
+    if seeded.random() < 0.3:
+        found['bad_words_ids'] = [ids(3) for _ in range(seeded.randint(1, 4))]
+    if seeded.random() < 0.2:
+        found['sequence_bias'] = {tuple(ids(3)): seeded.choice([-5.0, 8.0]) for _ in range(3)}
+    if seeded.random() < 0.3:
+        found['eos_token_id'] = ids(3)
+    if seeded.random() < 0.6:
+        found['num_beams'] = seeded.randint(2, 6)
+        found['length_penalty'] = seeded.choice([1.0, 0.0, 2.0, -1.0, 0.6])
+        found['early_stopping'] = seeded.choice([True, False, 'never'])
+        found['num_return_sequences'] = seeded.randint(1, found['num_beams'])
+    return found
+
+
+def compare(pair, count: int, seed: int) -> None:
+    theirs, ours = pair
+    seeded = random.Random(seed)
+    for _ in range(count):
+        setting = a_setting(seeded)
+        prompt = [seeded.randrange(_VOCAB) for _ in range(seeded.randint(1, 12))]
+        tokens = torch.tensor([prompt])
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            expected = theirs.generate(
+                tokens, attention_mask=torch.ones_like(tokens), do_sample=False, **setting
+            ).tolist()
+        found = ours(prompt, return_tensors=True, **setting)
+        assert [record['generated_token_ids'] for record in found] == expected, (setting, prompt)
+
+
+def programs() -> int:
+    """How many have been compiled."""
+    return sum(f._cache_size() for f in (decode.prefill, decode.steps, beam._search))
+
+
+def test_texts_equal_theirs(pair):
+    before = programs()
+    compare(pair, 14, seed=1)
+    assert 1 <= programs() - before <= 8
+
+
+@pytest.mark.slow
+def test_texts_equal_theirs_under_many_settings(pair):
+    before = programs()
+    compare(pair, 110, seed=2)
+    assert programs() - before <= 8
+
+
+def warped(theirs_scores, prompt, setting, ours_options):
+    """(their distribution, ours) of the next token, after all processors."""
+    config = transformers.GenerationConfig(do_sample=True, eos_token_id=_END, **setting)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_head=1, n_embd=4,
+                                                                 vocab_size=_VOCAB))  # fmt: skip
+    config, _ = model._prepare_generation_config(config)
+    model._prepare_special_tokens(config)
+    tokens = torch.tensor([prompt])
+    chain = model._get_logits_processor(config, input_ids_seq_length=len(prompt))
+    expected = torch.softmax(chain(tokens, theirs_scores.clone()), dim=-1).numpy()[0]
+    settings = processors.settings([ours_options], [len(prompt)], _VOCAB)
+    room = np.zeros((1, 32), np.int32)
+    room[0, : len(prompt)] = prompt
+    length = jnp.asarray([len(prompt)])
+    found = processors.process(
+        jnp.asarray(theirs_scores.numpy()), jnp.asarray(room), length, length,
+        processors.Settings(*map(jnp.asarray, settings)),
+    )  # fmt: skip
+    return expected, np.exp(found[0] - np.logaddexp.reduce(np.asarray(found[0])))
+
+
+def test_the_distributions_to_draw_from_equal_theirs():
+    seeded = random.Random(5)
+    kept = []
+    for _ in range(60):
+        setting = {}
+        for name, low, high in (
+            ('temperature', 0.3, 2.0), ('top_p', 0.1, 0.99), ('min_p', 0.01, 0.3),
+            ('typical_p', 0.2, 0.95), ('repetition_penalty', 0.7, 2.0),
+        ):  # fmt: skip
+            if seeded.random() < 0.4:
+                setting[name] = seeded.uniform(low, high)
+        for name, high in (('top_k', 40), ('no_repeat_ngram_size', 3), ('min_new_tokens', 3)):
+            if seeded.random() < 0.4:
+                setting[name] = seeded.randint(1, high)
+        if seeded.random() < 0.3:
+            setting['bad_words_ids'] = [[3], [4, 5], [7, 8, 9]]
+        prompt = [seeded.randrange(_VOCAB) for _ in range(12)]
+        torch.manual_seed(seeded.randrange(10**6))
+        asked = options.make(
+            base.get_config().decode.to_dict(), setting | {'do_sample': True, 'eos_token_id': _END}
+        )
+        expected, found = warped(torch.randn(1, _VOCAB) * 3, prompt, setting, asked)
+        np.testing.assert_allclose(found, expected, atol=2e-6, err_msg=str(setting))
+        kept.append((expected > 0).sum())
+    assert min(kept) < 10 and max(kept) > 40
+
+
+def test_answers_have_the_shape_of_their_pipeline(pair):
+    _, ours = pair
+    records = ours([5, 6, 7], max_new_tokens=4, num_beams=3, num_return_sequences=2)
+    assert [list(record) for record in records] == [['generated_token_ids']] * 2
+    assert all(record['generated_token_ids'][:3] == [5, 6, 7] for record in records)
+    several = ours([[5, 6, 7], [8]], max_new_tokens=4)
+    assert [len(answers) for answers in several] == [1, 1]
+    assert several[0] == ours([5, 6, 7], max_new_tokens=4)
+
+
+def test_what_is_published_with_weights_is_the_default(pair, tmp_path):
+    theirs, _ = pair
+    theirs.save_pretrained(tmp_path)
+    free = pipeline_lib.pipeline('text-generation', model=tmp_path)
+    assert free([5], max_new_tokens=3, eos_token_id=-1) == free(
+        [5], max_new_tokens=3, eos_token_id=-1, do_sample=False
+    )
+    (tmp_path / 'generation_config.json').write_text(
+        '{"do_sample": true, "temperature": 5.0, "top_k": 0, "max_length": 9, "eos_token_id": [2]}'
+    )
+    hot = pipeline_lib.pipeline('text-generation', model=tmp_path)
+    texts = {str(hot([5], seed=seed)) for seed in range(5)}
+    assert len(texts) > 1 and max(len(eval(t)[0]['generated_token_ids']) for t in texts) <= 9
+    (tmp_path / 'generation_config.json').write_text('[not json')
+    with pytest.raises(errors.InputError, match='generation_config.json is no JSON object'):
+        pipeline_lib.pipeline('text-generation', model=tmp_path)
+
+
+def test_an_unknown_option_is_an_error_with_a_suggestion(pair):
+    _, ours = pair
+    for wrong, near in (('num_beam', 'num_beams'), ('topk', 'top_k'), ('max_tokenz', 'max_tokens')):
+        with pytest.raises(errors.UsageError, match=f"{wrong}'; did you mean '{near}'"):
+            ours([5], **{wrong: 3})
+    with pytest.raises(errors.UsageError, match="no task 'translation'"):
+        pipeline_lib.pipeline('translation', model='x')
+    with pytest.raises(errors.InputError, match='have no tokenizer; give prompts as token ids'):
+        ours('text')
+    with pytest.raises(errors.UsageError, match='wrong type'):
+        ours([5], max_new_tokens='many')
+    assert helpers.asked(top_k=None).top_k == 50  # unset means their 50
