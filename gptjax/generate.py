@@ -87,15 +87,19 @@ def main(args: cli.Args) -> None:
             decode.check(loaded.decoder, prompt, asked)
         alone = [bool(config.draft) or _by_itself(asked) for _, asked in jobs]
         errors.require(
-            not (args.flags.stream and any(alone)),
-            '--stream is for decoding without beams, echo and drafts',
+            not (args.flags.stream and (any(alone) or args.flags.out == 'jsonl')),
+            '--stream is for text, decoded without beams, echo and drafts',
         )
-        out = _Out(args, wanted, jobs, loaded, _fingerprint(args, weights, wanted))
-        with out, program.graceful_stop():
-            for found in _texts(args, config, loaded, jobs[out.done :], out, mesh):
-                out.write(found)
-                if program.stop_requested():
-                    raise program.Preempted
+        errors.require(
+            not config.draft or all(asked.num_beams == 1 for _, asked in jobs),
+            'engine.draft is for decoding without beams',
+        )
+        with program.only_one(pathlib.Path(args.workdir)), program.graceful_stop():
+            with _Out(args, wanted, jobs, loaded, _fingerprint(args, weights, wanted)) as out:
+                for found in _texts(args, config, loaded, jobs[out.done :], out, mesh):
+                    out.write(found)
+                    if program.stop_requested():
+                        raise program.Preempted
     _log.info('wrote %s', out.path)
 
 
@@ -108,7 +112,7 @@ def _prompts(args: cli.Args) -> list[dict[str, Any]]:
             text = sys.stdin.read() if path == '-' else pathlib.Path(path).read_text('utf-8')
         except UnicodeDecodeError as e:
             raise errors.InputError(f'{path} is no UTF-8 text: {e}') from e
-        lines = text.splitlines()
+        lines = text.split('\n')  # splitlines() also cuts at characters that JSON strings may hold
         is_json = path.endswith('.jsonl') or (path == '-' and text.lstrip()[:1] == '{')
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -122,7 +126,9 @@ def _line(path: str, number: int, line: str) -> dict[str, Any]:
         found = json.loads(line)
     except ValueError as e:
         raise errors.InputError(f'{path}:{number} is no JSON: {e}') from e
-    if not isinstance(found, dict) or not isinstance(found.get('prompt'), (str, list)):
+    prompt = found.get('prompt') if isinstance(found, dict) else None
+    ids = isinstance(prompt, list) and all(type(i) is int for i in prompt)
+    if not isinstance(prompt, str) and not ids:
         raise errors.InputError(
             f'{path}:{number} is not an object with a "prompt", a text or a list of token ids'
         )
@@ -137,7 +143,7 @@ def _job(args: cli.Args, loaded: pipeline.Loaded, i: int, wanted: dict[str, Any]
     defaults['seed'] += i
     asked = options.make(defaults, {k: v for k, v in wanted.items() if k != 'prompt'})
     if isinstance(wanted['prompt'], list):
-        return [int(i) for i in wanted['prompt']], asked
+        return wanted['prompt'], asked
     if loaded.tokenizer is None:
         raise errors.InputError(
             'these weights have no tokenizer, so no text can be read; give token ids by --prompts'
@@ -147,9 +153,15 @@ def _job(args: cli.Args, loaded: pipeline.Loaded, i: int, wanted: dict[str, Any]
 
 def _fingerprint(args: cli.Args, weights: str, wanted: list[dict[str, Any]]) -> str:
     """Equal for commands that would write the same file."""
-    step = checkpoint.newest_meta(pathlib.Path(weights)).get('step', '')
-    parts = [str(weights), step, wanted, args.config.decode.to_dict(), args.config.engine.weights,
-             args.config.engine.dtype, args.config.engine.cache_dtype]  # fmt: skip
+    path = pathlib.Path(weights)
+    step = checkpoint.newest_meta(path).get('step', '')
+    stored = (
+        [path] if path.is_file() else sorted([*path.glob('*.safetensors'), *path.glob('*.bin')])
+    )
+    times = [file.stat().st_mtime_ns for file in stored]
+    engine_ = args.config.engine
+    parts = [str(weights), step, times, wanted, args.config.decode.to_dict(), engine_.weights,
+             engine_.dtype, engine_.cache_dtype, engine_.draft, engine_.draft_tokens]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -201,11 +213,22 @@ class _Out:
         """The whole lines that this very command wrote before."""
         if not self.path.exists():
             return []
-        found = []
-        for line in self.path.read_text(encoding='utf-8', errors='replace').splitlines():
-            with contextlib.suppress(ValueError):  # the last line may be cut off
-                found.append(json.loads(line))
-        if any(line.get('job') != self._fingerprint for line in found):
+        found, expected = [], [
+            (i, sample) for i, (_, asked) in enumerate(self._jobs)
+            for sample in range(asked.num_return_sequences)
+        ]  # fmt: skip
+        ours = True
+        for line in self.path.read_text(encoding='utf-8', errors='replace').split('\n'):
+            try:
+                record = json.loads(line)
+            except ValueError:  # the last line may be cut off
+                break
+            ours = isinstance(record, dict) and record.get('job') == self._fingerprint
+            place = (record['index'], record['sample']) if ours else None
+            if place not in expected[len(found) : len(found) + 1]:
+                break
+            found.append(record)
+        if not ours:
             number = 1
             while (aside := self.path.with_name(f'samples-{number}.jsonl')).exists():
                 number += 1
@@ -312,10 +335,16 @@ def _served(
         if stream:
             stream.begin_stream()
             on_text = lambda piece, tokens: print(piece, end='', flush=True)  # noqa: E731
-        return [
-            served.submit(prompt, asked, copy=copy, on_text=on_text)
-            for copy in range(asked.num_return_sequences)
-        ]
+        submitted = []
+        for copy in range(asked.num_return_sequences):
+            submitted.append(served.submit(prompt, asked, copy=copy, on_text=on_text))
+            if stream:
+                while served.step() and not program.stop_requested():
+                    pass
+                print('\n---', flush=True)
+                if copy + 1 < asked.num_return_sequences:
+                    stream.begin_stream()
+        return submitted
 
     while ready < len(jobs) or waiting:
         while ready < len(jobs) and len(waiting) < ahead:
@@ -323,8 +352,6 @@ def _served(
             ready += 1
         served.step()
         while waiting and all(request.done for request in waiting[0]):
-            if stream:
-                print('\n---', flush=True)
             yield [request.result() for request in waiting.pop(0)]
         if program.stop_requested():
             raise program.Preempted

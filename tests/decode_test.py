@@ -151,6 +151,8 @@ def test_the_seed_of_a_request_decides_whatever_its_neighbours(tiny):
 def test_beyond_the_context_the_last_half_is_read_again(tiny):
     decoder, params = tiny
     options = asked(max_new_tokens=40, beyond_context='slide')
+    full = batch.generate(decoder, params, [list(range(16))], [options])[0]
+    assert len(full.tokens) == 40  # a prompt that fills the context goes on, too
     found = batch.generate(decoder, params, [*PROMPTS, list(range(30))], [options] * 4)
     for prompt, text in zip([*PROMPTS, list(range(30))], found, strict=True):
         ids, first = list(prompt), 0
@@ -189,7 +191,7 @@ def test_what_does_not_fit_is_a_clear_error(tiny):
         batch.generate(*tiny, [[1, 2, 3]], [asked(max_length=3)])
     with pytest.raises(errors.InputError, match='outside the vocabulary: ids are from 0 to 63'):
         batch.generate(*tiny, [[1, 64]], [asked(max_new_tokens=1)])
-    with pytest.raises(errors.UsageError, match='token 64 is not below the vocabulary size 64'):
+    with pytest.raises(errors.UsageError, match='names token 64, not below the vocabulary size 64'):
         batch.generate(*tiny, [[1]], [asked(max_new_tokens=1, logit_bias={64: 1.0})])
     with pytest.raises(errors.UsageError, match='has no keys and values to quantise'):
         decode.Decoder(helpers.baseline_decoder('lstm')[0].model, 64, 'int8')

@@ -107,7 +107,8 @@ def test_long_prompts_do_not_hold_up_the_others(tiny):
     while not short.done:
         server.step()
         rounds += 1
-    assert not long.done and rounds <= 7
+    assert not long.done
+    assert rounds <= 7
     server.run()
     assert long.done
 
@@ -147,8 +148,10 @@ def test_requests_can_be_cancelled_waiting_or_half_way(tiny):
     after = server.submit([4], asked(max_new_tokens=2))
     server.step()
     server.step()
-    half.cancel()
     waiting.cancel()
+    server.step()
+    assert waiting.done  # although the slot is taken
+    half.cancel()
     server.run()
     assert half.result().reason == waiting.result().reason == 'cancelled'
     assert 0 < len(half.result().tokens) < 40 and waiting.result().tokens == []
@@ -204,3 +207,39 @@ def test_no_new_program_for_new_lengths_and_options(tiny):
         server.submit(prompt, one)
     server.run()
     assert (decode.steps._cache_size(), engine._read_slot._cache_size()) == before
+
+
+def test_a_long_prompt_is_cancelled_before_it_is_read(tiny):
+    server = make(*tiny, slots=1, chunk_tokens=4)
+    request = server.submit(list(range(50)), asked(max_new_tokens=5))
+    server.step()
+    request.cancel()
+    server.step()
+    assert request.result().reason == 'cancelled'
+    assert request.result().tokens == []
+    again = server.submit(list(range(50)), asked(max_new_tokens=5))
+    server.run()
+    assert again.reused >= 4
+    alone = decode_alone(*tiny, again)
+    assert again.result().tokens == alone.tokens
+
+
+def decode_alone(decoder, params, request):
+    return batch.generate(decoder, params, [request.prompt], [request.asked])[0]
+
+
+def test_trouble_of_one_request_is_its_own(tiny):
+    server = make(*tiny)
+    with pytest.raises(errors.UsageError, match='names token 999, not below the vocabulary'):
+        server.submit([1], asked(max_new_tokens=3, logit_bias={999: 1.0}))
+
+    def fail(piece, tokens):
+        raise ConnectionError('the reader has gone')
+
+    bad = server.submit([1, 2], asked(max_new_tokens=30), on_text=fail)
+    good = server.submit([3], asked(max_new_tokens=9))
+    server.run()
+    with pytest.raises(ConnectionError, match='has gone'):
+        bad.result()
+    assert len(bad.text.tokens) < 30
+    assert good.result().tokens == decode_alone(*tiny, good).tokens

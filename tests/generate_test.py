@@ -34,8 +34,8 @@ def run(folder, workdir, *flags):
         '--config.decode.max_new_tokens=6', *flags, define=generate.define,
     )  # fmt: skip
     generate.main(args)
-    lines = (workdir / generate.SAMPLES).read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    lines = (workdir / generate.SAMPLES).read_text().split('\n')
+    return [json.loads(line) for line in lines if line]
 
 
 def test_a_file_of_prompts_with_options_of_their_own(folder, tmp_path, capsys):
@@ -97,6 +97,22 @@ def test_an_interrupted_job_goes_on_where_it_stopped(folder, tmp_path, monkeypat
     assert len((workdir / 'samples-1.jsonl').read_text().splitlines()) == 7
 
 
+def test_texts_with_odd_line_ends_survive_a_resume(folder, tmp_path, monkeypatch):
+    odd = 'a\u2028b\x85c'
+    monkeypatch.setattr(texts, 'continuation', lambda *_: odd)
+    flags = ('--prompt=one', '--prompt=two')
+    whole = run(folder, tmp_path, *flags)
+    path = tmp_path / generate.SAMPLES
+    first = path.read_text().split('\n')[0]
+    path.write_text(first + '\n')
+    generate_again = run(folder, tmp_path, *flags)
+    assert [line['text'] for line in generate_again] == [odd] * 2
+    assert generate_again == whole
+    prompts = tmp_path / 'odd.jsonl'
+    prompts.write_text('{"prompt": "' + odd.replace('\x85', '') + '"}\n')
+    assert run(folder, tmp_path / 'b', f'--prompts={prompts}')[0]['prompt'] == 'a\u2028bc'
+
+
 def test_beams_echo_drafts_and_quantised_weights(folder, tmp_path):
     best, second = run(
         folder, tmp_path / 'a', '--prompt=the cat', '--config.decode.num_beams=3',
@@ -129,10 +145,14 @@ def test_what_is_wrong_is_said_in_a_line(folder, tmp_path):
     bad.write_text('{"prompt": "a", "temprature": 2}\n')
     with pytest.raises(errors.UsageError, match="did you mean 'temperature'"):
         run(folder, tmp_path, f'--prompts={bad}')
+    for ids in ('["a"]', '[1.5]', '[true]', 'null'):
+        bad.write_text('{"prompt": ' + ids + '}')
+        with pytest.raises(errors.InputError, match='bad.jsonl:1 is not an object with a "prompt"'):
+            run(folder, tmp_path, f'--prompts={bad}')
     bad.write_text('{"prompt": ')
     with pytest.raises(errors.InputError, match='bad.jsonl:1 is no JSON'):
         run(folder, tmp_path, f'--prompts={bad}')
-    with pytest.raises(errors.UsageError, match='--stream is for decoding without beams'):
+    with pytest.raises(errors.UsageError, match='--stream is for text, decoded without beams'):
         run(folder, tmp_path, '--prompt=a', '--stream', '--config.decode.num_beams=2')
     with pytest.raises(errors.InputError, match='do not fit n_ctx = 64'):
         run(folder, tmp_path, '--prompt=a', '--config.decode.max_new_tokens=64')

@@ -124,7 +124,7 @@ def warped(theirs_scores, prompt, setting, ours_options):
     tokens = torch.tensor([prompt])
     chain = model._get_logits_processor(config, input_ids_seq_length=len(prompt))
     expected = torch.softmax(chain(tokens, theirs_scores.clone()), dim=-1).numpy()[0]
-    settings = processors.settings([ours_options], [len(prompt)], _VOCAB)
+    settings = processors.settings([ours_options], [len(prompt)])
     room = np.zeros((1, 32), np.int32)
     room[0, : len(prompt)] = prompt
     length = jnp.asarray([len(prompt)])

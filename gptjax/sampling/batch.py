@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.configs import errors
-from gptjax.sampling import decode, options, processors
+from gptjax.sampling import decode, options, processors, texts
 
 _LOOK = 8  # tokens between two looks at stop strings
 
@@ -43,7 +43,7 @@ class Batch:
         padded = [*asked, *([asked[0]] * fill)]
         lengths = [*map(len, prompts), *([0] * fill)]
         self.rows = decode.Rows(
-            processors.settings(padded, lengths, decoder.n_vocab),
+            processors.settings(padded, lengths),
             np.array(lengths, np.int32),
             np.array([*limits, *([0] * fill)], np.int32),
             decode.keys(
@@ -54,12 +54,12 @@ class Batch:
         echo = any(one.echo for one in asked)
         self._read([np.array(prompt, np.int32) for prompt in prompts], echo)
 
-    def _read(self, texts: Sequence[np.ndarray], echo: bool = False) -> None:
+    def _read(self, wholes: Sequence[np.ndarray], echo: bool = False) -> None:
         """Reads each row's text, or the last half of the context of one that is too long."""
         number = len(self.rows.prompt_B)
         offsets = np.array(self.state.offset_B)
         lasts = []
-        for b, text in enumerate(texts):
+        for b, text in enumerate(wholes):
             if len(text):
                 offsets[b] = decode.read_last(text, self.decoder.most_tokens)
             lasts.append(text[offsets[b] :] if len(text) else text)
@@ -69,7 +69,7 @@ class Batch:
             tokens[b, : len(text)] = text
             counts[b] = len(text)
         whole = np.array(self.state.tokens_BxT)
-        for b, text in enumerate(texts):
+        for b, text in enumerate(wholes):
             whole[b, : len(text)] = text
         self.state = self.state._replace(
             offset_B=jnp.asarray(offsets, jnp.int32), tokens_BxT=jnp.asarray(whole)
@@ -92,7 +92,7 @@ class Batch:
 
     @property
     def running(self) -> bool:
-        return bool((np.asarray(self.state.status_B) == decode.RUNNING).any())
+        return bool(np.isin(self.state.status_B, (decode.RUNNING, decode.FULL)).any())
 
     def stop(self, row: int) -> None:
         """Ends a row."""
@@ -113,7 +113,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     asked: Sequence[options.Options],
     copies: Sequence[int] = (),
-    stops: Callable[[Sequence[int], Sequence[str]], int] | None = None,
+    stops: texts.Stops | None = None,
 ) -> list[decode.Text]:
     """Texts of token-id prompts, without beams: all rows in one batch.
 
@@ -121,8 +121,7 @@ def generate(
       prompts: one a row.
       asked: the options of each; num_return_sequences is not looked at.
       copies: which text of its request each row is, where several are drawn of one.
-      stops: (tokens of a text, its stop strings) -> how many a stop string leaves, -1 = all.
-        Needed where there are stop strings.
+      stops: needed where there are stop strings.
 
     Raises:
       InputError: as decode.check().
@@ -134,7 +133,7 @@ def generate(
 def finish(
     batch: Batch,
     advance: Callable[[int], None],
-    stops: Callable[[Sequence[int], Sequence[str]], int] | None,
+    stops: texts.Stops | None,
 ) -> list[decode.Text]:
     """The texts of a batch once all its rows have ended; advance(n) decodes n tokens of each."""
     waiting = {b for b, one in enumerate(batch.asked) if one.stop_strings}
@@ -143,7 +142,8 @@ def finish(
     longest = int(np.max(batch.rows.limit_B))
     while True:
         for b, text in enumerate(batch.texts()) if waiting else ():
-            if b in waiting and (kept := stops(text.tokens, batch.asked[b].stop_strings)) >= 0:
+            strings = batch.asked[b].stop_strings
+            if b in waiting and (kept := stops(batch.prompts[b], text.tokens, strings)) >= 0:
                 ended[b] = kept
                 waiting.discard(b)
                 batch.stop(b)

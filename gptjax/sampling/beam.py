@@ -25,7 +25,7 @@ import numpy as np
 
 from gptjax.configs import errors
 from gptjax.models import attention
-from gptjax.sampling import decode, options, processors
+from gptjax.sampling import decode, options, processors, texts
 
 _LOW = -1e9  # what transformers takes for "never"
 _BEAMS = 4  # room for beams comes in 4, 8, 16, ...; products of few rows are fastest then
@@ -77,7 +77,7 @@ class _Past(NamedTuple):
 class Stops:
     """Stop strings of every prompt, looked for on the host; equal ones share a program."""
 
-    look: Any  # (tokens of a text, stop strings) -> how many are left, -1 = all
+    look: texts.Stops
     strings: tuple[tuple[str, ...], ...]
 
 
@@ -86,13 +86,15 @@ def search(
     params: Any,
     prompts: Sequence[Sequence[int]],
     asked: Sequence[options.Options],
-    stops: Any = None,
+    stops: texts.Stops | None = None,
+    copies: Sequence[int] = (),
 ) -> list[list[decode.Text]]:
     """The num_return_sequences best texts of every prompt, best first.
 
     Args:
       asked: options of each prompt, with num_beams above 1 and the same num_beam_groups.
-      stops: as batch.generate; a text keeps the stop string's tokens, for it was scored with them.
+      copies: as batch.generate.
+      stops: as there; a text keeps the stop string's tokens, for it was scored with them.
 
     Raises:
       InputError: as decode.check().
@@ -112,9 +114,9 @@ def search(
         return np.array([*values, *(values[0] for _ in spare)], dtype)
 
     wanted = _Asked(
-        processors.settings(padded, lengths, decoder.n_vocab),
+        processors.settings(padded, lengths),
         np.array(lengths, np.int32),
-        column(limits, np.int32),
+        np.array([*limits, *(1 for _ in spare)], np.int32),
         column(n_beams, np.int32),
         column([max(2, 1 + len(one.eos_token_id)) * n
                 for one, n in zip(asked, n_beams, strict=True)], np.int32),
@@ -122,7 +124,7 @@ def search(
         column([one.diversity_penalty for one in asked], np.float32),
         column([one.early_stopping is True for one in asked], bool),
         column([one.early_stopping == 'never' for one in asked], bool),
-        decode.keys([one.seed for one in padded], [0] * number),
+        decode.keys([one.seed for one in padded], [*(copies or [0] * len(prompts)), *spare]),
     )  # fmt: skip
     wide = decode.width(max(lengths), decoder.most_tokens)
     tokens = np.zeros((number, wide), np.int32)
@@ -145,12 +147,12 @@ def search(
 
 def _texts(ended: _Found, i: int, prompt: int, asked: options.Options) -> list[decode.Text]:
     score = ended.score[i]
-    texts = []
+    found = []
     for place in np.argsort(-score, kind='stable')[: asked.num_return_sequences]:
         length = int(ended.length[i, place])
         tokens = ended.tokens[i, place, prompt:length].tolist()
         stopped = length < asked.limit(prompt) or tokens[-1] in asked.eos_token_id
-        texts.append(
+        found.append(
             decode.Text(
                 tokens,
                 'stop' if stopped else 'length',
@@ -161,7 +163,7 @@ def _texts(ended: _Found, i: int, prompt: int, asked: options.Options) -> list[d
                 float(score[place]),
             )  # fmt: skip
         )
-    return texts
+    return found
 
 
 @functools.partial(
@@ -375,10 +377,10 @@ def _stopped(stops: Stops, candidates: _Found, prompt) -> jax.Array:
 
     def look(tokens, length, prompt):
         return np.array([
-            [bool(strings) and stops.look(row[first:end].tolist(), strings) >= 0
+            [bool(strings) and stops.look(row[:first], row[first:end], strings) >= 0
              for row, end in zip(rows, ends, strict=True)]
             for rows, ends, first, strings in zip(
-                np.asarray(tokens), np.asarray(length), np.asarray(prompt), stops.strings,
+                np.asarray(tokens).tolist(), np.asarray(length), np.asarray(prompt), stops.strings,
                 strict=True)
         ])  # fmt: skip
 

@@ -7,6 +7,7 @@ options, end and random numbers, so that what it becomes does not depend on its 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -164,7 +165,9 @@ def prefill(
     state = state._replace(
         cache=cache,
         tokens_BxT=state.tokens_BxT.at[rows_Bx1, into_BxL].set(tokens_BxL, mode='drop'),
-        length_B=jnp.where(count_B > 0, state.offset_B + start_B + count_B, state.length_B),
+        length_B=jnp.maximum(
+            state.length_B, jnp.where(count_B > 0, state.offset_B + start_B + count_B, 0)
+        ),
     )
     if echo:
         real = real_BxL[:, 1:]
@@ -270,6 +273,11 @@ def check(decoder: Decoder, prompt: Sequence[int], asked: options.Options) -> in
         raise errors.InputError(
             f'a prompt has a token outside the vocabulary: ids are from 0 to {decoder.n_vocab - 1}'
         )
+    top = max((i for words, _ in asked.biases() for i in words), default=0)
+    errors.require(
+        top < decoder.n_vocab,
+        f'a bias or bad word names token {top}, not below the vocabulary size {decoder.n_vocab}',
+    )
     limit, most = asked.limit(len(prompt)), decoder.most_tokens
     errors.require(
         not asked.echo or most is None or len(prompt) <= most,
@@ -301,7 +309,8 @@ def text_of(state: State, b: int, prompt: int, asked: options.Options) -> Text:
             state.top_logprob_BxTxN[b, first:last, : asked.logprobs].tolist(),
             strict=True,
         )
-        return [dict(zip(*pair, strict=True)) for pair in pairs]
+        real = [zip(*pair, strict=True) for pair in pairs]  # fewer in a tiny vocabulary
+        return [{token: x for token, x in pair if x > -math.inf} for pair in real]
 
     return Text(
         state.tokens_BxT[b, prompt:end].tolist(),

@@ -163,11 +163,13 @@ class Engine:
         return self.busy
 
     def _admit(self) -> None:
+        for request in self._queue.drop_cancelled():
+            request.finish(_nothing())
+        for b, slot in enumerate(self._slots):
+            if slot.to_read and slot.request.cancelled:
+                self._free(b, jax.device_get(self._state._replace(cache=None)), -1)
         changed = False
         while any(slot.request is None for slot in self._slots) and (request := self._queue.pop()):
-            if request.cancelled:
-                request.finish(_nothing())
-                continue
             self._place(request)
             changed = True
         if changed:
@@ -208,7 +210,7 @@ class Engine:
         prompts = [len(request.prompt) if request else 1 for request in active]
         limits = [one.limit(n) if r else n + 1
                   for one, n, r in zip(asked, prompts, active, strict=True)]  # fmt: skip
-        settings = processors.settings(asked, prompts, self.decoder.n_vocab, self._sizes)
+        settings = processors.settings(asked, prompts, self._sizes)
         self._sizes = (settings.end_BxE.shape[1], *settings.words_BxWxS.shape[1:])
         copies = [request.copy if request else 0 for request in active]
         self._rows = jax.device_put(
@@ -246,9 +248,9 @@ class Engine:
             slot.held = whole[slot.offset : -1].tolist()  # the last one is not in the cache yet
             kept = -1
             if request.asked.stop_strings:
-                kept = self._stops(new, request.asked.stop_strings)
+                kept = self._stops(request.prompt, new, request.asked.stop_strings)
             if kept >= 0 or request.cancelled or status in (decode.STOP, decode.LENGTH):
-                self._free(b, decode.text_of(state, b, len(request.prompt), request.asked), kept)
+                self._free(b, state, kept)
             elif status == decode.FULL:
                 slot.offset = decode.read_last(whole, self.decoder.most_tokens)
                 slot.held, slot.to_read = [], whole[slot.offset :].tolist()
@@ -257,12 +259,16 @@ class Engine:
             else:
                 request.tell(new, finished=False)
 
-    def _free(self, b: int, text: decode.Text, kept: int) -> None:
+    def _free(self, b: int, state: decode.State, kept: int) -> None:
+        """Ends the request of slot b; a stop string keeps so many of its tokens, -1 = all."""
         slot = self._slots[b]
         request, slot.request = slot.request, None
+        text = decode.text_of(state, b, len(request.prompt), request.asked)
+        ended = state.status_B[b] in (decode.STOP, decode.LENGTH) and not slot.to_read
+        slot.to_read = []
         if kept >= 0:
             text = decode.cut(text, kept)
-        elif request.cancelled and not text.reason:
+        elif request.cancelled and not ended:
             text = text._replace(reason='cancelled')
         self._state = _end(self._state, b)
         request.finish(text)

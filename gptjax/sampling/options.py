@@ -62,7 +62,9 @@ class Options:
             value = getattr(self, field)
             errors.require(0.0 < value <= 1.0, f'{field} must be in (0, 1], got {value}')
         errors.require_between(self, 0.0, 1.0, 'min_p')
-        errors.require_positive(self, 'repetition_penalty', 'num_beams', 'num_return_sequences')
+        errors.require_positive(
+            self, 'repetition_penalty', 'num_beams', 'num_beam_groups', 'num_return_sequences'
+        )
         errors.require_between(self, -2.0, 2.0, 'presence_penalty', 'frequency_penalty')
         errors.require_between(self, 0.0, 1e9, 'diversity_penalty')
         errors.require(
@@ -103,11 +105,15 @@ class Options:
         errors.require(
             all(self.stop_strings), 'a stop string is empty; it would stop every text at once'
         )
-        for words in (*self.bad_words_ids, *(words for words, _ in self.sequence_bias)):
+        errors.require(
+            self.num_beams == 1 or self.logprobs <= 0,
+            'logprobs above 0 goes with num_beams = 1: beams keep those of their own tokens alone',
+        )
+        for words, bias in self.biases():
             errors.require(
-                bool(words) and all(isinstance(i, int) and i >= 0 for i in words),
-                'bad_words_ids and sequence_bias hold non-empty sequences of token ids, got '
-                f'{list(words)!r}',
+                bool(words) and all(i >= 0 for i in words) and not math.isnan(bias),
+                'biases and bad words are of non-empty sequences of token ids, and no NaN; got '
+                f'{list(words)}: {bias}',
             )
 
     @property
@@ -156,10 +162,14 @@ def make(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
         for name, form in _FORMS.items():
             values[name] = form(values[name])
         for field in dataclasses.fields(Options):
-            if field.type in (int, float) and field.name in values:
+            if field.type in (int, float):
                 values[field.name] = _number(field.type, values[field.name])
+            elif not isinstance(values[field.name], bool) and field.type is bool:
+                raise TypeError(f'{field.name} is True or False, not {values[field.name]!r}')
+        if values['early_stopping'] in (0, 1):
+            values['early_stopping'] = bool(values['early_stopping'])
         return Options(**values)
-    except (TypeError, ValueError, KeyError) as e:
+    except (TypeError, ValueError, KeyError, ArithmeticError) as e:
         if isinstance(e, errors.InputError):
             raise
         raise errors.UsageError(f'a generation option has a value of the wrong type: {e}') from e
@@ -191,7 +201,7 @@ def _number(kind: type, value: Any) -> Any:
 
 
 def _ids(value: Any) -> tuple[int, ...]:
-    value = value if isinstance(value, Iterable) else (value,)
+    value = value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     return tuple(_number(int, i) for i in value)
 
 
@@ -210,7 +220,7 @@ def _word_biases(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
 
 def _biases(value: Any) -> tuple[tuple[int, float], ...]:
     pairs = value.items() if isinstance(value, Mapping) else value
-    return tuple((int(token), float(bias)) for token, bias in pairs)
+    return tuple((int(str(token)), float(bias)) for token, bias in pairs)  # JSON has string keys
 
 
 _SYNONYMS = {'stop': 'stop_strings', 'n': 'num_return_sequences', 'max_tokens': 'max_new_tokens'}

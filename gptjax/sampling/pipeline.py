@@ -8,6 +8,7 @@ generate('The capital of France is', max_new_tokens=20, num_beams=5)[0]['generat
 
 import contextlib
 import json
+import numbers
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from gptjax.text import tokenizer as tokenizer_lib
 
 _CONFIG = 'generation_config.json'
 _NEW_TOKENS = 256  # as transformers' pipeline, where nothing says otherwise
-_CALL = ('return_full_text', 'return_tensors', 'return_text', 'batch_size', 'pad_token_id')
+_CALL = ('return_full_text', 'return_tensors', 'batch_size', 'pad_token_id')
 
 
 def pipeline(
@@ -77,15 +78,13 @@ def load(
 ) -> Loaded:
     """Weights in the form that decodes fastest, and generation_config.json."""
     shardings = None if mesh is None else mesh.shardings
-    found = pretrained.load(path, dtype, shardings, progress)
-    n_vocab = found.model.config.n_vocab
-    if found.tokenizer is not None:
-        n_vocab = min(n_vocab, found.tokenizer.n_vocab)
-    decoder = decode.Decoder(found.model, n_vocab, cache_dtype)
-    params = found.params
-    if 'network' in params:
-        params = quantize.for_decoding(params, weights)
-    return Loaded(decoder, params, found.tokenizer, published(path, found.tokenizer))
+    model, params, tokenizer = pretrained.load(path, dtype, shardings, progress)
+    n_vocab = model.config.n_vocab
+    if tokenizer is not None:
+        n_vocab = min(n_vocab, tokenizer.n_vocab)
+    decoder = decode.Decoder(model, n_vocab, cache_dtype)
+    params = quantize.for_decoding(params, weights, consume=True)
+    return Loaded(decoder, params, tokenizer, published(path, tokenizer))
 
 
 def published(
@@ -142,12 +141,18 @@ class TextGeneration:
           not fit.
         """
         one = isinstance(prompts, str) or _is_ids(prompts)
+        errors.require(
+            one or isinstance(prompts, (list, tuple)),
+            f'prompts are a text, a list of ids, or a list of such; got {prompts!r}',
+        )
         prompts = [prompts] if one else list(prompts)
         call = {name: given.pop(name) for name in _CALL if name in given}
+        call = {name: value for name, value in call.items() if value is not None}
         pad = call.get('pad_token_id', self._defaults.get('pad_token_id'))
         asked = self._options(given)
         ids = [self._ids(prompt) for prompt in prompts]
-        size = call.get('batch_size') or 1
+        size = call.get('batch_size', 1)
+        errors.require(size > 0, f'batch_size must be above 0, got {size}')
         found: list[list[decode.Text]] = []
         with _scope(self._mesh):
             for start in range(0, len(ids), size):
@@ -167,7 +172,9 @@ class TextGeneration:
 
     def _ids(self, prompt: Any) -> list[int]:
         if not isinstance(prompt, str):
-            errors.require(_is_ids(prompt), f'a prompt is text or a list of ids, not {prompt!r}')
+            errors.require(
+                _is_ids(prompt), f'a prompt is a text or a list of token ids, not {prompt!r}'
+            )
             return [int(i) for i in prompt]
         if self.tokenizer is None:
             raise errors.InputError('these weights have no tokenizer; give prompts as token ids')
@@ -178,7 +185,11 @@ class TextGeneration:
     ) -> list[list[decode.Text]]:
         """Texts of prompts start, start + 1, ... of a call."""
         if asked.num_beams > 1:
-            return beam.search(self.decoder, self.params, ids, [asked] * len(ids), self._stops)
+            errors.require(self._draft is None, 'a draft is for decoding without beams')
+            return beam.search(
+                self.decoder, self.params, ids, [asked] * len(ids), self._stops,
+                range(start, start + len(ids)),
+            )  # fmt: skip
         n = asked.num_return_sequences
         rows = [prompt for prompt in ids for _ in range(n)]
         copies = list(range(start * n, start * n + len(rows)))
@@ -228,7 +239,10 @@ def _padding(asked: options.Options, pad: int | None) -> int:
 
 
 def _is_ids(prompt: Any) -> bool:
-    return not isinstance(prompt, str) and len(prompt) > 0 and not hasattr(prompt[0], '__len__')
+    """Whether it is a list of token ids, numpy's included; an empty one is, too."""
+    if isinstance(prompt, str) or not hasattr(prompt, '__len__'):
+        return False
+    return all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in prompt)
 
 
 def _scope(mesh: mesh_lib.Mesh | None) -> contextlib.AbstractContextManager:

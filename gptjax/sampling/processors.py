@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from gptjax.configs import errors
 from gptjax.sampling import options
 
 _BITS = 32  # of a float's rank
@@ -47,7 +46,6 @@ class Settings(NamedTuple):
 def settings(
     asked: Sequence[options.Options],
     prompts: Sequence[int],
-    n_vocab: int,
     room: tuple[int, int, int] = (0, 0, 0),
 ) -> Settings:
     """numpy Settings of requests; E, W and S grow in few steps, so that few programs are compiled.
@@ -55,14 +53,8 @@ def settings(
     Args:
       prompts: tokens of each prompt.
       room: at least these E, W and S.
-
-    Raises:
-      UsageError: an option names a token that the vocabulary does not have.
     """
     biases = [one.biases() for one in asked]
-    for found in biases:
-        top = max((i for words, _ in found for i in words), default=0)
-        errors.require(top < n_vocab, f'token {top} is not below the vocabulary size {n_vocab}')
     words = [words for found in biases for words, _ in found]
     ends, width, longest = (
         max(least, _bucket(needed, start))

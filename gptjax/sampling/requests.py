@@ -37,6 +37,7 @@ class Request:
         self._on_text, self._stream = on_text, stream
         self._told = 0
         self._cancelled = False
+        self._error: Exception | None = None
         self._done = threading.Event()
 
     @property
@@ -52,9 +53,16 @@ class Request:
         self._cancelled = True
 
     def result(self, timeout: float | None = None) -> decode.Text:
-        """Waits for the text while another thread runs the engine. Raises TimeoutError."""
+        """Waits for the text while another thread runs the engine.
+
+        Raises:
+          TimeoutError: it is not done by then.
+          Exception: what on_text raised; the request was cancelled for it.
+        """
         if not self._done.wait(timeout):
             raise TimeoutError('the request is not done yet')
+        if self._error is not None:
+            raise self._error
         return self.text
 
     def tell(self, tokens: Sequence[int], finished: bool) -> None:
@@ -63,8 +71,12 @@ class Request:
             return
         piece = self._stream.push(tokens, finished) if self._stream else ''
         new, self._told = list(tokens[self._told :]), max(self._told, len(tokens))
-        if piece or new:
-            self._on_text(piece, new)
+        try:
+            if piece or new:
+                self._on_text(piece, new)
+        except Exception as e:  # one caller's trouble must not stop the others' texts
+            self._error, self._on_text = e, None
+            self.cancel()
 
     def finish(self, text: decode.Text) -> None:
         self.text = text
@@ -89,6 +101,17 @@ class Queue:
             if sum(map(len, self._waiting.values())) >= self._most:
                 raise QueueFull(f'{self._most} requests are waiting; try again later')
             self._waiting.setdefault(request.client, collections.deque()).append(request)
+
+    def drop_cancelled(self) -> list[Request]:
+        """Takes out and gives those that were cancelled while they waited."""
+        with self._lock:
+            dropped = [r for queue in self._waiting.values() for r in queue if r.cancelled]
+            for request in dropped:
+                queue = self._waiting[request.client]
+                queue.remove(request)
+                if not queue:
+                    del self._waiting[request.client]
+        return dropped
 
     def pop(self) -> Request | None:
         """The oldest request of the client whose turn it is; None = nobody waits."""

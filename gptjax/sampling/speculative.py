@@ -9,7 +9,7 @@ mean the same as without; where nothing is drawn, p is all on the most likely to
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.configs import errors
-from gptjax.sampling import batch, decode, options, processors
+from gptjax.sampling import batch, decode, options, processors, texts
 
 _MATCH = 3  # the most tokens that prompt lookup compares
 
@@ -45,7 +45,7 @@ def generate(
     draft: Draft | None,
     number: int,
     copies: Sequence[int] = (),
-    stops: Callable[[Sequence[int], Sequence[str]], int] | None = None,
+    stops: texts.Stops | None = None,
 ) -> tuple[list[decode.Text], Stats]:
     """As batch.generate, with proposals of `number` tokens.
 
@@ -97,6 +97,7 @@ def generate(
 @functools.partial(jax.jit, static_argnames=('decoder', 'slots'))
 def _read(decoder, params, state, slots):
     """The draft's cache with all tokens but the last of each row."""
+    slots = min(slots, decoder.most_tokens)
     wide = min(slots, state.tokens_BxT.shape[1])
     place_1xL = jnp.arange(wide)[None]
     positions_BxL = jnp.where(place_1xL < state.length_B[:, None] - 1, place_1xL, -1)

@@ -55,11 +55,11 @@ class Stops:
     def __hash__(self) -> int:
         return id(self._tokenizer)
 
-    def __call__(self, tokens: Sequence[int], strings: Sequence[str]) -> int:
-        """How many tokens there are up to the first stop string, its own included; -1 = none."""
+    def __call__(self, before: Sequence[int], tokens: Sequence[int], strings: Sequence[str]) -> int:
+        """How many tokens behind others there are up to the end of a stop string; -1 = none."""
 
         def has_one(count: int) -> bool:
-            text = self._tokenizer.decode(list(tokens[:count]))
+            text = continuation(self._tokenizer, before, tokens[:count])
             return any(string in text for string in strings)
 
         if not has_one(len(tokens)):
