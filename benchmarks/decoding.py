@@ -86,7 +86,7 @@ def main() -> None:
                 nats += answer['logprobs']
         rows.append((name, statistics.mean(map(repeated, texts)), distinct(texts[::n]),
                      math.exp(statistics.mean(nats))**-1))  # fmt: skip
-        shown.append((name, generate.tokenizer.decode(texts[n][:60])))
+        shown.append((name, _PROMPTS[1] + generate.tokenizer.decode(texts[n][:60])))
         print('{}: repeated {:.2f}, distinct {:.2f}, perplexity {:.1f}'.format(*rows[-1]))
     _write(args.out, pathlib.Path(args.model).name, rows, shown)
 
@@ -98,21 +98,20 @@ def _write(out: pathlib.Path, name: str, rows: list[tuple], shown: list[tuple]) 
         axis.scatter(perplexity, repetition, color='tab:blue' if drawn else 'tab:orange', zorder=3)
         axis.annotate(label, (perplexity, repetition), xytext=(5, 4), textcoords='offset points',
                       fontsize=8)  # fmt: skip
-    axis.set(xscale='log', xlabel='perplexity that the model gives the text (log scale)',
-             ylabel='share of 4-grams repeated', title=f'{name}: {_NEW} tokens, 8 prompts')  # fmt: skip
+    axis.set(
+        xscale='log', xlabel='perplexity that the model gives the text (log scale)',
+        ylabel='share of 4-grams repeated', title=f'{name}: {_NEW} tokens, 8 prompts',
+    )  # fmt: skip
     axis.set_xlim(right=axis.get_xlim()[1] * 2)
     axis.grid(alpha=0.3)
     figure.savefig(out / 'decoding.png', dpi=120)
     table = ''.join(f'| {n} | {r:.2f} | {d:.2f} | {p:.1f} |\n' for n, r, d, p in rows)
-    quoted = '\n\n'.join(
-        f'**{label}**: {_PROMPTS[1]}{" ".join(text.split())} ...'.replace('Prompt', 'prompt')
-        if text[:1].isspace() else f'**{label}**: {_PROMPTS[1]} {" ".join(text.split())} ...'
-        for label, text in shown
-    )  # fmt: skip
+    quoted = '\n\n'.join(f'**{label}**: {" ".join(text.split())} ...' for label, text in shown)
     page = (
         '# What the decoding options do\n\n'
         f'{_NEW} tokens behind each of {len(_PROMPTS)} prompts ({_SAMPLES} texts each where tokens '
-        f'are drawn), by {name}. Distinct 2-grams are counted over one text a prompt.\n{_HOW}{table}'
+        f'are drawn), by {name}. Distinct 2-grams are counted over one text a prompt.\n'
+        f'{_HOW}{table}'
         '\n![repetition against perplexity](decoding.png)\n\n'
         'The most likely text is not the most human one: greedy decoding and beam search say the '
         'same again and again, and the model finds that ever more likely. Forbidding repeated '

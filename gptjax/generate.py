@@ -94,12 +94,12 @@ def main(args: cli.Args) -> None:
             not config.draft or all(asked.num_beams == 1 for _, asked in jobs),
             'engine.draft is for decoding without beams',
         )
-        with program.only_one(pathlib.Path(args.workdir)), program.graceful_stop():
-            with _Out(args, wanted, jobs, loaded, _fingerprint(args, weights, wanted)) as out:
-                for found in _texts(args, config, loaded, jobs[out.done :], out, mesh):
-                    out.write(found)
-                    if program.stop_requested():
-                        raise program.Preempted
+        one, job = program.only_one(pathlib.Path(args.workdir)), _fingerprint(args, weights, wanted)
+        with one, program.graceful_stop(), _Out(args, wanted, jobs, loaded, job) as out:
+            for found in _texts(args, config, loaded, jobs[out.done :], out, mesh):
+                out.write(found)
+                if program.stop_requested():
+                    raise program.Preempted
     _log.info('wrote %s', out.path)
 
 

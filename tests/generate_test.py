@@ -91,7 +91,8 @@ def test_an_interrupted_job_goes_on_where_it_stopped(folder, tmp_path, monkeypat
     assert len(asked) == 7 - kept
     assert [line['text'] for line in again] == [line['text'] for line in whole]
     asked.clear()
-    assert run(folder, workdir, *flags) == again and not asked
+    assert run(folder, workdir, *flags) == again
+    assert not asked
     other = run(folder, workdir, '--prompt=another')
     assert len(other) == 1
     assert len((workdir / 'samples-1.jsonl').read_text().splitlines()) == 7

@@ -53,9 +53,9 @@ def test_integers_of_a_known_weight():
     turned = quantize._turn(weight, 1, 'int8')
     np.testing.assert_allclose(turned.scale_NxG[:, 0], [1 / 127, 1.0])
     assert turned.values_NxJ.tolist() == [[127, 51], [-127, 64]]
-    packed = quantize._turn(jnp.asarray([[7.0], [-7.0]]), 1, 'int4')
-    assert packed.values_NxJ.tolist() == [[(7 + 8) | (-7 + 8) << 4]]
-    np.testing.assert_allclose(packed.matrix(jnp.float32), [[7, -7]])
+    packed = quantize._turn(jnp.asarray([[7.0], [-8.0], [0.4], [3.0]]), 1, 'int4')
+    assert packed.values_NxJ.tolist() == [[15 | 8 << 4, 0 | 11 << 4]]
+    np.testing.assert_allclose(packed.matrix(jnp.float32), [[7, -8, 0, 3]])
 
 
 def test_memory_is_what_it_says():

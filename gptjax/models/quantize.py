@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters as decoding reads them: layers apart, outputs first, int8 or int4 by choice.
 
-Weight-only quantisation, symmetric, rounding to nearest (LLM.int8(), Dettmers et al. 2022, section
-2.1): int8 with one scale an output channel, int4 with one a group of inputs of an output channel.
-Norms and biases stay as they are. What that costs in perplexity: docs/generate.md.
+Weight-only quantisation, rounding to nearest: int8 is symmetric with one scale an output channel
+(LLM.int8(), Dettmers et al. 2022, section 2.1); int4 runs from the least to the largest of a group
+of inputs of an output channel (ZeroQuant, Yao et al. 2022, section 4.1). In int4, embeddings are
+int8. Norms and biases stay as they are. What that costs in perplexity: docs/generate.md.
 """
 
 import functools
@@ -21,6 +22,8 @@ from gptjax.models import axes
 Weights = Literal['', 'int8', 'int4']
 WEIGHTS = ('', 'int8', 'int4')
 _GROUP = 32  # inputs that share a scale in int4
+_LEVELS = 15  # steps from the least to the largest of them
+_TINY = 1e-30  # in place of the scale of zeros
 _TABLES = ('token_embedding', 'unembedding')  # (vocab, embed): one output channel a row
 
 
@@ -33,6 +36,7 @@ class ByOutput:
 
     values_NxJ: Shaped[Array, 'N J']
     scale_NxG: Float[Array, 'N G'] | None  # None = the values are the weight
+    least_NxG: Float[Array, 'N G'] | None  # what an int4 of 0 stands for
     shape: tuple[int, ...] = struct.field(pytree_node=False)  # of the parameter that it was
 
     @property
@@ -43,19 +47,18 @@ class ByOutput:
         """The weight, outputs first; rounded where it is quantised."""
         if self.scale_NxG is None:
             return self.values_NxJ.astype(dtype)
-        return _scaled(self._integers(), self.scale_NxG).astype(dtype)
+        if self.is_int8:
+            return (self.values_NxJ * self.scale_NxG).astype(dtype)
+        halves = [self.values_NxJ & 15, self.values_NxJ >> 4]
+        integers_NxK = jnp.concatenate(halves, axis=1).astype(jnp.float32)
+        grouped_NxGxI = integers_NxK.reshape(*self.scale_NxG.shape, -1)
+        grouped_NxGxI = grouped_NxGxI * self.scale_NxG[..., None] + self.least_NxG[..., None]
+        return grouped_NxGxI.reshape(integers_NxK.shape).astype(dtype)
 
     def rows(self, index_BxL: jax.Array, dtype: Any) -> Float[Array, 'B L K']:
         """Of some output channels: the vectors of tokens, where the weight is an embedding."""
         part = jax.tree.map(lambda x: x[index_BxL.ravel()], self)
         return part.matrix(dtype).reshape(*index_BxL.shape, -1)
-
-    def _integers(self) -> jax.Array:
-        if self.is_int8:
-            return self.values_NxJ
-        low_NxJ = (self.values_NxJ & 15).astype(jnp.int8) - 8
-        high_NxJ = (self.values_NxJ >> 4).astype(jnp.int8) - 8
-        return jnp.concatenate([low_NxJ, high_NxJ], axis=1)
 
 
 def for_decoding(params: Any, weights: Weights = '', consume: bool = False) -> Any:
@@ -84,8 +87,8 @@ def for_decoding(params: Any, weights: Weights = '', consume: bool = False) -> A
     for name in _TABLES if blocks and turned else ():
         if name in network:
             table = network[name]
-            plain = ByOutput(table, None, table.shape)
-            network[name] = _turn(table, -1, weights) if weights else plain
+            plain = ByOutput(table, None, None, table.shape)
+            network[name] = _turn(table, -1, 'int8') if weights else plain
     return {**params, 'network': network}
 
 
@@ -111,24 +114,20 @@ def _turn(weight: jax.Array, inputs: int, weights: Weights) -> ByOutput:
     """inputs: how many leading axes are summed over; -1 = the last one is, as of a table."""
     weight_NxK = weight if inputs < 0 else weight.reshape(math.prod(weight.shape[:inputs]), -1).T
     if not weights:
-        return ByOutput(weight_NxK, None, weight.shape)
+        return ByOutput(weight_NxK, None, None, weight.shape)
     weight_NxK = weight_NxK.astype(jnp.float32)
-    n_inputs = weight_NxK.shape[1]
     if weights == 'int8':
-        groups, most = 1, 127
-    else:
-        size = _GROUP if n_inputs % _GROUP == 0 else n_inputs
-        groups, most = n_inputs // size, 7
-        errors.require(n_inputs % 2 == 0, f'int4 needs an even number of inputs, got {n_inputs}')
-    grouped_NxGxI = weight_NxK.reshape(-1, groups, n_inputs // groups)
-    scale_NxG = jnp.maximum(jnp.abs(grouped_NxGxI).max(axis=-1) / most, 1e-30)
-    integers_NxK = jnp.round(grouped_NxGxI / scale_NxG[..., None]).reshape(-1, n_inputs)
-    if weights == 'int8':
-        return ByOutput(integers_NxK.astype(jnp.int8), scale_NxG, weight.shape)
-    low_NxJ, high_NxJ = jnp.split((integers_NxK + 8).astype(jnp.uint8), 2, axis=1)
-    return ByOutput(low_NxJ | (high_NxJ << 4), scale_NxG, weight.shape)
-
-
-def _scaled(integers_NxK: jax.Array, scale_NxG: jax.Array) -> jax.Array:
-    grouped_NxGxI = integers_NxK.reshape(*scale_NxG.shape, -1).astype(jnp.float32)
-    return (grouped_NxGxI * scale_NxG[..., None]).reshape(integers_NxK.shape)
+        scale_Nx1 = jnp.maximum(jnp.abs(weight_NxK).max(axis=1, keepdims=True) / 127, _TINY)
+        return ByOutput(
+            jnp.round(weight_NxK / scale_Nx1).astype(jnp.int8), scale_Nx1, None, weight.shape
+        )
+    n_outputs, n_inputs = weight_NxK.shape
+    errors.require(n_inputs % 2 == 0, f'int4 needs an even number of inputs, got {n_inputs}')
+    size = _GROUP if n_inputs % _GROUP == 0 else n_inputs
+    grouped_NxGxI = weight_NxK.reshape(n_outputs, -1, size)
+    least_NxG = grouped_NxGxI.min(axis=-1)
+    scale_NxG = jnp.maximum((grouped_NxGxI.max(axis=-1) - least_NxG) / _LEVELS, _TINY)
+    grouped_NxGxI = jnp.round((grouped_NxGxI - least_NxG[..., None]) / scale_NxG[..., None])
+    integers_NxK = grouped_NxGxI.astype(jnp.uint8).reshape(weight_NxK.shape)
+    low_NxJ, high_NxJ = jnp.split(integers_NxK, 2, axis=1)
+    return ByOutput(low_NxJ | (high_NxJ << 4), scale_NxG, least_NxG, weight.shape)
