@@ -91,20 +91,26 @@ def main() -> None:
     _write(args.out, pathlib.Path(args.model).name, rows, shown)
 
 
-def _write(out: pathlib.Path, name: str, rows: list[tuple], shown: list[tuple]) -> None:
-    figure, axis = plt.subplots(figsize=(8, 5), layout='constrained')
-    for label, repetition, _, perplexity in rows:
-        drawn = label.startswith(('temp', 'top', 'min', 'typ'))
-        axis.scatter(perplexity, repetition, color='tab:blue' if drawn else 'tab:orange', zorder=3)
-        axis.annotate(label, (perplexity, repetition), xytext=(5, 4), textcoords='offset points',
-                      fontsize=8)  # fmt: skip
-    axis.set(
-        xscale='log', xlabel='perplexity that the model gives the text (log scale)',
-        ylabel='share of 4-grams repeated', title=f'{name}: {_NEW} tokens, 8 prompts',
-    )  # fmt: skip
-    axis.set_xlim(right=axis.get_xlim()[1] * 2)
-    axis.grid(alpha=0.3)
+def _draw(out: pathlib.Path, name: str, rows: list[tuple]) -> None:
+    """Bars of the three measures, a row a method."""
+    titles = ('4-grams repeated', 'distinct 2-grams', 'perplexity by the model')
+    figure, panels = plt.subplots(1, 3, sharey=True, figsize=(10, 4.5), layout='constrained')
+    labels = [row[0] for row in rows]
+    colors = ['tab:blue' if _METHODS[n].get('do_sample') else 'tab:orange' for n in labels]
+    for column, (panel, title) in enumerate(zip(panels, titles, strict=True), 1):
+        bars = panel.barh(labels, [row[column] for row in rows], color=colors)
+        panel.bar_label(bars, fmt='{:.1f}' if column == 3 else '{:.2f}', padding=3, fontsize=8)
+        panel.set_title(title, fontsize=10)
+        panel.margins(x=0.2)
+        panel.spines[['top', 'right']].set_visible(False)
+    panels[0].invert_yaxis()
+    panels[2].set_xscale('log')
+    figure.suptitle(f'{name}: {_NEW} tokens behind 8 prompts; blue = tokens are drawn')
     figure.savefig(out / 'decoding.png', dpi=120)
+
+
+def _write(out: pathlib.Path, name: str, rows: list[tuple], shown: list[tuple]) -> None:
+    _draw(out, name, rows)
     table = ''.join(f'| {n} | {r:.2f} | {d:.2f} | {p:.1f} |\n' for n, r, d, p in rows)
     quoted = '\n\n'.join(f'**{label}**: {" ".join(text.split())} ...' for label, text in shown)
     page = (
