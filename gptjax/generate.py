@@ -35,8 +35,6 @@ from gptjax.models import pretrained
 from gptjax.runtime import checkpoint, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.sampling import (
-    batch,
-    beam,
     decode,
     engine,
     options,
@@ -290,7 +288,6 @@ def _texts(
     mesh: mesh_lib.Mesh,
 ) -> Iterator[list[decode.Text]]:
     """The texts of every prompt, in order."""
-    stops = texts.Stops(loaded.tokenizer) if loaded.tokenizer else None
     if not config.draft and not any(_by_itself(asked) for _, asked in jobs):
         yield from _served(config, loaded, jobs, out if args.flags.stream else None)
         return
@@ -299,16 +296,7 @@ def _texts(
         other = pipeline.load(config.draft, config.dtype or None, mesh=mesh)
         draft = speculative.Draft(other.decoder, other.params)
     for prompt, asked in jobs:
-        n = asked.num_return_sequences
-        what = (loaded.decoder, loaded.params, [prompt] * n, [asked] * n)
-        number = asked.prompt_lookup_num_tokens or config.draft_tokens
-        if asked.num_beams > 1:
-            yield beam.search(loaded.decoder, loaded.params, [prompt], [asked], stops)[0]
-        elif draft is not None or asked.prompt_lookup_num_tokens:
-            lookup = bool(asked.prompt_lookup_num_tokens)
-            yield speculative.generate(*what, None if lookup else draft, number, range(n), stops)[0]
-        else:
-            yield batch.generate(*what, range(n), stops)
+        yield loaded.texts([prompt], asked, draft, config.draft_tokens)[0]
 
 
 def _by_itself(asked: options.Options) -> bool:

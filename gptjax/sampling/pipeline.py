@@ -66,6 +66,41 @@ class Loaded:
     ) -> None:
         self.decoder, self.params, self.tokenizer = decoder, params, tokenizer
         self.defaults = defaults  # generation options that were published with the weights
+        self._stops = texts.Stops(tokenizer) if tokenizer else None
+
+    def texts(
+        self,
+        prompts: Sequence[Sequence[int]],
+        asked: options.Options,
+        draft: speculative.Draft | None,
+        draft_tokens: int,
+        first: int = 0,
+    ) -> list[list[decode.Text]]:
+        """The texts of every prompt: by beams, with drafts, or plainly, as the options ask.
+
+        Args:
+          draft_tokens: that the draft proposes at a time.
+          first: the number of the first prompt, where there were others; it enters the draws.
+
+        Raises:
+          InputError: as decode.check(), and speculative.generate() where there is a draft.
+        """
+        if asked.num_beams > 1:
+            errors.require(draft is None, 'a draft is for decoding without beams')
+            places = range(first, first + len(prompts))
+            each = [asked] * len(prompts)
+            return beam.search(self.decoder, self.params, prompts, each, self._stops, places)
+        n = asked.num_return_sequences
+        rows = [prompt for prompt in prompts for _ in range(n)]
+        copies = range(first * n, first * n + len(rows))
+        arguments = (self.decoder, self.params, rows, [asked] * len(rows))
+        if lookup := asked.prompt_lookup_num_tokens:
+            found, _ = speculative.generate(*arguments, None, lookup, copies, self._stops)
+        elif draft is not None:
+            found, _ = speculative.generate(*arguments, draft, draft_tokens, copies, self._stops)
+        else:
+            found = batch.generate(*arguments, copies, self._stops)
+        return [found[i : i + n] for i in range(0, len(found), n)]
 
 
 def load(
@@ -117,10 +152,8 @@ class TextGeneration:
     def __init__(
         self, loaded: Loaded, draft: speculative.Draft | None, mesh: mesh_lib.Mesh | None
     ) -> None:
-        self.decoder, self.params = loaded.decoder, loaded.params
-        self.tokenizer = loaded.tokenizer
+        self._loaded, self.tokenizer = loaded, loaded.tokenizer
         self._defaults, self._draft, self._mesh = loaded.defaults, draft, mesh
-        self._stops = texts.Stops(loaded.tokenizer) if loaded.tokenizer else None
 
     def __call__(self, prompts: Any, **given: Any) -> Any:
         """Texts of prompts.
@@ -156,7 +189,9 @@ class TextGeneration:
         found: list[list[decode.Text]] = []
         with _scope(self._mesh):
             for start in range(0, len(ids), size):
-                found += self._generate(ids[start : start + size], asked, start)
+                some = ids[start : start + size]
+                number = base.get_config().engine.draft_tokens
+                found += self._loaded.texts(some, asked, self._draft, number, start)
         answers = [
             self._answer(*each, asked, pad, call) for each in zip(prompts, ids, found, strict=True)
         ]
@@ -179,28 +214,6 @@ class TextGeneration:
         if self.tokenizer is None:
             raise errors.InputError('these weights have no tokenizer; give prompts as token ids')
         return texts.prompt_ids(self.tokenizer, prompt, allow_special=True)
-
-    def _generate(
-        self, ids: Sequence[list[int]], asked: options.Options, start: int
-    ) -> list[list[decode.Text]]:
-        """Texts of prompts start, start + 1, ... of a call."""
-        if asked.num_beams > 1:
-            errors.require(self._draft is None, 'a draft is for decoding without beams')
-            return beam.search(
-                self.decoder, self.params, ids, [asked] * len(ids), self._stops,
-                range(start, start + len(ids)),
-            )  # fmt: skip
-        n = asked.num_return_sequences
-        rows = [prompt for prompt in ids for _ in range(n)]
-        copies = list(range(start * n, start * n + len(rows)))
-        arguments = (self.decoder, self.params, rows, [asked] * len(rows))
-        if self._draft is not None or asked.prompt_lookup_num_tokens:
-            draft = None if asked.prompt_lookup_num_tokens else self._draft
-            number = asked.prompt_lookup_num_tokens or base.get_config().engine.draft_tokens
-            found, _ = speculative.generate(*arguments, draft, number, copies, self._stops)
-        else:
-            found = batch.generate(*arguments, copies, self._stops)
-        return [found[i : i + n] for i in range(0, len(found), n)]
 
     def _answer(
         self,
