@@ -1,26 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores a trained model on held-out text: nats per token, bits per byte, word perplexity.
+"""Scores a model: on held-out text, on the papers' tasks, or on any task of lm-evaluation-harness.
 
-Laptop:
+Laptop, held-out text (nats per token, bits per byte, word perplexity):
   python -m gptjax.evaluate --config=experiments/quickstart.py --workdir=runs/quickstart
-Published weights, on token shards made with their tokenizer:
-  python -m gptjax.evaluate --config.init_from=SmolLM2.gguf --workdir=runs/smollm2 \
-      --config.evaluate.n_ctx=1024 --config.evaluate.batch_windows=1
-TPU VM; every token with at least half a window of context, on 16 devices:
-  python -m gptjax.evaluate --config=experiments/gpt2/pretrain.py --workdir=/data/run \
-      --config.evaluate.stride=512 --config.evaluate.batch_windows=64
+Tasks at zero, one and few shots; PATH is a workdir, a published folder or a .gguf file:
+  python -m gptjax.evaluate --config=experiments/gpt3/eval.py:tasks=lambada+piqa,k=0+1+few \
+      --config.init_from=PATH --config.data_dir=tasks --workdir=runs/scores
+Any task of EleutherAI's harness (pip install 'gptjax[eval]'), with its own arguments:
+  python -m gptjax.evaluate harness --model_args pretrained=PATH --tasks lambada_openai,piqa
+TPU VM, the same; batches are spread over --config.mesh.data devices:
+  python -m gptjax.evaluate --config=experiments/gpt3/eval_few_shot.py --config.init_from=PATH \
+      --config.suite.batch_tokens=65536 --workdir=/data/scores --distributed
 """
 
 import json
 import logging
+import math
 import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
 
 from gptjax.configs import base, cli, errors
 from gptjax.data import loader, tokens
-from gptjax.evals import perplexity
+from gptjax.data.labelled import sets
+from gptjax.evals import answers, perplexity, report, suite
 from gptjax.models import pretrained
+from gptjax.runtime import checkpoint, program, progress
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.runtime import program, progress
+from gptjax.sampling import pipeline
 from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.training import losses
@@ -31,13 +41,126 @@ _log = logging.getLogger('gptjax')
 
 
 def main(args: cli.Args) -> None:
+    """Scores held-out text, or the tasks of the suite section where it names any."""
+    (_suite if args.config.suite.tasks else _held_out)(args)
+
+
+def _mesh(args: cli.Args, weights: str) -> mesh_lib.Mesh:
+    if pretrained.wants_one_device(weights):
+        return mesh_lib.one_device()
+    return mesh_lib.Mesh(mesh_lib.Config(**args.config.mesh))
+
+
+def _suite(args: cli.Args) -> None:
+    """Writes WORKDIR/results.jsonl, results.md and pictures; items as they are scored."""
+    config = suite.Config(**args.config.suite)
+    workdir = pathlib.Path(args.workdir)
+    weights = args.config.init_from or args.workdir
+    mesh = _mesh(args, weights)
+    with mesh.scope(), program.only_one(workdir), program.graceful_stop():
+        with progress.Progress('read', None, ' parameters') as bar:
+            loaded = pipeline.load(weights, mesh=mesh, progress=bar.advance, raw=True)
+        respondent = _respondent(loaded, weights, config, mesh)
+        about = _about(loaded, weights)
+        rows, absent = [], {}
+        jobs = suite.jobs(config)
+        for number, job in enumerate(jobs, 1):
+            bar = _Bar(f'{number} of {len(jobs)}: {job.name}, {job.k} shots, seed {job.seed}')
+            try:
+                found = suite.run(
+                    job, respondent, config, args.config.data_dir, workdir / suite.ITEMS,
+                    {'weights': about['weights']}, bar.advance, bar.begin,
+                )  # fmt: skip
+            except sets.Absent as e:
+                _log.warning('%s is absent: %s', job.name, e)
+                absent[job.name] = str(e)
+                continue
+            finally:
+                bar.close()
+            rows += [row | about for row in found]
+            _log.info('%s, %d shots: %s', job.name, job.k, _said(found))
+        if not program.is_first():
+            return
+        if not rows:
+            raise errors.InputError(
+                'none of the tasks has data at hand: ' + '; '.join(absent.values())
+            )
+        each, whole = rows, suite.over_seeds(rows)
+        several = [row for row in each if row not in whole]
+        others = [pathlib.Path(other) for other in config.beside]
+        comparisons = [c for other in others for c in suite.compared(workdir, other, jobs)]
+        beside = [report.read(other) for other in others]
+        for path in report.write(workdir, [*several, *whole], absent, comparisons, beside):
+            _log.info('wrote %s', path)
+    print(report.table(whole, absent, comparisons))
+
+
+def _respondent(
+    loaded: pipeline.Loaded, weights: str, config: suite.Config, mesh: mesh_lib.Mesh
+) -> answers.Respondent:
+    if loaded.tokenizer is None:
+        raise errors.InputError(f'{weights} has no tokenizer; tasks are text')
+    most = loaded.decoder.most_tokens
+    errors.require(
+        most is None or config.n_ctx <= most,
+        f'suite.n_ctx = {config.n_ctx} is beyond the n_ctx = {most} of {weights}',
+    )
+    rows = math.prod(mesh.mesh.shape[axis] for axis in ('data', 'fsdp'))
+    n_ctx = config.n_ctx or most or 0
+    return answers.Respondent(
+        loaded, config.batch_tokens, rows, n_ctx, config.stride, config.batch_prompts
+    )
+
+
+def _about(loaded: pipeline.Loaded, weights: str) -> dict[str, Any]:
+    """What a result says of the model: weights, parameters, training, commit of this code."""
+    said = ', '.join(filter(None, (str(weights), pretrained.provenance(weights))))
+    config = loaded.decoder.model.config
+    shapes = jax.eval_shape(loaded.decoder.model.init_params, jax.random.key(0))
+    n_params = sum(x.size for x in jax.tree.leaves(shapes))
+    about = {'weights': said, 'parameters': n_params, 'commit': _commit()}
+    meta = checkpoint.newest_meta(weights) or {}
+    if windows := meta.get('data', {}).get('windows'):  # one of our training runs
+        about['train_flops'] = windows * config.n_ctx * config.flops_per_token(n_params)
+    return about
+
+
+def _commit() -> str:
+    """Of the checkout this runs from; '' where it is none."""
+    found = subprocess.run(
+        ['git', 'rev-parse', '--short=12', 'HEAD'], cwd=pathlib.Path(__file__).parent,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return found.stdout.strip()
+
+
+def _said(rows: list[dict[str, Any]]) -> str:
+    return ', '.join(f'{row["metric"]} {row["value"]:.2f}' for row in rows)
+
+
+class _Bar:
+    """A progress bar that is begun once the number of items is known."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._bar = what, None
+
+    def begin(self, total: int, done: int) -> None:
+        self._bar = progress.Progress(self._what, total, ' items', done).__enter__()
+
+    def advance(self, items: int) -> None:
+        self._bar.advance(items)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+
+
+def _held_out(args: cli.Args) -> None:
     """Scores the held-out split of config.data.eval_set; writes WORKDIR/evaluation.json."""
     config = perplexity.Config(**args.config.evaluate)
     workdir = pathlib.Path(args.workdir)
     weights = args.config.init_from or args.workdir
-    mesh = mesh_lib.Mesh(mesh_lib.Config(**args.config.mesh))
-    if pretrained.wants_one_device(weights):
-        mesh = mesh_lib.one_device()
+    mesh = _mesh(args, weights)
     provenance = pretrained.provenance(weights)
     data = loader.Config(**args.config.data)
     with progress.Progress('stage', None, ' tokens') as bar:
@@ -89,4 +212,8 @@ def main(args: cli.Args) -> None:
 
 
 if __name__ == '__main__':
+    if sys.argv[1:2] == ['harness']:
+        from gptjax.evals import harness
+
+        sys.exit(harness.main(sys.argv[2:]))
     program.run(main, __doc__, default_config=base.__file__)

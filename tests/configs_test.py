@@ -11,7 +11,7 @@ import pytest
 
 from gptjax.configs import base, cli, errors, lookup, sizes, sweep
 from gptjax.data import documents, loader, tokens
-from gptjax.evals import perplexity
+from gptjax.evals import perplexity, suite
 from gptjax.models import gpt, heads, kneser_ney
 from gptjax.runtime import checkpoint, mesh
 from gptjax.sampling import engine, options
@@ -29,6 +29,7 @@ OWNERS = {
     'optim': optim.Config,
     'train': loop.Config,
     'evaluate': perplexity.Config,
+    'suite': suite.Config,
     'checkpoint': checkpoint.Config,
     'mesh': mesh.Config,
     'decode': options.Options,

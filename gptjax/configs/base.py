@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Weights to start from, instead of --workdir's (generate, evaluate) or of random ones (train):
     # a workdir, a Hugging Face folder or a .gguf file.
     config.init_from = ''
+    config.data_dir = ''  # local files of evaluation tasks, as docs/evaluate.md lists; '' = none
 
     config.corpus = ml_collections.ConfigDict(
         {
@@ -113,6 +114,21 @@ def get_config() -> ml_collections.ConfigDict:
             'stride': 0,  # tokens between windows; 0 = the window's, that is without overlap
             'batch_windows': 8,  # windows scored at once; a multiple of the mesh's data x fsdp
             'max_tokens': 0,  # score whole documents up to this many tokens; 0 = the whole split
+        }
+    )
+    config.suite = ml_collections.ConfigDict(
+        {
+            'tasks': (),  # modules of gptjax.evals.tasks list them; () = held-out text alone
+            'k': (0,),  # examples in the prompt; -1 = the paper's few-shot K of each task
+            'seeds': (0,),  # of the draws of examples, each scored
+            'limit': 0,  # items of a task, drawn; 0 = all
+            'n_ctx': 0,  # tokens of a prompt with its answer; 0 = the model's
+            'stride': 0,  # tokens between windows of whole texts; 0 = without overlap
+            'batch_tokens': 2048,  # scored at once
+            'batch_prompts': 8,  # texts generated side by side
+            'clean_against': '',  # folder of a prepared corpus: also score items not found in it
+            'beside': (),  # workdirs of other evaluations: compared, drawn in the pictures
+            'download': False,  # let TFDS fetch what it has not prepared
         }
     )
     config.checkpoint = ml_collections.ConfigDict(

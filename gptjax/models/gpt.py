@@ -310,7 +310,7 @@ class GPT(nn.Module):
         x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'act_embed')
         x_BxLxD = self.embed_dropout(x_BxLxD, deterministic=not self.has_rng('dropout'))
         if cache is None:
-            x_BxLxD = self._run(x_BxLxD, positions_BxL)
+            x_BxLxD = self._run(x_BxLxD, positions_BxL, tree)
         else:
             if positions_BxL is None:
                 positions_BxL = jnp.arange(length)[None]
@@ -348,14 +348,15 @@ class GPT(nn.Module):
 
         return axes.stacked(jax.vmap(init)(jax.random.split(rng, repeats)))
 
-    def _run(self, x_BxLxD, positions_BxL):
+    def _run(self, x_BxLxD, positions_BxL, tree):
         rng = self.make_rng('dropout') if self.has_rng('dropout') else None
 
         def layer(x_BxLxD, params, place, number):
             rngs = {} if rng is None else {'dropout': jax.random.fold_in(rng, number)}
             with jax.named_scope(f'block_{place}'):
                 block = self.pattern[place]
-                return block.apply({'params': params}, x_BxLxD, positions_BxL, rngs=rngs)[0]
+                arguments = (x_BxLxD, positions_BxL, None, tree)
+                return block.apply({'params': params}, *arguments, rngs=rngs)[0]
 
         return stack.run(layer, x_BxLxD, self.blocks, self.config.scan_layers, self.config.remat)
 

@@ -3,7 +3,7 @@
 
 import itertools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gptjax.runtime import metrics
@@ -107,6 +107,49 @@ def forgetting(runs: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> Non
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float, float]]],
+    xlabel: str,
+    ylabel: str,
+    path: pathlib.Path,
+    bold: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
+    faint: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
+    scale: str = 'linear',
+) -> None:
+    """Named lines of (x, y, standard error) points, as a PNG.
+
+    Args:
+      bold: lines that stand out. faint: dashed ones without error bars.
+      scale: of x: linear, log, or symlog (linear from 0 to 1).
+    """
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(9, 5), layout='constrained')
+    colours = [plt.get_cmap('tab20')(i) for i in range(20)]
+    for (name, points), colour in zip(series.items(), itertools.cycle(colours), strict=False):
+        x, y, error = zip(*points, strict=True)
+        axis.errorbar(x, y, error, label=name, color=colour, marker='o', markersize=3,
+                      linewidth=1, capsize=2)  # fmt: skip
+    for name, points in (bold or {}).items():
+        x, y, _ = zip(*points, strict=True)
+        axis.plot(x, y, label=name, color='black', linewidth=3)
+    for (name, points), colour in zip(
+        (faint or {}).items(), itertools.cycle(colours), strict=False
+    ):
+        x, y, _ = zip(*points, strict=True)
+        axis.plot(x, y, label=name, color=colour, linestyle='--', linewidth=1, alpha=0.8)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    if scale == 'symlog':
+        axis.set_xscale('symlog', base=2, linthresh=1)
+        ticks = sorted({x for points in series.values() for x, _, _ in points})
+        axis.set_xticks(ticks, [f'{x:g}' for x in ticks])
+    else:
+        axis.set_xscale(scale)
+    axis.grid(alpha=0.3)
+    figure.legend(loc='outside right upper', fontsize='small')
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

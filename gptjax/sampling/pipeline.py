@@ -62,11 +62,23 @@ class Loaded:
     """Weights ready to decode, with what stands beside them."""
 
     def __init__(
-        self, decoder: decode.Decoder, params: Any, tokenizer: Any, defaults: dict[str, Any]
+        self,
+        decoder: decode.Decoder,
+        params: Any,
+        tokenizer: Any,
+        defaults: dict[str, Any],
+        raw: bool = False,
     ) -> None:
+        """Args: raw: the parameters lie as they are stored; prepare() lays them for decoding."""
         self.decoder, self.params, self.tokenizer = decoder, params, tokenizer
         self.defaults = defaults  # generation options that were published with the weights
+        self._raw = raw
         self._stops = texts.Stops(tokenizer) if tokenizer else None
+
+    def prepare(self) -> None:
+        """Lays raw parameters out as decoding is fastest; they are not held twice."""
+        if self._raw:
+            self.params, self._raw = quantize.for_decoding(self.params, consume=True), False
 
     def texts(
         self,
@@ -110,16 +122,22 @@ def load(
     cache_dtype: str = '',
     mesh: mesh_lib.Mesh | None = None,
     progress: Any = lambda parameters: None,
+    raw: bool = False,
 ) -> Loaded:
-    """Weights in the form that decodes fastest, and generation_config.json."""
+    """Weights in the form that decodes fastest, and generation_config.json.
+
+    Args:
+      raw: leave them as they are stored, which reads fastest; Loaded.prepare() is for later.
+    """
     shardings = None if mesh is None else mesh.shardings
     model, params, tokenizer = pretrained.load(path, dtype, shardings, progress)
     n_vocab = model.config.n_vocab
     if tokenizer is not None:
         n_vocab = min(n_vocab, tokenizer.n_vocab)
     decoder = decode.Decoder(model, n_vocab, cache_dtype)
-    params = quantize.for_decoding(params, weights, consume=True)
-    return Loaded(decoder, params, tokenizer, published(path, tokenizer))
+    if not raw:
+        params = quantize.for_decoding(params, weights, consume=True)
+    return Loaded(decoder, params, tokenizer, published(path, tokenizer), raw)
 
 
 def published(

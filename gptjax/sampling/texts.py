@@ -2,6 +2,7 @@
 """Between text and the tokens that are decoded: prompts, continuations, stop strings, streams."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from gptjax.configs import errors
 from gptjax.text import tokenizer as tokenizer_lib
@@ -26,6 +27,36 @@ def prompt_ids(
             f'the prompt {text!r} has no token, and the vocabulary no end-of-text to begin with'
         )
     return ids or [tokenizer.end_of_text]
+
+
+class Pair(NamedTuple):
+    """A context and what follows it, in tokens."""
+
+    context: list[int]
+    target: list[int]
+    straddles: bool  # a token has characters of both; it counts to the target
+
+
+def pair(tokenizer: tokenizer_lib.Tokenizer, context: str, target: str) -> Pair:
+    """Tokens of a context and its continuation, cut from those of both together.
+
+    Spaces at the end of the context go to the continuation, for tokens begin with theirs. An empty
+    context is the tokenizer's prefix, else end-of-text.
+
+    Raises:
+      InputError: the context has no token, and the vocabulary no end-of-text to begin with.
+    """
+    bare = context.rstrip(' ')
+    before = prompt_ids(tokenizer, bare)
+    if not bare:
+        return Pair(before, tokenizer.encode(context + target), False)
+    whole = [*tokenizer.prefix, *tokenizer.encode(context + target)]
+    if whole[: len(before)] == before:
+        return Pair(before, whole[len(before) :], False)
+    same = next(i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b)
+    if not same:
+        return Pair(prompt_ids(tokenizer, ''), whole, True)
+    return Pair(whole[:same], whole[same:], True)
 
 
 def continuation(

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A suite of tasks: every (task, K, seed) scored once, kept item by item, and summed up.
+
+Items are kept as they are scored, so that a stopped suite goes on in the middle of a task.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gptjax.configs import errors
+from gptjax.evals import answers, contamination, fewshot, measures, papers
+from gptjax.runtime import program
+
+ITEMS = 'items'
+_CHUNK = 512  # prompts made at once
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The suite section of configs/base.py."""
+
+    tasks: tuple[str, ...]
+    k: tuple[int, ...]
+    seeds: tuple[int, ...]
+    limit: int
+    n_ctx: int
+    stride: int
+    batch_tokens: int
+    batch_prompts: int
+    clean_against: str
+    beside: tuple[str, ...]
+    download: bool
+
+    def __post_init__(self) -> None:
+        errors.require_positive(self, 'batch_tokens', 'batch_prompts')
+        errors.require_between(self, 0, 2**60, 'limit', 'n_ctx', 'stride')
+        errors.require(bool(self.k) and min(self.k) >= -1, f'suite.k = {self.k}: 0 and more, or -1')
+        errors.require(bool(self.seeds), 'suite.seeds names no seed')
+        for name in self.tasks:
+            fewshot.find(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One task at one K with one draw of examples."""
+
+    name: str
+    task: fewshot.Task
+    k: int
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return f'{self.name}-{self.k}shot-seed{self.seed}'
+
+
+def jobs(config: Config) -> list[Job]:
+    """Every task at every K and seed; without examples there is one seed.
+
+    What generates text comes last: the weights are laid out anew for it.
+    """
+    found: dict[str, Job] = {}
+    for name in config.tasks:
+        task = fewshot.find(name)
+        for k in config.k:
+            k = task.k if k == -1 else k
+            k = 0 if task.kind == 'rolling' else k
+            for seed in config.seeds if k else config.seeds[:1]:
+                job = Job(name, task, k, seed)
+                found.setdefault(job.label, job)
+    return sorted(found.values(), key=lambda job: job.task.kind == 'generate')
+
+
+def run(
+    job: Job,
+    respondent: answers.Respondent,
+    config: Config,
+    data_dir: str,
+    kept: pathlib.Path | None,
+    identity: Row,
+    progress: Callable[[int], None] = lambda items: None,
+    begun: Callable[[int, int], None] = lambda total, done: None,
+) -> list[Row]:
+    """The results of a job: a row a metric.
+
+    Args:
+      data_dir: folder of local task files; '' = none.
+      kept: folder where items are kept; None = nowhere, as during training.
+      identity: what the items depend on beside the job: weights and their form.
+      progress: is told the items scored. begun: is told how many there are, and are done already.
+
+    Raises:
+      sets.Absent: the data is not at hand. InputError: kept items are of other weights or settings.
+    """
+    asked = fewshot.prompts(job.task, job.k, job.seed, data_dir, config.limit, config.download)
+    header = identity | {
+        'task': job.name, 'k': job.k, 'seed': job.seed, 'limit': config.limit,
+        'n_ctx': respondent.n_ctx, 'stride': config.stride, 'prompts': _digest(asked.prompts),
+    }  # fmt: skip
+    with _Items(kept and kept / f'{job.label}.jsonl', header) as items:
+        done = {row['i'] for row in items.rows}
+        begun(len(asked.prompts), len(done))
+        left = [prompt for prompt in asked.prompts if prompt.number not in done]
+        for start in range(0, len(left), _CHUNK):
+            for rows in respondent.rows(job.task, left[start : start + _CHUNK]):
+                items.add(rows)
+                progress(len(rows))
+                if kept and program.stop_requested():
+                    raise program.Preempted
+        rows = sorted(items.rows, key=lambda row: row['i'])
+    clean = None
+    if config.clean_against:
+        by_number = {prompt.number: prompt.item for prompt in asked.prompts}
+        dirty = contamination.overlapping(
+            tuple(contamination.text_of(by_number[row['i']]) for row in rows), config.clean_against
+        )
+        clean = [row for row, is_dirty in zip(rows, dirty, strict=True) if not is_dirty]
+    return _results(job, rows, clean, asked, respondent)
+
+
+def _results(
+    job: Job, rows: list[Row], clean: list[Row] | None, asked: fewshot.Prompts,
+    respondent: answers.Respondent,
+) -> list[Row]:  # fmt: skip
+    """Rows of results.jsonl."""
+    task = job.task
+    metrics = list(task.metrics)
+    if task.kind == 'choice' and 'accuracy' in metrics:
+        ways = ('sum', 'token', *(('answer_context',) if task.answer_context else ()))
+        metrics += [f'accuracy_{way}' for way in ways]
+    common = {
+        'task': job.name, 'k': job.k, 'seed': job.seed, 'items': asked.total,
+        'protocol': protocol(job, asked.shots, respondent),
+        **{f'n_{name}': sum(bool(row.get(name)) for row in rows)
+           for name in ('straddles', 'truncated', 'dropped') if task.kind != 'rolling'},
+    }  # fmt: skip
+    if task.kind == 'rolling':
+        common['n_tokenised_lines'] = sum(row['tokenised_lines'] for row in rows)
+    found = []
+    for metric in metrics:
+        one = measures.measure(metric, rows, task.normalise)
+        row = common | {'metric': metric, 'value': one.value, 'stderr': _number(one.stderr),
+                        'n': one.n}  # fmt: skip
+        row['paper'] = dict(papers.printed(job.name, metric, job.k, task.k))
+        if clean is not None:
+            row['n_clean'] = len(clean)
+            row['clean'] = _number(measures.measure(metric, clean, task.normalise).value
+                                   if clean else math.nan)  # fmt: skip
+        found.append(row)
+    return found
+
+
+def protocol(job: Job, shots: str, respondent: answers.Respondent) -> str:
+    """How a score came about, in one line."""
+    task = job.task
+    said = [task.source, f'{job.k}-shot: {shots}', f'{task.split} split']
+    if task.kind == 'choice':
+        ways = {'sum': 'log-likelihoods summed', 'token': 'log-likelihoods a token',
+                'answer_context': 'log p(answer | context) - log p(answer | '
+                                  f'{task.answer_context!r})'}  # fmt: skip
+        said += [ways[task.normalise], 'ties share the point']
+    if task.kind == 'generate':
+        how = {'num_beams': 4, 'length_penalty': 0.6} | task.decode
+        if how['num_beams'] == 1:
+            del how['length_penalty']
+        said.append(
+            ', '.join(f'{k} {v}' for k, v in how.items())
+            + f', at most {task.max_new_tokens} new tokens'
+        )
+    if task.kind == 'rolling':
+        stride = respondent.stride or respondent.n_ctx
+        said.append(f'windows of {respondent.n_ctx} tokens, stride {stride}; the first token is '
+                    'conditioned on end-of-text (else the prefix)')  # fmt: skip
+    said.append(task.notes)
+    return '; '.join(filter(None, said))
+
+
+def over_seeds(rows: Sequence[Row]) -> list[Row]:
+    """One row for every task, K and metric: the mean over seeds, where there are several.
+
+    The standard error is of the items, as if the seeds had the same; seed_std says what the draw
+    of examples makes.
+    """
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row['task'], row['k'], row['metric']), []).append(row)
+    found = []
+    for some in groups.values():
+        if len(some) == 1:
+            found.append(some[0])
+            continue
+        values = [row['value'] for row in some]
+        errors_ = [row['stderr'] or 0.0 for row in some]
+        found.append(some[0] | {
+            'seed': [row['seed'] for row in some], 'value': float(np.mean(values)),
+            'stderr': float(np.mean(errors_)), 'seed_std': float(np.std(values, ddof=1)),
+        })  # fmt: skip
+    return found
+
+
+def compared(ours: pathlib.Path, theirs: pathlib.Path, tasks: Sequence[Job]) -> Iterator[Row]:
+    """Paired bootstrap of the jobs that two workdirs both have, on the items both scored."""
+    for job in tasks:
+        paths = [folder / ITEMS / f'{job.label}.jsonl' for folder in (ours, theirs)]
+        if not all(path.exists() for path in paths):
+            continue
+        both = [{row['i']: row for row in _read(path)[1]} for path in paths]
+        same = sorted(both[0].keys() & both[1].keys())
+        metric = job.task.metrics[0]
+        if metric in measures.OVERALL or metric == 'group_accuracy' or len(same) < 2:
+            continue
+        values = [measures.per_item(metric, [rows[i] for i in same], job.task.normalise)
+                  for rows in both]  # fmt: skip
+        difference, low, high, p = measures.paired(*values)
+        yield {'task': job.name, 'k': job.k, 'seed': job.seed, 'metric': metric, 'n': len(same),
+               'difference': difference, 'low': low, 'high': high, 'p': p,
+               'beside': str(theirs)}  # fmt: skip
+
+
+class _Items:
+    """Rows of a job on disk: a header, then one a line."""
+
+    def __init__(self, path: pathlib.Path | None, header: Row) -> None:
+        self.path, self.rows, self._file = path, [], None
+        if path is None:
+            return
+        if path.exists():
+            old, self.rows = _read(path)
+            differing = [k for k in header if old.get(k) != header[k]]
+            if old and differing:
+                raise errors.InputError(
+                    f'{path} holds items of another {", ".join(differing)}; use another --workdir, '
+                    'or remove that file'
+                )
+        count = program.first_says(len(self.rows))
+        self.rows = self.rows[:count]
+        if program.is_first():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            whole = ''.join(json.dumps(row, ensure_ascii=False) + '\n'
+                            for row in [header, *self.rows])  # fmt: skip
+            partial = path.with_suffix('.partial')
+            partial.write_text(whole, encoding='utf-8')
+            partial.replace(path)
+            self._file = path.open('a', encoding='utf-8')
+
+    def add(self, rows: Sequence[Row]) -> None:
+        self.rows += rows
+        if self._file is not None:
+            lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+            self._file.write(''.join(lines))
+            self._file.flush()
+
+    def __enter__(self) -> '_Items':
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _read(path: pathlib.Path) -> tuple[Row, list[Row]]:
+    """Header and rows; a line that was cut off, and what follows, is left out."""
+    rows: list[Row] = []
+    for line in path.read_text(encoding='utf-8').split('\n'):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return (rows[0], rows[1:]) if rows else ({}, [])
+
+
+def _digest(prompts: Sequence[fewshot.Prompt]) -> str:
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(repr((prompt.number, prompt.text(), prompt.item)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _number(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(value) else value
