@@ -72,9 +72,7 @@ def main() -> None:
                         speeds[name].append(items / (time.perf_counter() - start))
             medians = {name: statistics.median(some) for name, some in speeds.items()}
             best = max(value for name, value in medians.items() if name != 'ours')
-            apart = max(
-                abs(a[0] - b[0]) for a, b in zip(*list(answers.values())[:2], strict=True)
-            )
+            apart = max(abs(a[0] - b[0]) for a, b in zip(*list(answers.values())[:2], strict=True))
             print(f'{task}, K = {k}: {medians} items/s; ours / best of theirs '
                   f'{medians["ours"] / best:.2f}; largest difference {apart:.1e} nats',
                   flush=True)  # fmt: skip

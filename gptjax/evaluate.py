@@ -15,7 +15,6 @@ TPU VM, the same; batches are spread over --config.mesh.data devices:
 
 import json
 import logging
-import math
 import pathlib
 import subprocess
 import sys
@@ -105,10 +104,9 @@ def _respondent(
         most is None or config.n_ctx <= most,
         f'suite.n_ctx = {config.n_ctx} is beyond the n_ctx = {most} of {weights}',
     )
-    rows = math.prod(mesh.mesh.shape[axis] for axis in ('data', 'fsdp'))
     n_ctx = config.n_ctx or most or 0
     return answers.Respondent(
-        loaded, config.batch_tokens, rows, n_ctx, config.stride, config.batch_prompts
+        loaded, config.batch_tokens, mesh.rows(), n_ctx, config.stride, config.batch_prompts
     )
 
 

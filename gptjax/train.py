@@ -21,7 +21,7 @@ import ml_collections
 
 from gptjax.configs import cli, errors
 from gptjax.data import inputs, loader, tokens
-from gptjax.evals import perplexity
+from gptjax.evals import during, perplexity, suite
 from gptjax.models import heads, pretrained
 from gptjax.runtime import checkpoint, clock, inventory, metrics, program, progress, saver
 from gptjax.runtime import mesh as mesh_lib
@@ -34,12 +34,11 @@ RESULTS = 'results.json'
 # What may differ when a run goes on; everything else makes it another run.
 # (tokens and tokenizer are compared by hash; accumulation changes dropout's draws, nothing else).
 _FREE = (
-    'corpus', 'tokenizer', 'tokens', 'checkpoint', 'decode', 'evaluate', 'mesh',
+    'corpus', 'tokenizer', 'tokens', 'checkpoint', 'data_dir', 'decode', 'evaluate', 'mesh', 'suite',
     'batch.accum_steps', 'train.log_every_steps', 'train.eval_every_steps', 'train.on_spike',
     'train.spike_sigmas', 'train.rollback_steps', 'train.layer_norms', 'train.profile_at_step',
-    'train.profile_steps', 'train.wandb_project', 'optim.offload', 'model.remat',
-    'model.scan_layers', 'data.sets',
-    'data.eval_set', 'data.prefetch_steps', 'data.stage_dir',
+    'train.profile_steps', 'train.wandb_project', 'optim.offload', 'model.remat', 'data.sets',
+    'model.scan_layers', 'data.eval_set', 'data.prefetch_steps', 'data.stage_dir',
 )  # fmt: skip
 _MOST_ROLLBACKS = 10  # of one process: then it is not the batches
 _log = logging.getLogger('gptjax')
@@ -105,6 +104,8 @@ class _Run:
             loss, self._optimizer, config.seed, self._options, self._target
         )
         self._eval_step = step_lib.make_eval_step(losses.next_token(self._model.apply))
+        asked = (sections.suite, config.data_dir, workdir / pretrained.TOKENIZER)
+        self._tasks = during.scorer(self._model, *asked, mesh.rows())
         self._provenance = ''
         self._spikes = 0
 
@@ -268,14 +269,13 @@ class _Run:
                 found = perplexity.score(
                     self._eval_step, params, self._held_out, self._sections.scored_ctx,
                     self._sections.evaluate, self._mesh,
-                ).named(self._config.data.eval_set)  # fmt: skip
+                ).named(self._config.data.eval_set) | self._tasks(params)  # fmt: skip
                 scores |= {prefix + name.removeprefix('eval'): v for name, v in found.items()}
         return scores
 
     def _describe(self) -> None:
         """What is about to be trained, and what it takes of every device."""
         table, n_params, n_bytes = inventory.table(self._target.params)
-        state_bytes = inventory.per_device(self._target)
         if program.is_first():
             files.replace(self._workdir / 'parameters.txt', table)
         _log.info(
@@ -285,8 +285,8 @@ class _Run:
         )  # fmt: skip
         _log.info(
             'of a device: parameters %s, with the optimizer %s%s; every parameter in %s',
-            inventory.size(n_bytes), inventory.size(state_bytes), inventory.memory(),
-            self._workdir / 'parameters.txt',
+            inventory.size(n_bytes), inventory.size(inventory.per_device(self._target)),
+            inventory.memory(), self._workdir / 'parameters.txt',
         )  # fmt: skip
         if getattr(self._sections.model, 'attention_dropout', 0):
             _log.info(
@@ -316,6 +316,7 @@ class Sections:
         self.train = loop.Config(**config.train)
         self.data = loader.Config(**config.data)
         self.evaluate = perplexity.Config(**config.evaluate)
+        self.suite = suite.Config(**config.suite)
         self.checkpoint = checkpoint.Config(**config.checkpoint)
         self.scored_ctx = self.evaluate.n_ctx or self.model.n_ctx  # tokens of a held-out window
 

@@ -19,9 +19,9 @@ _FREE_FORM = {'num_beams': 4, 'length_penalty': 0.6}  # GPT-3, section 2.4
 class Respondent:
     """A model ready to be asked.
 
-    batch_tokens, multiple (of rows in a batch): of the scorer. n_ctx: the most tokens of a prompt and its answer; 0 = no
-    limit. stride: of rolling windows, 0 = without overlap. batch_prompts: texts generated side by
-    side.
+    batch_tokens: scored at a time. multiple: of rows, in a batch. n_ctx: the most tokens of a
+    prompt and its answer; 0 = no limit. stride: of rolling windows, 0 = without overlap.
+    batch_prompts: texts generated side by side.
     """
 
     loaded: pipeline.Loaded

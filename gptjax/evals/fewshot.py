@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks as a language model is shown them: K examples, then the item itself (GPT-3, section 2.4)."""
+"""Tasks as a model is shown them: K examples, then the item itself (GPT-3, section 2.4)."""
 
 import dataclasses
 import functools
@@ -157,12 +157,13 @@ def _pool(
     if task.shots_from not in ('self', task.split):
         try:
             records = read(task, task.shots_from, data_dir, download)
-            pool = [item for record in records for item in task.form(record, k)]
+            pool = [i for record in records for i in task.form(record, k) if i.gold]
             return pool, False, f'{k} examples drawn for each item from {task.shots_from}'
         except sets.Absent:
             pass
     why = '' if task.shots_from in ('self', task.split) else f' ({task.shots_from} is absent)'
-    return list(items), True, f'{k} examples drawn for each item from {task.split} itself{why}'
+    pool = [item for item in items if item.gold]
+    return pool, True, f'{k} examples drawn for each item from {task.split} itself{why}'
 
 
 def _draw(rng: random.Random, pool: Sequence[Item], k: int, without: Item | None) -> list[Item]:

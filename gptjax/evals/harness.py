@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gptjax as a model of EleutherAI's lm-evaluation-harness, so that all its tasks run on our weights.
+"""gptjax as a model of EleutherAI's lm-evaluation-harness: all its tasks run on our weights.
 
   python -m gptjax.evaluate harness --model_args pretrained=PATH --tasks lambada_openai,piqa
 
@@ -76,7 +76,8 @@ class Model(harness_model.TemplateLM):
         self._tokens = self._loaded.tokenizer
         most = self._loaded.decoder.most_tokens
         errors.require(
-            most is None or max_length <= most, f'max_length = {max_length} is beyond n_ctx = {most}'
+            most is None or max_length <= most,
+            f'max_length = {max_length} is beyond n_ctx = {most}',
         )
         self.max_length = int(max_length) or most or 2048
         self._max_gen_toks, self._batch_tokens = int(max_gen_toks), int(batch_tokens)

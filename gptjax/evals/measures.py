@@ -89,7 +89,7 @@ def f1(text: str, answer: str) -> float:
 
 
 def paired(
-    ours: Sequence[float], theirs: Sequence[float], seed: int = 0, resamples: int = 10_000
+    ours: np.ndarray, theirs: np.ndarray, seed: int = 0, resamples: int = 10_000
 ) -> tuple[float, float, float, float]:
     """Difference of means on the same items, by bootstrap (Koehn 2004).
 

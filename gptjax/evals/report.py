@@ -61,8 +61,9 @@ def table(
         seeds = f' (s.d. of seeds {row["seed_std"]:.2f})' if 'seed_std' in row else ''
         clean = f' (clean {_shown(row["clean"])}, n {row["n_clean"]})' if 'clean' in row else ''
         lines.append(
-            f'| {row["task"]} | {row["k"]} | {row["metric"]} | {_shown(row["value"])}{seeds}{clean} '
-            f'| {error} | {row["n"]} | {_papers(row["paper"])} |'
+            f'| {row["task"]} | {row["k"]} | {row["metric"]} '
+            f'| {_shown(row["value"])}{seeds}{clean} | {error} | {row["n"]} '
+            f'| {_papers(row["paper"])} |'
         )
         counts = ', '.join(f'{row[f"n_{name}"]} {said}' for name, said in _COUNTS.items()
                            if row.get(f'n_{name}'))  # fmt: skip
@@ -110,8 +111,7 @@ def _shown(value: float | None) -> str:
 def _pictures(workdir: pathlib.Path, runs: Sequence[Sequence[Row]]) -> list[pathlib.Path]:
     """Score against K, parameters and compute; each only where there are two points."""
     drawn = []
-    shares = [[row for row in rows if not any(u in row['metric'] for u in _UNITS)
-               and row['metric'] == fewshot.find(row['task']).metrics[0]] for rows in runs]  # fmt: skip
+    shares = [[row for row in rows if _is_share(row)] for rows in runs]
     by_k: dict[str, list[tuple]] = collections.defaultdict(list)
     for row in _whole(shares[0]):
         by_k[row['task']].append((row['k'], row['value'], row['stderr'] or 0.0))
@@ -142,6 +142,12 @@ def _pictures(workdir: pathlib.Path, runs: Sequence[Sequence[Row]]) -> list[path
             plots.lines(points, label, 'score, percent', path, faint=printed, scale='log')
             drawn.append(path)
     return drawn
+
+
+def _is_share(row: Row) -> bool:
+    """Whether it is a task's own metric, and one in percent."""
+    own = row['metric'] == fewshot.find(row['task']).metrics[0]
+    return own and not any(unit in row['metric'] for unit in _UNITS)
 
 
 def _whole(rows: Sequence[Row]) -> list[Row]:

@@ -103,9 +103,13 @@ class Mesh:
         """Of an array that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
+    def rows(self) -> int:
+        """How many devices share the rows of a batch: data x fsdp."""
+        return math.prod(self.mesh.shape[axis] for axis in _BATCH)
+
     def check_batch(self, windows: int, n_ctx: int, accum_steps: int = 1) -> None:
         """Raises UsageError unless microbatches of (windows / accum_steps, n_ctx) divide."""
-        over = math.prod(self.mesh.shape[axis] for axis in _BATCH)
+        over = self.rows()
         errors.require(
             windows % (over * accum_steps) == 0,
             f'a batch of {windows} windows in {accum_steps} microbatches does not divide over '

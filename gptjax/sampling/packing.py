@@ -38,9 +38,7 @@ class Batch(NamedTuple):
     pieces: list[Piece]
 
     @classmethod
-    def of(
-        cls, rows: Sequence[Sequence[Piece]], number: int, size: int, shared: int
-    ) -> 'Batch':
+    def of(cls, rows: Sequence[Sequence[Piece]], number: int, size: int, shared: int) -> 'Batch':
         """Rows of pieces as arrays; `shared` tokens of each context stand in the cache."""
         tokens, positions, text, branch = (
             np.full((number, size), x, np.int32) for x in (0, -1, -1, 0)

@@ -96,8 +96,7 @@ def _split(line: str, sentences: bool = True) -> str:
     if sentences:
         line = re.sub(r'(\S*[^\s@.])\.(?= |$)', _period, line)
     line = re.sub(r"(?<=[\w.,])(')(?= |$)", r' \1', line)
-    line = re.sub(r'([(\[$£])(?=\S)', r'\1 ', line)
-    return line
+    return re.sub(r'([(\[$£])(?=\S)', r'\1 ', line)
 
 
 def _unquoted(line: str) -> str:

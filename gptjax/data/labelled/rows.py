@@ -37,7 +37,7 @@ def choice(row: Record) -> Iterator[Record]:
         yield _choice(row['goal'], [row['sol1'], row['sol2']], row['label'])
     elif 'choice1' in row:  # COPA
         joint = {'cause': 'because', 'effect': 'therefore'}[row['question']]
-        query = f'{row["premise"].rstrip(". ")}, {joint}'.replace(', because', ' because')
+        query = f'{row["premise"].rstrip(". ")} {joint}'
         choices = [_lowered(row[name]) for name in ('choice1', 'choice2')]
         yield _choice(query, choices, row['label'])
     elif 'answerKey' in row and 'choices' in row:  # ARC

@@ -174,7 +174,9 @@ SETS: dict[str, Source] = {
     'storycloze': Source(rows.choice, tfds=('story_cloze/2016',)),
     'hellaswag': Source(
         rows.hellaswag,
-        _files(validation='hellaswag/hellaswag_val*.jsonl', train='hellaswag/hellaswag_train.jsonl'),
+        _files(
+            validation='hellaswag/hellaswag_val*.jsonl', train='hellaswag/hellaswag_train*.jsonl'
+        ),
         ('hellaswag',),
     ),
     'cbt_cn': Source(rows.cbt, _files(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPT-3's synthetic tasks, made exactly from a seed (Brown et al. 2020, sections 3.9.1, 3.9.2, 3.9.5).
+"""GPT-3's synthetic tasks, made exactly from a seed (Brown et al. 2020, 3.9.1, 3.9.2, 3.9.5).
 
 Records are {'query', 'answer'}. The split 'train', from which examples are drawn, shares no query
 with 'test'. Scrambled words want the 10,000 most frequent English words (wordfreq, extra `eval`).
@@ -121,7 +121,7 @@ def words() -> tuple[str, ...]:
     return tuple(fitting[:_N_WORDS])
 
 
-# GPT-3, figure 1.1, as they stand there (chimp lost its second letter to the fourth place).
+# GPT-3, figure 1.1, as they stand there; in the last one the letters exchanged are no neighbours.
 GIVEN = (
     ('gaot', 'goat'), ('sakne', 'snake'), ('brid', 'bird'), ('fsih', 'fish'), ('cmihp', 'chimp'),
 )  # fmt: skip

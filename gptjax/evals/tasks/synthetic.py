@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPT-3's own tasks, made from a seed: arithmetic (3.9.1), scrambled (3.9.2) and novel words (3.9.5).
+"""GPT-3's own tasks, made from a seed: arithmetic (3.9.1), scrambled (3.9.2), novel words (3.9.5).
 
 Where the data folder has OpenAI's published files (openai/gpt-3, data/, as gpt3_synthetic/*.jsonl)
 these are scored instead.

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks of lm-evaluation-harness from local files: our backend and its own, on the same weights."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from gptjax.text import tokenizer as tokenizer_lib
+from tests import conftest
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+lm_eval = pytest.importorskip('lm_eval')
+
+_WORDS = (
+    'the',
+    'cat',
+    'sat',
+    'on',
+    'a',
+    'mat',
+    'and',
+    'saw',
+    'one',
+    'dog',
+    'run',
+    'to',
+    'its',
+    'red',
+    'house',
+)
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory) -> pathlib.Path:
+    """A folder with a random tiny GPT-2 and a tokenizer of some hundred merges."""
+    folder = tmp_path_factory.mktemp('weights')
+    config = tokenizer_lib.Config(kind='bpe', path='', dir='', n_vocab=320, sample_bytes=10**6)
+    lines = [' '.join(_WORDS[i:] + _WORDS[:i]) for i in range(len(_WORDS))]
+    tokenizer = tokenizer_lib.train(config, lines * 5)
+    tokenizer_lib.save(tokenizer, folder)
+    torch.manual_seed(0)
+    end = tokenizer.end_of_text
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=tokenizer.n_vocab, n_positions=48, n_embd=32, n_layer=2, n_head=4,
+            bos_token_id=end, eos_token_id=end,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / 'tokenizer.json'), eos_token='<|endoftext|>',
+        bos_token='<|endoftext|>',
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope='module')
+def tasks(tmp_path_factory) -> pathlib.Path:
+    """The harness's LAMBADA, PIQA, a rolling and a generating task, on local items."""
+    folder = tmp_path_factory.mktemp('tasks')
+    root = pathlib.Path(lm_eval.__file__).parent / 'tasks'
+    items = {
+        'lambada_openai': [{'text': ' '.join(_WORDS[i : i + 8])} for i in range(7)],
+        'piqa': [
+            {'goal': ' '.join(_WORDS[i : i + 3]), 'sol1': 'on a mat', 'sol2': 'red house and dog',
+             'label': i % 2}
+            for i in range(6)
+        ],
+        'whole': [{'text': ' '.join(_WORDS * 12)}, {'text': 'one dog ran'}],
+        'spoken': [{'text': ' '.join(_WORDS[i : i + 4])} for i in range(5)],
+    }  # fmt: skip
+    own = {
+        'lambada_openai': root / 'lambada/lambada_openai.yaml', 'piqa': root / 'piqa/piqa.yaml',
+    }  # fmt: skip
+    for name, rows in items.items():
+        data = folder / f'{name}.jsonl'
+        data.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+        split = {'piqa': 'validation'}.get(name, 'test')
+        head = f'include: {own[name]}\n' if name in own else _OWN[name]
+        (folder / f'{name}.yaml').write_text(
+            f'{head}task: local_{name}\ndataset_path: json\ndataset_name: null\n'
+            f'dataset_kwargs:\n  data_files:\n    {split}: {data}\n'
+            + ('training_split: null\n' if name == 'piqa' else '')
+        )
+    return folder
+
+
+_OWN = {
+    'whole': 'output_type: loglikelihood_rolling\ntest_split: test\ndoc_to_text: ""\n'
+    'doc_to_target: "{{text}}"\nmetric_list:\n  - metric: word_perplexity\n  - metric: '
+    'bits_per_byte\n',
+    'spoken': 'output_type: generate_until\ntest_split: test\ndoc_to_text: "{{text}}"\n'
+    'doc_to_target: " and"\ngeneration_kwargs:\n  until: ["\\n", " mat"]\n  max_gen_toks: 8\n'
+    '  do_sample: false\nmetric_list:\n  - metric: exact_match\n',
+}
+
+
+def _evaluated(model: object, tasks: pathlib.Path) -> tuple[dict, dict]:
+    names = [f'local_{name}' for name in ('lambada_openai', 'piqa', 'whole', 'spoken')]
+    from lm_eval import tasks as harness_tasks
+
+    manager = harness_tasks.TaskManager(include_path=str(tasks), include_defaults=False)
+    found = lm_eval.simple_evaluate(
+        model, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True
+    )
+    return found['results'], found['samples']
+
+
+@pytest.fixture
+def _offline(monkeypatch, tmp_path):
+    monkeypatch.setenv('HF_DATASETS_OFFLINE', '1')
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setenv('HF_DATASETS_CACHE', str(tmp_path / 'datasets'))
+
+
+@pytest.mark.usefixtures('_offline')
+@pytest.mark.filterwarnings('ignore')
+def test_the_same_numbers_as_its_own_backend(weights, tasks):
+    from lm_eval.models import huggingface
+
+    from gptjax.evals import harness
+
+    theirs = huggingface.HFLM(str(weights), device='cpu', dtype='float32', batch_size=2)
+    expected, their_samples = _evaluated(theirs, tasks)
+    found, samples = _evaluated(harness.Model(str(weights)), tasks)
+    assert set(found) == set(expected)
+    for task, metrics in expected.items():
+        for name, value in metrics.items():
+            if isinstance(value, float):
+                assert found[task][name] == pytest.approx(value, rel=1e-5), (task, name)
+    for task, some in their_samples.items():
+        for one, other in zip(samples[task], some, strict=True):
+            if task == 'local_spoken':
+                assert one['resps'] == other['resps']
+            else:
+                ours, their = (
+                    [float(r[0][0] if isinstance(r[0], tuple) else r[0]) for r in sample['resps']]
+                    for sample in (one, other)
+                )
+                assert ours == pytest.approx(their, abs=1e-4)
+
+
+def test_the_program_runs_any_task(weights, tasks, tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-m', 'gptjax.evaluate', 'harness', '--model_args',
+         f'pretrained={weights}', '--tasks', 'local_piqa', '--include_path', str(tasks),
+         '--output_path', str(tmp_path / 'out')],
+        capture_output=True, text=True, timeout=300, cwd=conftest.ROOT,
+        env=__import__('os').environ | {'HF_DATASETS_OFFLINE': '1', 'HF_HUB_OFFLINE': '1',
+                                        'HF_DATASETS_CACHE': str(tmp_path / 'datasets')},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'local_piqa' in done.stdout
+    assert 'acc_norm' in done.stdout
+
+
+def test_bad_arguments_are_told(weights):
+    from gptjax.configs import errors
+    from gptjax.evals import harness
+
+    with pytest.raises(errors.UsageError, match='pretrained='):
+        harness.Model()
+    with pytest.raises(errors.UsageError, match='unknown model_args: dtyp'):
+        harness.Model(str(weights), dtyp='float32')
+    with pytest.raises(errors.UsageError, match='beyond n_ctx = 48'):
+        harness.Model(str(weights), max_length=99)

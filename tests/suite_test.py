@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Suites through the program: results, resume, what is absent, comparisons, clean subsets."""
+
+import json
+import pathlib
+
+import pytest
+
+from gptjax import evaluate, train
+from gptjax.configs import base, errors
+from gptjax.data.labelled import rows, sets, synthetic
+from gptjax.evals import answers, contamination, report, suite
+from gptjax.text import detokenize
+from tests import helpers
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, corpus_file) -> tuple[str, pathlib.Path]:
+    """(config, workdir) of a tiny model that reads bytes, trained with a task in the loop."""
+    folder = tmp_path_factory.mktemp('suite')
+    config, workdir = helpers.prepared(folder, corpus_file)
+    flags = ('--config.suite.tasks=("arithmetic_2d_plus", "piqa")', '--config.suite.limit=4',
+             '--config.suite.n_ctx=32', '--config.suite.batch_tokens=256',
+             f'--config.data_dir={_data(folder)}')  # fmt: skip
+    train.main(helpers.args(config, workdir, *flags))
+    return config, workdir
+
+
+def _data(folder: pathlib.Path) -> pathlib.Path:
+    """Six items of PIQA."""
+    (folder / 'data' / 'piqa').mkdir(parents=True, exist_ok=True)
+    lines = [
+        {'query': f'to {i}', 'choices': ['the cat', 'a dog runs'], 'gold': i % 2} for i in range(6)
+    ]
+    path = folder / 'data' / 'piqa' / 'validation.jsonl'
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    return folder / 'data'
+
+
+def _flags(run, data_dir: pathlib.Path, tasks: str = "'piqa', 'transposed_letters', 'rte'"):
+    return (
+        f'--config.init_from={run[1]}', f'--config.data_dir={data_dir}',
+        f'--config.suite.tasks=({tasks},)', '--config.suite.k=(0, 1)',
+        '--config.suite.seeds=(0, 1)', '--config.suite.limit=5', '--config.suite.batch_tokens=256',
+    )  # fmt: skip
+
+
+def _evaluate(run, workdir: pathlib.Path, *flags: str) -> list[dict]:
+    evaluate.main(helpers.args(run[0], workdir, *flags))
+    return report.read(workdir)
+
+
+def test_training_scores_tasks(run):
+    lines = (run[1] / 'metrics.jsonl').read_text().splitlines()
+    scored = [row for row in map(json.loads, lines) if 'eval/piqa/0shot/accuracy' in row]
+    assert scored
+    assert 'eval/arithmetic_2d_plus/0shot/exact' in scored[-1]
+    assert 'eval/tokens/bits_per_byte' in scored[-1]
+
+
+def test_results_say_how_they_came_about(run, tmp_path, capsys):
+    found = _evaluate(run, tmp_path / 'out', *_flags(run, _data(tmp_path)))
+    row = next(r for r in found if (r['task'], r['k'], r['metric']) == ('piqa', 0, 'accuracy'))
+    assert set(row) >= {'task', 'k', 'metric', 'value', 'stderr', 'n', 'protocol', 'seed',
+                        'commit', 'paper', 'parameters', 'train_flops', 'n_straddles', 'n_truncated'}  # fmt: skip
+    assert row['n'] == 5
+    assert 'figure G.4' in row['protocol']
+    several = [r for r in found if (r['task'], r['k'], r['metric']) == ('piqa', 1, 'accuracy')]
+    assert [r['seed'] for r in several] == [0, 1, [0, 1]]
+    assert 'seed_std' in several[-1]
+    assert not any(r['task'] == 'rte' for r in found)
+    table = (tmp_path / 'out' / 'results.md').read_text()
+    assert '- rte: no ' in table
+    assert '| piqa | 1 | accuracy |' in table
+    assert (tmp_path / 'out' / 'in_context.png').stat().st_size > 10_000
+    assert '| piqa | 0 |' in capsys.readouterr().out
+
+
+def test_a_stopped_suite_goes_on_in_the_middle(run, tmp_path, monkeypatch):
+    flags = _flags(run, _data(tmp_path), "'piqa'")
+    whole = _evaluate(run, tmp_path / 'whole', *flags)
+    _evaluate(run, tmp_path / 'cut', *flags)
+    path = tmp_path / 'cut' / suite.ITEMS / 'piqa-1shot-seed0.jsonl'
+    lines = path.read_text().splitlines()
+    path.write_text('\n'.join(lines[:3]) + '\n' + lines[3][:20])
+    asked = []
+    plain = answers.Respondent.rows
+
+    def counted(self, task, prompts):
+        asked.append(len(prompts))
+        return plain(self, task, prompts)
+
+    monkeypatch.setattr(answers.Respondent, 'rows', counted)
+    again = _evaluate(run, tmp_path / 'cut', *flags)
+    assert asked == [3]  # of five, two were kept
+    for one, other in zip(whole, again, strict=True):
+        assert one['value'] == pytest.approx(other['value'], abs=1e-4)
+    with pytest.raises(errors.InputError, match='items of another limit'):
+        _evaluate(run, tmp_path / 'cut', *flags, '--config.suite.limit=4')
+
+
+def test_a_run_beside_another_is_compared(run, tmp_path):
+    flags = _flags(run, _data(tmp_path), "'piqa'")
+    _evaluate(run, tmp_path / 'a', *flags)
+    beside = f'--config.suite.beside=("{tmp_path / "a"}",)'
+    _evaluate(run, tmp_path / 'b', *flags, beside)
+    table = (tmp_path / 'b' / 'results.md').read_text()
+    assert '| piqa | 0 | accuracy | 5 | +0.00 | +0.00 to +0.00 | 1.000 |' in table
+
+
+def test_nothing_at_hand_is_an_error_not_a_zero(run, tmp_path):
+    with pytest.raises(errors.InputError, match='none of the tasks has data'):
+        _evaluate(run, tmp_path / 'out', *_flags(run, _data(tmp_path), "'rte'"))
+    with pytest.raises(errors.UsageError, match="no task 'piqaa'; did you mean 'piqa'"):
+        _evaluate(run, tmp_path / 'out', *_flags(run, _data(tmp_path), "'piqaa'"))
+    flags = _flags(run, tmp_path / 'nowhere', "'piqa'")
+    with pytest.raises(errors.UsageError, match='is no folder'):
+        _evaluate(run, tmp_path / 'out', *flags)
+
+
+def test_items_found_in_the_corpus_are_left_out(run, tmp_path):
+    corpus = run[1] / base.get_config().corpus.dir
+    document = json.loads(next(corpus.glob('*.jsonl')).read_text().splitlines()[0])['text']
+    inside = ' '.join(document.split()[3:23])
+    outside = ' '.join(f'word{i}' for i in range(20))
+    assert contamination.overlapping((inside, outside), str(corpus)) == [True, False]
+    (tmp_path / 'piqa').mkdir()
+    lines = [{'query': text, 'choices': ['a', 'b'], 'gold': 0} for text in (inside, outside)]
+    (tmp_path / 'piqa' / 'validation.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    flags = (*_flags(run, tmp_path, "'piqa'"), '--config.suite.k=(0,)',
+             f'--config.suite.clean_against={corpus}')  # fmt: skip
+    found = _evaluate(run, tmp_path / 'out', *flags)
+    assert {row['n_clean'] for row in found} == {1}
+
+
+def test_made_items_are_right_and_repeat():
+    for name in ('arithmetic_3d_minus', 'arithmetic_1dc', 'arithmetic_2d_times'):
+        test, other = (synthetic.records(name, split, 0) for split in ('test', 'train'))
+        assert not {r['query'] for r in test} & {r['query'] for r in other}
+        assert test == synthetic.records(name, 'test', 0)
+        for record in test[:200]:
+            sum_ = record['query'].removeprefix('What is ').removesuffix('?')
+            for word, sign in (('plus', '+'), ('minus', '-'), ('times', '*')):
+                sum_ = sum_.replace(word, sign)
+            assert str(eval(sum_)) == record['answer']
+    pytest.importorskip('wordfreq')
+    for name in ('cycled_letters', 'anagrams_1', 'anagrams_2'):
+        for record in synthetic.records(name, 'test', 0)[:200]:
+            assert sorted(record['query']) == sorted(record['answer'])
+            assert 4 < len(record['answer']) < 15
+    for record in synthetic.records('random_insertion', 'test', 0)[:200]:
+        assert ''.join(c for c in record['query'] if c not in ' !./') == record['answer']
+    assert all(r['query'][::-1] == r['answer'] for r in synthetic.reversed_words('test', 0))
+    shown = synthetic.transposed('train', 0)[:5]
+    assert [r['query'] for r in shown] == ['gaot', 'sakne', 'brid', 'fsih', 'cmihp']
+    for record in synthetic.transposed('test', 0)[:200]:
+        pairs = [i for i, (a, b) in enumerate(zip(record['query'], record['answer'], strict=True))
+                 if a != b]  # fmt: skip
+        assert len(pairs) == 2
+        assert pairs[1] == pairs[0] + 1
+
+
+def test_openais_own_files_come_first(tmp_path):
+    (tmp_path / 'gpt3_synthetic').mkdir()
+    line = json.dumps({'context': '\n\nQ: What is 98 plus 45?\n\nA:', 'completion': ' 143'})
+    (tmp_path / 'gpt3_synthetic' / 'two_digit_addition.jsonl').write_text(line)
+    found = sets.load('arithmetic_2d_plus', 'test', tmp_path)
+    assert found == [{'query': 'What is 98 plus 45?', 'answer': '143'}]
+    with pytest.raises(sets.Absent):
+        sets.load('arithmetic_2d_minus', 'test', tmp_path)
+
+
+def test_a_bad_file_is_told_with_its_place(tmp_path):
+    (tmp_path / 'piqa').mkdir()
+    path = tmp_path / 'piqa' / 'validation.jsonl'
+    path.write_text('{"query": "a", "choices": ["b"], "gold": 0}\n{broken')
+    with pytest.raises(errors.InputError, match=r'validation.jsonl:2 is no JSON'):
+        sets.load('piqa', 'validation', tmp_path)
+    path.write_text('{"queri": "a"}')
+    with pytest.raises(errors.InputError, match='not in a layout of docs/evaluate.md'):
+        sets.load('piqa', 'validation', tmp_path)
+
+
+def test_rows_of_every_publisher_become_the_same():
+    arc = {'question': 'Why?', 'choices': {'text': ['x', 'y'], 'label': ['A', 'B']},
+           'answerKey': 'B'}  # fmt: skip
+    assert list(rows.choice(arc)) == [{'query': 'Question: Why?', 'choices': ['x', 'y'], 'gold': 1}]
+    copa = {'premise': 'It rained.', 'choice1': 'It was wet.', 'choice2': 'It was dry.',
+            'question': 'effect', 'label': 0}  # fmt: skip
+    (found,) = rows.choice(copa)
+    assert found['query'] == 'It rained therefore'
+    assert found['choices'][0] == 'it was wet.'
+    wino = {'sentence': 'Ann met Eve and _ smiled.', 'option1': 'Ann', 'option2': 'Eve', 'label': 1}
+    (found,) = rows.referents(wino)
+    assert found == {'context_options': ['Ann met Eve and Ann', 'Ann met Eve and Eve'],
+                     'continuation': 'smiled.', 'gold': 1}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('plain', 'inverse', 'tokenised', 'written'),
+    [
+        (detokenize.wikitext, detokenize.wikitext_tokenized,
+         ' The " 4 @.@ 5 @-@ inch " gun , ( Mark 2 ) , cost $ 3 @,@ 000 . ',
+         ' The "4.5-inch" gun, (Mark 2), cost $3,000. '),
+        (detokenize.ptb, detokenize.ptb_tokenized,
+         " mr. smith 's firm does n't <unk> N ", " mr. smith's firm doesn't <unk> N "),
+    ],
+)  # fmt: skip
+def test_text_is_made_plain_and_back(plain, inverse, tokenised, written):
+    assert plain(tokenised) == written
+    assert inverse(written) == tokenised
+
+
+@pytest.mark.parametrize(
+    ('file', 'plain', 'inverse', 'share'),
+    [
+        ('wikitext2/valid.txt', detokenize.wikitext, detokenize.wikitext_tokenized, 0.03),
+        ('ptb/ptb.valid.txt', detokenize.ptb, detokenize.ptb_tokenized, 0.001),
+    ],
+)
+def test_real_lines_invert_or_stay(real_data, file, plain, inverse, share):
+    text = (real_data / file).read_text(encoding='utf-8')
+    found, kept = detokenize.lines(text, plain, inverse)
+    assert kept <= share * len(found)
+    for line, new in zip(text.split('\n'), found, strict=True):
+        assert new == line or inverse(new) == line
+
+
+def test_every_set_at_hand_can_be_read(real_data):
+    """The folder as it is: each of these is found, with items whose answers are in range."""
+    from gptjax.evals import fewshot
+
+    read = []
+    for name, task in fewshot.every().items():
+        try:
+            asked = fewshot.prompts(task, min(task.k, 1), 0, str(real_data), limit=20)
+        except sets.Absent:
+            continue
+        read.append(name)
+        for prompt in asked.prompts:
+            n = len(prompt.item.contexts or prompt.item.answers)
+            assert all(0 <= gold < n for gold in prompt.item.gold)
+    assert len(read) >= 45
+
+
+def test_jobs_come_with_each_seed_once():
+    config = base.get_config().suite
+    config.update(tasks=('triviaqa', 'piqa', 'ptb_valid'), k=(0, -1), seeds=(0, 1))
+    found = [(job.name, job.k, job.seed) for job in suite.jobs(suite.Config(**config))]
+    assert found == [
+        ('piqa', 0, 0), ('piqa', 50, 0), ('piqa', 50, 1), ('ptb_valid', 0, 0), ('triviaqa', 0, 0),
+        ('triviaqa', 64, 0), ('triviaqa', 64, 1),
+    ]  # fmt: skip
