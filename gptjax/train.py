@@ -34,11 +34,12 @@ RESULTS = 'results.json'
 # What may differ when a run goes on; everything else makes it another run.
 # (tokens and tokenizer are compared by hash; accumulation changes dropout's draws, nothing else).
 _FREE = (
-    'corpus', 'tokenizer', 'tokens', 'checkpoint', 'data_dir', 'decode', 'evaluate', 'mesh', 'suite',
-    'batch.accum_steps', 'train.log_every_steps', 'train.eval_every_steps', 'train.on_spike',
-    'train.spike_sigmas', 'train.rollback_steps', 'train.layer_norms', 'train.profile_at_step',
-    'train.profile_steps', 'train.wandb_project', 'optim.offload', 'model.remat', 'data.sets',
-    'model.scan_layers', 'data.eval_set', 'data.prefetch_steps', 'data.stage_dir',
+    'corpus', 'tokenizer', 'tokens', 'checkpoint', 'data_dir', 'decode', 'evaluate', 'mesh',
+    'suite', 'batch.accum_steps', 'train.log_every_steps', 'train.eval_every_steps',
+    'train.on_spike', 'train.spike_sigmas', 'train.rollback_steps', 'train.layer_norms',
+    'train.profile_at_step', 'train.profile_steps', 'train.wandb_project', 'optim.offload',
+    'model.remat', 'model.scan_layers', 'data.sets', 'data.eval_set', 'data.prefetch_steps',
+    'data.stage_dir',
 )  # fmt: skip
 _MOST_ROLLBACKS = 10  # of one process: then it is not the batches
 _log = logging.getLogger('gptjax')
@@ -106,8 +107,7 @@ class _Run:
         self._eval_step = step_lib.make_eval_step(losses.next_token(self._model.apply))
         asked = (sections.suite, config.data_dir, workdir / pretrained.TOKENIZER)
         self._tasks = during.scorer(self._model, *asked, mesh.rows())
-        self._provenance = ''
-        self._spikes = 0
+        self._provenance, self._spikes = '', 0
 
     def train(self, until_step: int) -> dict[str, Any] | None:
         """Goes on from the newest checkpoint up to `until_step`; None where all is done already."""

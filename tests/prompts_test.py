@@ -38,7 +38,7 @@ FIGURES = [
      '_ .\n\nA:', ['cheerful topics', 'taboo', 'rude topics'], (1,)),
     ('G.2', 'anli_r2', 0,
      {'premise': 'The Gold Coast Hotel & Casino is a hotel and casino.',
-      'hypothesis': 'The Gold Coast is a budget-friendly casino.', 'label': 1},
+      'hypothesis': 'The Gold Coast is a budget-friendly casino.', 'label': 'neutral'},
      'anli 2: anli 2: The Gold Coast Hotel & Casino is a hotel and casino.\nQuestion: The Gold '
      'Coast is a budget-friendly casino. True, False, or Neither?',
      ['True', 'Neither', 'False'], (1,)),
@@ -142,12 +142,12 @@ FIGURES = [
      ['no', 'yes'], (1,)),
     ('G.30', 'cb', 0,
      {'premise': f"{_LOWER}doesn't mean Manhattan comes cheap.",
-      'hypothesis': 'Manhattan comes cheap', 'label': 1},
+      'hypothesis': 'Manhattan comes cheap', 'label': 'contradiction'},
      f"{_LOWER}doesn't mean Manhattan comes cheap.\nquestion: Manhattan comes cheap. true, false, "
      'or neither?\nanswer:', ['true', 'false', 'neither'], (1,)),
     ('G.31', 'rte', 0,
      {'premise': _QUARK, 'hypothesis': 'The Top Quark is the last of six flavors of quarks.',
-      'label': 1},
+      'label': 'not_entailment'},
      f'{_QUARK}\nquestion: The Top Quark is the last of six flavors of quarks. True or False?\n'
      'answer:', ['True', 'False'], (1,)),
     ('G.32', 'wic', 0,
@@ -156,7 +156,7 @@ FIGURES = [
      'two sentences above?\nanswer:', ['no', 'yes'], (0,)),
     ('G.33', 'wsc', 0,
      {'text': f'The result was {_EDWARD} his financial support.', 'span2_text': 'his',
-      'span2_index': 16, 'span1_text': 'Mr. Moncrieff', 'label': 1},
+      'span2_index': 17, 'span1_text': 'Mr. Moncrieff', 'label': 1},
      'Final Exam with Answer Key\nInstructions: Please carefully read the following passages. For '
      'each passage, you must identify which noun the pronoun marked in *bold* refers to.\n=====\n'
      f'Passage: The result was {_EDWARD} *his* financial support.\nQuestion: In the passage above, '

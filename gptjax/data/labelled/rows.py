@@ -135,7 +135,8 @@ def referents(row: Record) -> Iterator[Record]:
         return
     if 'sentence' in row:  # Winogrande
         before, after = row['sentence'].split('_', 1)
-        options, gold = [row['option1'], row['option2']], int(row['label'])
+        options = [row['option1'], row['option2']]
+        gold = int(row['label']) if 'label' in row else int(row['answer']) - 1
     else:  # WSC273
         whole_text, at = row['text'], row['pronoun_start']
         before, after = whole_text[:at], whole_text[row['pronoun_end'] :]
@@ -159,22 +160,30 @@ def boolq(row: Record) -> Iterator[Record]:
         yield {'passage': row['passage'], 'question': row['question'], 'label': int(label)}
 
 
-_NLI = {'e': 0, 'entailment': 0, 'n': 1, 'neutral': 1, 'c': 2, 'contradiction': 2}
+_ENTAILMENT = {'e': 'entailment', 'n': 'neutral', 'c': 'contradiction'}
 
 
-def pair(row: Record) -> Iterator[Record]:
-    """{'premise', 'hypothesis', 'label'}; the label a name, or TFDS's number."""
-    if 'sentence1' in row:  # XNLI's columns
-        row = {'premise': row['sentence1'], 'hypothesis': row['sentence2'],
-               'label': row['gold_label']}  # fmt: skip
-    label = row.get('label', row.get('gold_label'))
-    label = _NLI.get(label, label) if isinstance(label, str) else label
-    premise = row.get('premise', row.get('context'))
-    if isinstance(label, str) and label not in ('not_entailment',):
-        raise ValueError(f'no label {label!r}')
-    label = 1 if label == 'not_entailment' else label
-    if premise is not None and label >= 0:
+def pair(*classes: str) -> Callable[[Record], Iterator[Record]]:
+    """{'premise', 'hypothesis', 'label': a name}; numbers are places in `classes`."""
+
+    def read(row: Record) -> Iterator[Record]:
+        if 'sentence1' in row:  # XNLI's columns
+            row = row | {'premise': row['sentence1'], 'hypothesis': row['sentence2']}
+        premise = row.get('premise', row.get('context'))
+        label = row.get('label', row.get('gold_label'))
+        if premise is None or label in (-1, '-', None):
+            return  # a broken line, or one that the annotators did not agree on
+        label = classes[label] if isinstance(label, int) else _ENTAILMENT.get(label, label)
+        if label not in classes:
+            raise ValueError(f'no label {label!r} among {", ".join(classes)}')
         yield {'premise': premise, 'hypothesis': row['hypothesis'], 'label': label}
+
+    return read
+
+
+def wsc(row: Record) -> Iterator[Record]:
+    """TFDS's rows of SuperGLUE's schemas; its own files keep the spans apart."""
+    yield row | row.get('target', {})
 
 
 def race(level: str) -> Callable[[Record], Iterator[Record]]:

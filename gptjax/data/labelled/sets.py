@@ -111,9 +111,10 @@ def _rows(path: pathlib.Path, source: Source) -> Iterator[Record]:
                     raise errors.InputError(f'{path}:{number} is no JSON: {e}') from e
     elif kind == 'json':
         try:
-            yield json.loads(text)
+            whole = json.loads(text)
         except ValueError as e:
             raise errors.InputError(f'{path} is no JSON: {e}') from e
+        yield from whole if isinstance(whole, list) else [whole]
     elif source.columns or '\t' in text.partition('\n')[0]:
         names = source.columns or None
         yield from csv.DictReader(
@@ -165,6 +166,7 @@ def _wmt(pair: str, name: str) -> Source:
 
 
 _DEV = {'validation': 'dev'}
+_nli = rows.pair('entailment', 'neutral', 'contradiction')
 _FIRST = {'validation': 'train'}
 SETS: dict[str, Source] = {
     'lambada': Source(
@@ -227,15 +229,15 @@ SETS: dict[str, Source] = {
     'sat_analogies': Source(rows.choice),
     'boolq': Source(
         rows.boolq, _files(validation='boolq/boolq.jsonl'), ('super_glue/boolq',)),
-    'cb': Source(rows.pair, tfds=('super_glue/cb',)),
-    'rte': Source(rows.pair, tfds=('super_glue/rte',)),
+    'cb': Source(rows.pair('entailment', 'contradiction', 'neutral'), tfds=('super_glue/cb',)),
+    'rte': Source(rows.pair('entailment', 'not_entailment'), tfds=('super_glue/rte',)),
     'wic': Source(rows.same, tfds=('super_glue/wic',)),
-    'wsc': Source(rows.same, tfds=('super_glue/wsc.fixed',)),
+    'wsc': Source(rows.wsc, tfds=('super_glue/wsc.fixed',)),
     'multirc': Source(rows.same, tfds=('super_glue/multirc',)),
     'record': Source(rows.same, tfds=('super_glue/record',)),
-    'anli_r1': Source(rows.pair, tfds=('anli/r1',)),
-    'anli_r2': Source(rows.pair, tfds=('anli/r2',)),
-    'anli_r3': Source(rows.pair, tfds=('anli/r3',)),
+    'anli_r1': Source(_nli, tfds=('anli/r1',)),
+    'anli_r2': Source(_nli, tfds=('anli/r2',)),
+    'anli_r3': Source(_nli, tfds=('anli/r3',)),
     'race_h': Source(rows.race('high'), _files(test='race/race*.jsonl'), ('race/high',), _DEV),
     'race_m': Source(
         rows.race('middle'), _files(test='race/race*.jsonl'), ('race/middle',), _DEV),
@@ -266,11 +268,11 @@ SETS: dict[str, Source] = {
     'text8': Source(rows.whole, _files(test='text8/text8*')),
     'nsmc': Source(
         rows.review, _files(train='nsmc/ratings_train*', test='nsmc/ratings_test*')),
-    'kornli': Source(rows.pair, _files(
+    'kornli': Source(_nli, _files(
         validation='kornli/xnli.dev.ko.tsv', test='kornli/xnli.test.ko.tsv')),
     'korsts': Source(rows.similarity, _files(
         train='korsts/sts-train.tsv', validation='korsts/sts-dev.tsv', test='korsts/sts-test.tsv')),
-    'klue_nli': Source(rows.pair, _files(
+    'klue_nli': Source(_nli, _files(
         validation='klue_nli/*dev*.json', train='klue_nli/*train*.json')),
     'news_titles': Source(rows.same),
     **{

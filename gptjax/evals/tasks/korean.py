@@ -15,7 +15,8 @@ def _entailed(record: fewshot.Record, k: int) -> list[fewshot.Item]:
         f'전제: {record["premise"]}\n가설: {record["hypothesis"]}\n'
         '질문: 가설은 참, 거짓, 알 수 없음 중 무엇입니까?\n답:'
     )
-    return [fewshot.Item(context, ('참', '알 수 없음', '거짓'), (record['label'],))]
+    gold = ('entailment', 'neutral', 'contradiction').index(record['label'])
+    return [fewshot.Item(context, ('참', '알 수 없음', '거짓'), (gold,))]
 
 
 def _alike(record: fewshot.Record, k: int) -> list[fewshot.Item]:

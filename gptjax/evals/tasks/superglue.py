@@ -14,14 +14,15 @@ def _cb(record: fewshot.Record, k: int) -> list[fewshot.Item]:
     del k
     hypothesis = record['hypothesis'].rstrip('.')
     context = f'{record["premise"]}\nquestion: {hypothesis}. true, false, or neither?\nanswer:'
-    # SuperGLUE's order: entailment, contradiction, neutral.
-    return [fewshot.Item(context, ('true', 'false', 'neither'), (record['label'],))]
+    gold = ('entailment', 'contradiction', 'neutral').index(record['label'])
+    return [fewshot.Item(context, ('true', 'false', 'neither'), (gold,))]
 
 
 def _rte(record: fewshot.Record, k: int) -> list[fewshot.Item]:
     del k
     context = f'{record["premise"]}\nquestion: {record["hypothesis"]} True or False?\nanswer:'
-    return [fewshot.Item(context, ('True', 'False'), (record['label'],))]
+    gold = ('entailment', 'not_entailment').index(record['label'])
+    return [fewshot.Item(context, ('True', 'False'), (gold,))]
 
 
 def _wic(record: fewshot.Record, k: int) -> list[fewshot.Item]:
@@ -74,8 +75,8 @@ def _anli(number: int) -> fewshot.Task:
             f'anli {number}: anli {number}: {record["premise"]}\n'
             f'Question: {record["hypothesis"]} True, False, or Neither?'
         )
-        # The set's order: entailment, neutral, contradiction.
-        return [fewshot.Item(context, ('True', 'Neither', 'False'), (record['label'],))]
+        gold = ('entailment', 'neutral', 'contradiction').index(record['label'])
+        return [fewshot.Item(context, ('True', 'Neither', 'False'), (gold,))]
 
     figure = {1: 'G.7', 2: 'G.2', 3: 'G.10'}[number]
     source = f'GPT-3, 3.8, figure {figure}'
