@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('weights')
     parser.add_argument('data_dir')
+    parser.add_argument('--tasks', nargs='+', default=TASKS)
     parser.add_argument('--k', type=int, nargs='+', default=[0, 5])
     parser.add_argument('--limit', type=int, default=64)
     parser.add_argument('--rounds', type=int, default=3)
@@ -56,7 +57,7 @@ def main() -> None:
         pretrained.save(pathlib.Path(folder), model, jax.device_get(params), tokenizer, 'float32')
         theirs = huggingface.HFLM(folder, device='cpu', dtype='float32', batch_size=1,
                                   max_length=ours.max_length)  # fmt: skip
-    for task in TASKS:
+    for task in args.tasks:
         for k in args.k:
             items, asked = requests_of(task, k, args.limit, args.data_dir)
             speeds = {'ours': []} | {f'hf, batch {b}': [] for b in args.batch}

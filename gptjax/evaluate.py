@@ -8,9 +8,9 @@ Tasks at zero, one and few shots; PATH is a workdir, a published folder or a .gg
       --config.init_from=PATH --config.data_dir=tasks --workdir=runs/scores
 Any task of EleutherAI's harness (pip install 'gptjax[eval]'), with its own arguments:
   python -m gptjax.evaluate harness --model_args pretrained=PATH --tasks lambada_openai,piqa
-TPU VM, the same; batches are spread over --config.mesh.data devices:
+TPU VM, one host; batches are spread over --config.mesh.data devices:
   python -m gptjax.evaluate --config=experiments/gpt3/eval_few_shot.py --config.init_from=PATH \
-      --config.suite.batch_tokens=65536 --workdir=/data/scores --distributed
+      --config.suite.batch_tokens=65536 --workdir=/data/scores
 """
 
 import json
@@ -56,6 +56,11 @@ def _suite(args: cli.Args) -> None:
     workdir = pathlib.Path(args.workdir)
     weights = args.config.init_from or args.workdir
     mesh = _mesh(args, weights)
+    errors.require(
+        jax.process_count() == 1, 'tasks are scored by one process; leave --distributed out'
+    )
+    for other in config.beside:
+        errors.require(bool(report.read(pathlib.Path(other))), f'{other} holds no results.jsonl')
     with mesh.scope(), program.only_one(workdir), program.graceful_stop():
         with progress.Progress('read', None, ' parameters') as bar:
             loaded = pipeline.load(weights, mesh=mesh, progress=bar.advance, raw=True)
@@ -70,9 +75,9 @@ def _suite(args: cli.Args) -> None:
                     job, respondent, config, args.config.data_dir, workdir / suite.ITEMS,
                     {'weights': about['weights']}, bar.advance, bar.begin,
                 )  # fmt: skip
-            except sets.Absent as e:
-                _log.warning('%s is absent: %s', job.name, e)
-                absent[job.name] = str(e)
+            except (sets.Absent, suite.Unscorable) as e:
+                _log.warning('%s, %d shots is not scored: %s', job.name, job.k, e)
+                absent[f'{job.name}, {job.k} shots'] = str(e)
                 continue
             finally:
                 bar.close()
@@ -125,15 +130,20 @@ def _about(loaded: pipeline.Loaded, weights: str) -> dict[str, Any]:
 
 def _commit() -> str:
     """Of the checkout this runs from; '' where it is none."""
-    found = subprocess.run(
-        ['git', 'rev-parse', '--short=12', 'HEAD'], cwd=pathlib.Path(__file__).parent,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    try:
+        found = subprocess.run(
+            ['git', 'log', '-1', '--format=%h', '--', __file__],
+            cwd=pathlib.Path(__file__).parent, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    except OSError:  # no git here
+        return ''
     return found.stdout.strip()
 
 
 def _said(rows: list[dict[str, Any]]) -> str:
-    return ', '.join(f'{row["metric"]} {row["value"]:.2f}' for row in rows)
+    return ', '.join(
+        f'{row["metric"]} {row["value"]:.2f}' for row in rows if row['value'] is not None
+    )
 
 
 class _Bar:
@@ -211,7 +221,9 @@ def _held_out(args: cli.Args) -> None:
 
 if __name__ == '__main__':
     if sys.argv[1:2] == ['harness']:
-        from gptjax.evals import harness
-
+        try:
+            from gptjax.evals import harness
+        except errors.InputError as e:
+            sys.exit(f'error: {e}')
         sys.exit(harness.main(sys.argv[2:]))
     program.run(main, __doc__, default_config=base.__file__)

@@ -70,7 +70,7 @@ def test_results_say_how_they_came_about(run, tmp_path, capsys):
     assert 'seed_std' in several[-1]
     assert not any(r['task'] == 'rte' for r in found)
     table = (tmp_path / 'out' / 'results.md').read_text()
-    assert '- rte: no ' in table
+    assert '- rte, 0 shots: no ' in table
     assert '| piqa | 1 | accuracy |' in table
     assert (tmp_path / 'out' / 'in_context.png').stat().st_size > 10_000
     assert '| piqa | 0 |' in capsys.readouterr().out

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPT-2's zero-shot evaluations (Radford et al. 2019, section 3, Table 3).
+"""GPT-2's evaluations without fine-tuning (Radford et al. 2019, section 3, Table 3).
 
 Command: python -m gptjax.evaluate --config=experiments/gpt2/eval.py --config.init_from=PATH \
     --config.data_dir=DATA --workdir=runs/scores
@@ -24,4 +24,4 @@ TASKS = (
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Argument: limit=0 items of each task."""
     arg = cli.parse_arg(arg, limit=0)
-    return gpt3.get_config(f'tasks={"+".join(TASKS)},k=0,limit={arg.limit}')
+    return gpt3.get_config(f'tasks={"+".join(TASKS)},k=few,limit={arg.limit}')

@@ -124,7 +124,7 @@ def get_config() -> ml_collections.ConfigDict:
             'limit': 0,  # items of a task, drawn; 0 = all
             'n_ctx': 0,  # tokens of a prompt with its answer; 0 = the model's
             'stride': 0,  # tokens between windows of whole texts; 0 = without overlap
-            'batch_tokens': 2048,  # scored at once
+            'batch_tokens': 1024,  # scored at once; accelerators want more
             'batch_prompts': 8,  # texts generated side by side
             'clean_against': '',  # folder of a prepared corpus: also score items not found in it
             'beside': (),  # workdirs of other evaluations: compared, drawn in the pictures

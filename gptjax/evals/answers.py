@@ -12,6 +12,7 @@ from gptjax.evals.tasks import cloze
 from gptjax.sampling import decode, options, pipeline, score, texts
 
 Row = dict[str, Any]
+WINDOW = 2048  # tokens of windows, of models that can read any number
 _FREE_FORM = {'num_beams': 4, 'length_penalty': 0.6}  # GPT-3, section 2.4
 
 
@@ -37,7 +38,7 @@ class Respondent:
 
     def scorer(self, banned: frozenset[int] = frozenset()) -> score.Scorer:
         decoder, params = self.loaded.decoder, self.loaded.params
-        return score.Scorer(decoder, params, self.batch_tokens, self.multiple, banned)
+        return score.Scorer(decoder, params, self.batch_tokens, self.multiple, banned, self.n_ctx)
 
     @functools.cached_property
     def _length(self) -> Callable[[str], int]:
@@ -165,7 +166,7 @@ class Respondent:
     ) -> Iterator[list[Row]]:
         """Texts in windows; the first token is conditioned on the prefix, else on end-of-text."""
         del task
-        n_ctx = self.n_ctx or 2048
+        n_ctx = self.n_ctx or WINDOW
         first = texts.prompt_ids(self.tokenizer, '')
         asked, rows = [], []
         for prompt in prompts:
@@ -191,7 +192,7 @@ class Respondent:
         for prompt in prompts:
             pair, dropped = self._pair(prompt, prompt.item.context + task.separator.rstrip(' '), '')
             ids, most = pair.context, self.n_ctx and self.n_ctx - task.max_new_tokens
-            cut = bool(most) and len(ids) > most
+            cut = bool(self.n_ctx) and len(ids) > most
             while cut and dropped < len(prompt.shots):
                 dropped += 1
                 whole = prompt.text(dropped) + prompt.item.context + task.separator.rstrip(' ')

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from gptjax.configs import errors
 from gptjax.data.labelled import sets
 from gptjax.evals import answers, suite
@@ -32,6 +34,9 @@ def scorer(
     """
     if not config.tasks:
         return lambda params: {}
+    errors.require(
+        jax.process_count() == 1, 'suite.tasks during training are for one process; leave them out'
+    )
     tokenizer = tokenizer_lib.load(tokenizer_dir)
     decoder = decode.Decoder(model, min(model.config.n_vocab, tokenizer.n_vocab))
     most = decoder.most_tokens
@@ -51,8 +56,8 @@ def scorer(
                 continue
             try:
                 rows += suite.run(job, respondent, config, data_dir, None, {})
-            except sets.Absent as e:
-                _log.warning('%s is absent: %s', job.name, e)
+            except (sets.Absent, suite.Unscorable) as e:
+                _log.warning('%s is not scored: %s', job.name, e)
                 missing.add(job.name)
         return {
             f'eval/{row["task"]}/{row["k"]}shot/{row["metric"]}': row['value']

@@ -6,13 +6,19 @@ import functools
 import importlib
 import pkgutil
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from gptjax.configs import errors
 from gptjax.data.labelled import sets
 
 Record = dict[str, Any]
+
+
+class TooFew(errors.InputError):
+    """There are fewer than K examples to show."""
+
+
 Kind = Literal['choice', 'cloze', 'generate', 'rolling']
 PACKAGE = 'gptjax.evals.tasks'
 
@@ -116,22 +122,18 @@ def prompts(
       limit: only so many items, drawn with seed 0; 0 = all.
 
     Raises:
-      sets.Absent: the data is not at hand. InputError: there are fewer than K examples.
+      sets.Absent: the data is not at hand. TooFew: there are fewer than K examples.
     """
     records = read(task, task.split, data_dir, download)
     items = [item for record in records for item in task.form(record, k)]
     chosen = range(len(items))
     if limit and limit < len(items):
         chosen = sorted(random.Random(0).sample(chosen, limit))
-    pool, own, said = _pool(task, k, items, data_dir, download)
-    if k and len(pool) - own < k:
-        raise errors.InputError(
-            f'{task.set or "the task"} has {len(pool)} items to draw {k} examples from; lower K'
-        )
+    pool, said = _pool(task, k, items, data_dir, download)
     head = task.instruction if k >= task.instruction_from else ''
     found = []
     for i in chosen:
-        drawn = _draw(random.Random(f'{seed} {i}'), pool, k, items[i] if own else None)
+        drawn = _draw(random.Random(f'{seed} {i}'), pool, k, items[i])
         shots = tuple(shown(task, shot) + task.delimiter for shot in drawn)
         found.append(Prompt(i, head, shots, items[i]))
     return Prompts(found, len(items), said)
@@ -145,42 +147,61 @@ def read(task: Task, split: str, data_dir: str, download: bool = False) -> list[
         except sets.Absent:
             if task.make is None:
                 raise
-    return task.make(split, 0)
+    try:
+        return task.make(split, 0)
+    except errors.InputError as e:  # without the word list
+        raise sets.Absent(str(e)) from e
 
 
 def _pool(
     task: Task, k: int, items: Sequence[Item], data_dir: str, download: bool
-) -> tuple[list[Item], bool, str]:
-    """(items to draw examples from, whether they are the evaluated ones, what to say of it)."""
+) -> tuple[list[Item], str]:
+    """(items to draw examples from, what to say of it)."""
     if not k:
-        return [], False, 'no examples'
+        return [], 'no examples'
     if task.shots_from not in ('self', task.split):
         try:
             records = read(task, task.shots_from, data_dir, download)
             pool = [i for record in records for i in task.form(record, k) if i.gold]
-            return pool, False, f'{k} examples drawn for each item from {task.shots_from}'
+            return pool, f'{k} examples drawn for each item from {task.shots_from}'
         except sets.Absent:
             pass
     why = '' if task.shots_from in ('self', task.split) else f' ({task.shots_from} is absent)'
     pool = [item for item in items if item.gold]
-    return pool, True, f'{k} examples drawn for each item from {task.split} itself{why}'
+    return pool, f'{k} examples drawn for each item from {task.split} itself{why}'
 
 
-def _draw(rng: random.Random, pool: Sequence[Item], k: int, without: Item | None) -> list[Item]:
-    """K different items, none of them the one that is asked or of its group."""
-    if not k:
-        return []
+def _draw(rng: random.Random, pool: Sequence[Item], k: int, asked: Item) -> list[Item]:
+    """K different items, none of them the one that is asked; of each passage one.
+
+    Raises:
+      TooFew: there are fewer.
+    """
     drawn: list[Item] = []
-    for place in rng.sample(range(len(pool)), min(len(pool), 4 * k + 8)):
+    passages = {asked.group} if asked.shown else set()
+    for place in _places(rng, len(pool)) if k else ():
         shot = pool[place]
-        related = without is not None and (
-            shot == without or bool(without.group and shot.group == without.group)
-        )
-        if not related:
-            drawn.append(shot)
+        same = (shot.context, shot.contexts) == (asked.context, asked.contexts)
+        if same or (shot.shown and shot.group in passages):
+            continue
+        if shot.shown:
+            passages.add(shot.group)
+        drawn.append(shot)
         if len(drawn) == k:
             break
+    if len(drawn) < k:
+        raise TooFew(f'{len(drawn)} examples can be drawn, not {k}; lower K')
     return drawn
+
+
+def _places(rng: random.Random, number: int) -> Iterator[int]:
+    """0 .. number - 1 in random order, drawn as they are wanted."""
+    seen: set[int] = set()
+    while len(seen) < number:
+        place = rng.randrange(number)
+        if place not in seen:
+            seen.add(place)
+            yield place
 
 
 def shown(task: Task, item: Item) -> str:

@@ -58,7 +58,7 @@ class Model(harness_model.TemplateLM):
         pretrained: str = '',
         dtype: str | None = None,
         max_length: int = 0,
-        batch_tokens: int = 2048,
+        batch_tokens: int = 1024,
         max_gen_toks: int = 256,
         batch_size: int | str = 8,
         **ignored: Any,

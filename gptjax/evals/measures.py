@@ -18,6 +18,7 @@ from gptjax.configs import errors
 Row = dict[str, Any]
 _TIE = 1e-6  # relative: answers this close share the point
 _RESAMPLES = 200  # of the bootstrap
+_OF_TEXTS = 20  # of metrics that read all texts anew each time
 
 
 class Measured(NamedTuple):
@@ -38,6 +39,17 @@ def measure(metric: str, rows: Sequence[Row], normalise: str = 'sum') -> Measure
         return Measured(found, _bootstrapped(OVERALL[metric], rows), len(rows))
     values = per_item(metric, rows, normalise)
     return Measured(float(values.mean()), _stderr(values), len(values))
+
+
+def check(metrics: Sequence[str]) -> None:
+    """Raises InputError where a metric wants a library that is not installed."""
+    for metric in metrics:
+        if metric in ('bleu', 'chrf'):
+            _needed('sacrebleu')
+        elif metric.startswith('rouge'):
+            _needed('rouge_score.rouge_scorer')
+        elif metric == 'spearman':
+            _needed('scipy.stats')
 
 
 def per_item(metric: str, rows: Sequence[Row], normalise: str = 'sum') -> np.ndarray:
@@ -115,7 +127,8 @@ def _bootstrapped(overall: Callable[[Sequence[Row]], float], rows: Sequence[Row]
     if len(rows) < 2:
         return math.nan
     rng = np.random.default_rng(0)
-    draws = (rng.integers(0, len(rows), len(rows)) for _ in range(_RESAMPLES))
+    number = _OF_TEXTS if 'text' in rows[0] else _RESAMPLES
+    draws = (rng.integers(0, len(rows), len(rows)) for _ in range(number))
     return float(np.std([overall([rows[i] for i in draw]) for draw in draws], ddof=1))
 
 

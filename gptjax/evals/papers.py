@@ -97,7 +97,7 @@ def printed(task: str, metric: str, k: int, few: int) -> Mapping[str, float]:
         value = _GPT3.get((task, metric), (None,) * 3)[kind]
         if value is not None:
             found['GPT-3 175B'] = value
-    if few in (0, k) or k == 0:
+    if k in (0, few):
         if (task, metric) in _GPT2_TABLE:
             row = zip(_GPT2, _GPT2_TABLE[task, metric], strict=True)
             found |= {f'GPT-2 {s}': v for s, v in row}

@@ -58,7 +58,7 @@ def table(
         if row['metric'] not in fewshot.find(row['task']).metrics:
             continue
         error = '' if row['stderr'] is None else f'{row["stderr"]:.2f}'
-        seeds = f' (s.d. of seeds {row["seed_std"]:.2f})' if 'seed_std' in row else ''
+        seeds = f' (s.d. of seeds {_shown(row["seed_std"])})' if 'seed_std' in row else ''
         clean = f' (clean {_shown(row["clean"])}, n {row["n_clean"]})' if 'clean' in row else ''
         lines.append(
             f'| {row["task"]} | {row["k"]} | {row["metric"]} '
@@ -147,7 +147,7 @@ def _pictures(workdir: pathlib.Path, runs: Sequence[Sequence[Row]]) -> list[path
 def _is_share(row: Row) -> bool:
     """Whether it is a task's own metric, and one in percent."""
     own = row['metric'] == fewshot.find(row['task']).metrics[0]
-    return own and not any(unit in row['metric'] for unit in _UNITS)
+    return own and row['value'] is not None and not any(u in row['metric'] for u in _UNITS)
 
 
 def _whole(rows: Sequence[Row]) -> list[Row]:

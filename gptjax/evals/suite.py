@@ -17,8 +17,15 @@ import numpy as np
 from gptjax.configs import errors
 from gptjax.evals import answers, contamination, fewshot, measures, papers
 from gptjax.runtime import program
+from gptjax.sampling import texts
 
 ITEMS = 'items'
+
+
+class Unscorable(errors.InputError):
+    """One task cannot be scored with these weights or what is installed; others may."""
+
+
 _CHUNK = 512  # prompts made at once
 Row = dict[str, Any]
 
@@ -100,11 +107,15 @@ def run(
     Raises:
       sets.Absent: the data is not at hand. InputError: kept items are of other weights or settings.
     """
-    asked = fewshot.prompts(job.task, job.k, job.seed, data_dir, config.limit, config.download)
+    try:
+        asked = fewshot.prompts(job.task, job.k, job.seed, data_dir, config.limit, config.download)
+    except fewshot.TooFew as e:
+        raise Unscorable(str(e)) from e
     header = identity | {
         'task': job.name, 'k': job.k, 'seed': job.seed, 'limit': config.limit,
         'n_ctx': respondent.n_ctx, 'stride': config.stride, 'prompts': _digest(asked.prompts),
     }  # fmt: skip
+    _check(job, respondent)
     with _Items(kept and kept / f'{job.label}.jsonl', header) as items:
         done = {row['i'] for row in items.rows}
         begun(len(asked.prompts), len(done))
@@ -113,7 +124,7 @@ def run(
             for rows in respondent.rows(job.task, left[start : start + _CHUNK]):
                 items.add(rows)
                 progress(len(rows))
-                if kept and program.stop_requested():
+                if kept and any(program.agreed(program.stop_requested())):
                     raise program.Preempted
         rows = sorted(items.rows, key=lambda row: row['i'])
     clean = None
@@ -124,6 +135,19 @@ def run(
         )
         clean = [row for row, is_dirty in zip(rows, dirty, strict=True) if not is_dirty]
     return _results(job, rows, clean, asked, respondent)
+
+
+def _check(job: Job, respondent: answers.Respondent) -> None:
+    """Raises Unscorable where it can be told before anything is scored."""
+    task = job.task
+    try:
+        measures.check(task.metrics)
+        if task.kind == 'rolling':
+            texts.prompt_ids(respondent.tokenizer, '')
+    except errors.InputError as e:
+        raise Unscorable(str(e)) from e
+    if task.kind == 'generate' and 0 < respondent.n_ctx <= task.max_new_tokens:
+        raise Unscorable(f'{task.max_new_tokens} new tokens do not fit n_ctx = {respondent.n_ctx}')
 
 
 def _results(
@@ -147,7 +171,8 @@ def _results(
     found = []
     for metric in metrics:
         one = measures.measure(metric, rows, task.normalise)
-        row = common | {'metric': metric, 'value': one.value, 'stderr': _number(one.stderr),
+        row = common | {'metric': metric, 'value': _number(one.value),
+                        'stderr': _number(one.stderr),
                         'n': one.n}  # fmt: skip
         row['paper'] = dict(papers.printed(job.name, metric, job.k, task.k))
         if clean is not None:
@@ -176,8 +201,9 @@ def protocol(job: Job, shots: str, respondent: answers.Respondent) -> str:
             + f', at most {task.max_new_tokens} new tokens'
         )
     if task.kind == 'rolling':
-        stride = respondent.stride or respondent.n_ctx
-        said.append(f'windows of {respondent.n_ctx} tokens, stride {stride}; the first token is '
+        n_ctx = respondent.n_ctx or answers.WINDOW
+        stride = respondent.stride or n_ctx
+        said.append(f'windows of {n_ctx} tokens, stride {stride}; the first token is '
                     'conditioned on end-of-text (else the prefix)')  # fmt: skip
     said.append(task.notes)
     return '; '.join(filter(None, said))
@@ -197,11 +223,13 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
         if len(some) == 1:
             found.append(some[0])
             continue
-        values = [row['value'] for row in some]
+        values = [math.nan if row['value'] is None else row['value'] for row in some]
         errors_ = [row['stderr'] or 0.0 for row in some]
-        found.append(some[0] | {
-            'seed': [row['seed'] for row in some], 'value': float(np.mean(values)),
-            'stderr': float(np.mean(errors_)), 'seed_std': float(np.std(values, ddof=1)),
+        about = {k: v for k, v in some[0].items() if k not in ('clean', 'n_clean')}
+        found.append(about | {
+            'seed': [row['seed'] for row in some], 'value': _number(float(np.mean(values))),
+            'stderr': float(np.mean(errors_)),
+            'seed_std': _number(float(np.std(values, ddof=1))),
         })  # fmt: skip
     return found
 
@@ -212,7 +240,10 @@ def compared(ours: pathlib.Path, theirs: pathlib.Path, tasks: Sequence[Job]) -> 
         paths = [folder / ITEMS / f'{job.label}.jsonl' for folder in (ours, theirs)]
         if not all(path.exists() for path in paths):
             continue
-        both = [{row['i']: row for row in _read(path)[1]} for path in paths]
+        found = [_read(path) for path in paths]
+        if found[0][0].get('prompts') != found[1][0].get('prompts'):
+            continue  # other items, or other examples before them
+        both = [{row['i']: row for row in rows} for _, rows in found]
         same = sorted(both[0].keys() & both[1].keys())
         metric = job.task.metrics[0]
         if metric in measures.OVERALL or metric == 'group_accuracy' or len(same) < 2:

@@ -70,6 +70,7 @@ class Scorer:
 
     batch_tokens: tokens read at a time, about. rows: batches have a multiple of so many rows; the
     mesh's data x fsdp. banned: tokens that do not count as more likely than the target.
+    n_ctx: tokens of a context and its target, fewer than the model can read; 0 = as many.
     """
 
     decoder: decode.Decoder
@@ -77,6 +78,7 @@ class Scorer:
     batch_tokens: int
     rows: int = 1
     banned: frozenset[int] = frozenset()
+    n_ctx: int = 0
 
     def __post_init__(self) -> None:
         errors.require_positive(self, 'batch_tokens', 'rows')
@@ -148,7 +150,7 @@ class Scorer:
 
     def _pieces(self, requests: Sequence[Request]) -> tuple[list[bool], list[packing.Piece]]:
         """Which requests lost the beginning of their context, and what is to be read."""
-        most = self.decoder.most_tokens
+        most = self.n_ctx or self.decoder.most_tokens
         cut = [False] * len(requests)
         found: dict[Any, list[tuple[tuple[int, ...], int]]] = {}
         for i, (context, target) in enumerate(requests):

@@ -43,12 +43,12 @@ def choice(row: Record) -> Iterator[Record]:
     elif 'answerKey' in row and 'choices' in row:  # ARC
         choices, labels = row['choices']['text'], row['choices']['label']
         yield _choice(f'Question: {row["question"]}', choices, labels.index(row['answerKey']))
-    elif 'question_stem' in row:  # OpenBookQA
+    elif isinstance(row.get('question'), dict):  # OpenBookQA
         question = row['question']
         choices = [question[f'choice_{letter}'] for letter in 'ABCD']
-        yield _choice(row['question_stem'], choices, _place(row['answerKey']))
+        yield _choice(question['stem'], choices, _place(row['answerKey']))
     elif 'endings' in row:  # StoryCloze
-        yield _choice(row['context'], row['endings'], row['label'])
+        yield _choice(row['context'], row['endings'], int(row['label']) - 1)  # 1 or 2
     else:
         raise KeyError('gold')
 
@@ -140,7 +140,8 @@ def referents(row: Record) -> Iterator[Record]:
     else:  # WSC273
         whole_text, at = row['text'], row['pronoun_start']
         before, after = whole_text[:at], whole_text[row['pronoun_end'] :]
-        options, gold = [row['option1'], row['option2']], int(row['label'])
+        options = [row.get(f'{name}_normalized', row[name]) for name in ('option1', 'option2')]
+        gold = int(row['label'])
     yield {
         'context_options': [before + option for option in options],
         'continuation': after.strip(),

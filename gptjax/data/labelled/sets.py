@@ -135,12 +135,14 @@ def _tfds(name: str, split: str, download: bool) -> Sequence[Record] | None:
         return [_plain(row) for row in builder.as_data_source(split)]
     except ImportError as e:
         if download:
-            raise errors.InputError("TFDS needs: pip install 'gptjax[data]'") from e
+            raise Absent("TFDS needs: pip install 'gptjax[data]'") from e
         return None
     except Exception as e:  # names, networks, disks: TFDS raises many kinds
         if download:
             reason = ' '.join(str(e).split())[:300]
-            raise errors.InputError(f'TFDS cannot prepare {name!r}: {reason}') from e
+            raise Absent(
+                f'TFDS cannot prepare {name!r}: {reason} (some of its sets want TensorFlow)'
+            ) from e
         return None
 
 
@@ -167,11 +169,11 @@ def _wmt(pair: str, name: str) -> Source:
 
 _DEV = {'validation': 'dev'}
 _nli = rows.pair('entailment', 'neutral', 'contradiction')
-_FIRST = {'validation': 'train'}
 SETS: dict[str, Source] = {
+    # TFDS has LAMBADA tokenised and in lower case, which is another task.
     'lambada': Source(
-        rows.text, _files(test=('lambada/lambada_test*.jsonl', 'lambada/lambada_openai*.jsonl')),
-        ('lambada',),
+        rows.text,
+        _files(test=('lambada/lambada_test*.jsonl', 'lambada/lambada_openai*.jsonl')),
     ),
     'storycloze': Source(rows.choice, tfds=('story_cloze/2016',)),
     'hellaswag': Source(
@@ -216,7 +218,9 @@ SETS: dict[str, Source] = {
     'wsc273': Source(
         rows.referents, _files(test='wsc273/winograd_wsc.jsonl'), ('wsc273',)),
     'winogrande': Source(
-        rows.referents, _files(validation='winogrande/winogrande.jsonl'), ('winogrande',)),
+        rows.referents, _files(validation='winogrande/winogrande.jsonl'), ('winogrande',),
+        {'train': 'train_xl'},
+    ),
     'piqa': Source(rows.choice, _files(validation='piqa/piqa.jsonl'), ('piqa',)),
     'arc_easy': Source(
         rows.choice, _files(test='arc_easy/arc_easy.jsonl'), ('ai2_arc/ARC-Easy',)),

@@ -68,8 +68,12 @@ def _scrambled(
     scramble: Callable[[random.Random, str], str],
 ) -> Callable[[random.Random], tuple[str, str]]:
     def make(rng: random.Random) -> tuple[str, str]:
-        word = rng.choice(words())
-        return scramble(rng, word), word
+        for _ in range(1000):  # some words cannot be scrambled so, some draws do not
+            word = rng.choice(words())
+            scrambled = scramble(rng, word)
+            if scrambled != word:
+                break
+        return scrambled, word
 
     return make
 

@@ -91,7 +91,8 @@ TASKS = {
     ),
     'quac': fewshot.Task(
         'quac', _quac, 'GPT-3, 3.6, figure G.25', 'generate', k=5, metrics=('f1',),
-        notes=f'questions without an answer have {_NO_ANSWER!r} (ours)',
+        notes=f'questions without an answer have {_NO_ANSWER!r}; earlier questions are not shown '
+        '(ours)',
     ),
     'drop': fewshot.Task(
         'drop', _drop, 'GPT-3, 3.6, figure G.20', 'generate', k=20, metrics=('f1', 'exact_match')

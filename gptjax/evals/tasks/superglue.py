@@ -39,7 +39,8 @@ def _wsc(record: fewshot.Record, k: int) -> list[fewshot.Item]:
     words = record['text'].split(' ')
     at, pronoun = record['span2_index'], record['span2_text']
     length = len(pronoun.split(' '))
-    words[at : at + length] = [f'*{pronoun}*']
+    spot = ' '.join(words[at : at + length])
+    words[at : at + length] = [spot.replace(pronoun, f'*{pronoun}*', 1)]
     passage = ' '.join(words)
     context = (
         f'Passage: {passage}\nQuestion: In the passage above, what does the pronoun "*{pronoun}*" '

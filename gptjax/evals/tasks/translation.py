@@ -19,7 +19,8 @@ def _pair(source: str, target: str) -> fewshot.Task:
     other = source if target == 'en' else target
     return fewshot.Task(
         sets[other], form, f'GPT-3, 3.3, figure {figures[f"{source}-{target}"]}', 'generate',
-        split='test', k=64, metrics=('bleu',), delimiter='\n', max_new_tokens=128,
+        split='test', shots_from='validation', k=64, metrics=('bleu',), delimiter='\n',
+        max_new_tokens=128,
         notes='BLEU by sacrebleu, tokenize=13a',
     )  # fmt: skip
 
@@ -41,7 +42,8 @@ def _gpt2(source: str, target: str) -> fewshot.Task:
         return [fewshot.Item(f'{record[source]} =', (record[target],))]
 
     return fewshot.Task(
-        'wmt14_en_fr', form, 'GPT-2, 3.7', 'generate', split='test', k=5, metrics=('bleu',),
+        'wmt14_en_fr', form, 'GPT-2, 3.7', 'generate', split='test', shots_from='validation', k=5,
+        metrics=('bleu',),
         delimiter='\n', max_new_tokens=128, stop=('\n', '.'), decode={'num_beams': 1},
         notes='"english sentence = french sentence" pairs of unstated number (K), greedy, up to '
         'the first sentence end; BLEU by sacrebleu, tokenize=13a',
