@@ -225,7 +225,9 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
             continue
         values = [math.nan if row['value'] is None else row['value'] for row in some]
         errors_ = [row['stderr'] or 0.0 for row in some]
-        about = {k: v for k, v in some[0].items() if k not in ('clean', 'n_clean')}
+        about = dict(some[0])
+        if about.get('clean') is not None:  # of the same items, whatever the seed
+            about['clean'] = float(np.mean([row['clean'] for row in some]))
         found.append(about | {
             'seed': [row['seed'] for row in some], 'value': _number(float(np.mean(values))),
             'stderr': float(np.mean(errors_)),
