@@ -15,23 +15,8 @@ torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 lm_eval = pytest.importorskip('lm_eval')
 
-_WORDS = (
-    'the',
-    'cat',
-    'sat',
-    'on',
-    'a',
-    'mat',
-    'and',
-    'saw',
-    'one',
-    'dog',
-    'run',
-    'to',
-    'its',
-    'red',
-    'house',
-)
+_TEXT = 'the cat sat on a mat and saw one dog run to its red house'
+_WORDS = _TEXT.split()
 
 
 @pytest.fixture(scope='module')

@@ -122,54 +122,11 @@ def _period(match: re.Match[str]) -> str:
     return f'{word}.' if part_of_it else f'{word} .'
 
 
-_ABBREVIATED = frozenset(
-    [
-        'No',
-        'Nos',
-        'Mr',
-        'Mrs',
-        'Ms',
-        'Dr',
-        'St',
-        'Jr',
-        'Sr',
-        'Lt',
-        'Col',
-        'Gen',
-        'Capt',
-        'Sgt',
-        'Prof',
-        'Rev',
-        'Hon',
-        'Gov',
-        'Sen',
-        'Rep',
-        'Maj',
-        'Cmdr',
-        'Adm',
-        'Bros',
-        'Inc',
-        'Ltd',
-        'Co',
-        'Corp',
-        'Mt',
-        'vs',
-        'Vol',
-        'pp',
-        'ca',
-        'cf',
-        'al',
-        'Sept',
-        'Oct',
-        'Nov',
-        'Dec',
-        'Jan',
-        'Feb',
-        'Aug',
-        'Op',
-        'feat',
-    ]
+_WORDS = (
+    'No Nos Mr Mrs Ms Dr St Jr Sr Lt Col Gen Capt Sgt Prof Rev Hon Gov Sen Rep Maj Cmdr Adm Bros '
+    'Inc Ltd Co Corp Mt vs Vol pp ca cf al Sept Oct Nov Dec Jan Feb Aug Op feat'
 )
+_ABBREVIATED = frozenset(_WORDS.split())
 
 
 def _quoted(line: str) -> str:

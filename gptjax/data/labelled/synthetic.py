@@ -143,30 +143,8 @@ def transposed(split: str, seed: int) -> list[Record]:
     return given + made if split == 'train' else made
 
 
-_ONSETS = [
-    'b',
-    'd',
-    'f',
-    'g',
-    'k',
-    'l',
-    'm',
-    'n',
-    'p',
-    'r',
-    's',
-    't',
-    'v',
-    'w',
-    'z',
-    'br',
-    'dr',
-    'gl',
-    'pl',
-    'sk',
-    'st',
-    'tr',
-]
+_BEGINNINGS = 'b d f g k l m n p r s t v w z br dr gl pl sk st tr'
+_ONSETS = _BEGINNINGS.split()
 _VOWELS = ['a', 'e', 'i', 'o', 'u']
 _CODAS = ['', '', 'n', 'm', 'l', 'rt', 'sk', 'mp', 'zle']
 _THINGS = (
