@@ -2,6 +2,7 @@
 """Tasks of lm-evaluation-harness from local files: our backend and its own, on the same weights."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -138,7 +139,7 @@ def test_the_program_runs_any_task(weights, tasks, tmp_path):
          f'pretrained={weights}', '--tasks', 'local_piqa', '--include_path', str(tasks),
          '--output_path', str(tmp_path / 'out')],
         capture_output=True, text=True, timeout=300, cwd=conftest.ROOT,
-        env=__import__('os').environ | {'HF_DATASETS_OFFLINE': '1', 'HF_HUB_OFFLINE': '1',
+        env=os.environ | {'HF_DATASETS_OFFLINE': '1', 'HF_HUB_OFFLINE': '1',
                                         'HF_DATASETS_CACHE': str(tmp_path / 'datasets')},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
