@@ -243,6 +243,14 @@ def test_every_set_at_hand_can_be_read(real_data):
     assert len(read) >= 45
 
 
+def test_a_mistake_in_the_argument_is_one_line(tmp_path):
+    done = helpers.run_program(
+        'evaluate', '--config=experiments/gpt3/eval.py:tasks=piqa,k=two', f'--workdir={tmp_path}'
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: k='two': numbers joined by +, as k=0+1"
+
+
 def test_jobs_come_with_each_seed_once():
     config = base.get_config().suite
     config.update(tasks=('triviaqa', 'piqa', 'ptb_valid'), k=(0, -1), seeds=(0, 1))

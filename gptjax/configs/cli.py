@@ -161,10 +161,12 @@ def _typed(key: str, text: str, default: Any) -> Any:
 def _explain(error: Exception, argv: list[str], values: flags.FlagValues) -> str:
     """One line for what absl and ml_collections say in many."""
     cause: BaseException | None = error
-    while cause is not None:  # absl wraps what a config file raises
-        if isinstance(cause, errors.InputError):
-            return str(cause)
+    told = ''
+    while cause is not None:  # absl and ml_collections wrap what a config file raises
+        told = str(cause) if isinstance(cause, errors.InputError) else told
         cause = cause.__cause__ or cause.__context__
+    if told:
+        return told
     if isinstance(error, flags.UnrecognizedFlagError):
         near = difflib.get_close_matches(error.flagname, list(values), n=1)
         hint = f'did you mean --{near[0]}?' if near else f'there are: --{", --".join(values)}'

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     program.keep_memory()
     try:
         command.cli_evaluate()
-    except errors.InputError as e:
+    except (errors.InputError, ValueError) as e:  # lm_eval tells of unknown tasks so
         print(f'error: {e}', file=sys.stderr)
         return 1
     return 0
