@@ -25,7 +25,7 @@ import jax
 from gptjax.configs import base, cli, errors
 from gptjax.data import loader, tokens
 from gptjax.data.labelled import sets
-from gptjax.evals import answers, perplexity, report, suite
+from gptjax.evals import perplexity, report, suite
 from gptjax.models import pretrained
 from gptjax.runtime import checkpoint, program, progress
 from gptjax.runtime import mesh as mesh_lib
@@ -64,7 +64,7 @@ def _suite(args: cli.Args) -> None:
     with mesh.scope(), program.only_one(workdir), program.graceful_stop():
         with progress.Progress('read', None, ' parameters') as bar:
             loaded = pipeline.load(weights, mesh=mesh, progress=bar.advance, raw=True)
-        respondent = _respondent(loaded, weights, config, mesh)
+        respondent = suite.respondent(config, loaded, mesh.rows())
         about = _about(loaded, weights)
         rows, absent = [], {}
         jobs = suite.jobs(config)
@@ -73,7 +73,8 @@ def _suite(args: cli.Args) -> None:
             try:
                 found = suite.run(
                     job, respondent, config, args.config.data_dir, workdir / suite.ITEMS,
-                    {'weights': about['weights']}, bar.advance, bar.begin,
+                    {'weights': about['weights'], 'state': _state(weights)}, bar.advance,
+                    bar.begin,
                 )  # fmt: skip
             except (sets.Absent, suite.Unscorable) as e:
                 _log.warning('%s, %d shots is not scored: %s', job.name, job.k, e)
@@ -83,36 +84,16 @@ def _suite(args: cli.Args) -> None:
                 bar.close()
             rows += [row | about for row in found]
             _log.info('%s, %d shots: %s', job.name, job.k, _said(found))
-        if not program.is_first():
-            return
         if not rows:
             raise errors.InputError(
                 'none of the tasks has data at hand: ' + '; '.join(absent.values())
             )
-        each, whole = rows, suite.over_seeds(rows)
-        several = [row for row in each if row not in whole]
         others = [pathlib.Path(other) for other in config.beside]
         comparisons = [c for other in others for c in suite.compared(workdir, other, jobs)]
         beside = [report.read(other) for other in others]
-        for path in report.write(workdir, [*several, *whole], absent, comparisons, beside):
+        for path in report.write(workdir, rows, absent, comparisons, beside):
             _log.info('wrote %s', path)
-    print(report.table(whole, absent, comparisons))
-
-
-def _respondent(
-    loaded: pipeline.Loaded, weights: str, config: suite.Config, mesh: mesh_lib.Mesh
-) -> answers.Respondent:
-    if loaded.tokenizer is None:
-        raise errors.InputError(f'{weights} has no tokenizer; tasks are text')
-    most = loaded.decoder.most_tokens
-    errors.require(
-        most is None or config.n_ctx <= most,
-        f'suite.n_ctx = {config.n_ctx} is beyond the n_ctx = {most} of {weights}',
-    )
-    n_ctx = config.n_ctx or most or 0
-    return answers.Respondent(
-        loaded, config.batch_tokens, mesh.rows(), n_ctx, config.stride, config.batch_prompts
-    )
+    print((workdir / report.TABLE).read_text(encoding='utf-8'))
 
 
 def _about(loaded: pipeline.Loaded, weights: str) -> dict[str, Any]:
@@ -126,6 +107,16 @@ def _about(loaded: pipeline.Loaded, weights: str) -> dict[str, Any]:
     if windows := meta.get('data', {}).get('windows'):  # one of our training runs
         about['train_flops'] = windows * config.n_ctx * config.flops_per_token(n_params)
     return about
+
+
+def _state(weights: str) -> list:
+    """Changes when other weights stand under the same path: the step, or the files' times."""
+    meta = checkpoint.newest_meta(weights)
+    if meta:
+        return [meta['step']]
+    path = pathlib.Path(weights)
+    found = [path] if path.is_file() else sorted(path.glob('*.safetensors'))
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found]
 
 
 def _commit() -> str:

@@ -97,6 +97,25 @@ def test_a_stopped_suite_goes_on_in_the_middle(run, tmp_path, monkeypatch):
         assert one['value'] == pytest.approx(other['value'], abs=1e-4)
     with pytest.raises(errors.InputError, match='items of another limit'):
         _evaluate(run, tmp_path / 'cut', *flags, '--config.suite.limit=4')
+    monkeypatch.setattr(evaluate, '_state', lambda weights: [999])
+    with pytest.raises(errors.InputError, match='items of another state'):
+        _evaluate(run, tmp_path / 'cut', *flags)
+
+
+def test_a_long_text_goes_on_in_the_middle(run, tmp_path):
+    (tmp_path / 'ptb').mkdir()
+    text = "no it was n't black monday\n" * 60
+    (tmp_path / 'ptb' / 'validation.jsonl').write_text(json.dumps({'text': text}))
+    flags = (*_flags(run, tmp_path, "'ptb_valid'"), '--config.suite.batch_tokens=64')
+    whole = _evaluate(run, tmp_path / 'cut', *flags)
+    path = tmp_path / 'cut' / suite.ITEMS / 'ptb_valid-0shot-seed0.jsonl'
+    lines = path.read_text().splitlines()
+    assert len(lines) > 20  # windows, not one text
+    path.write_text('\n'.join(lines[:9]) + '\n')
+    again = _evaluate(run, tmp_path / 'cut', *flags)
+    for one, other in zip(whole, again, strict=True):
+        assert one['value'] == pytest.approx(other['value'], rel=1e-4)
+        assert one['stderr'] > 0
 
 
 def test_a_run_beside_another_is_compared(run, tmp_path):

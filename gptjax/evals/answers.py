@@ -13,7 +13,28 @@ from gptjax.sampling import decode, options, pipeline, score, texts
 
 Row = dict[str, Any]
 WINDOW = 2048  # tokens of windows, of models that can read any number
-_FREE_FORM = {'num_beams': 4, 'length_penalty': 0.6}  # GPT-3, section 2.4
+FREE_FORM = {'num_beams': 4, 'length_penalty': 0.6}  # GPT-3, section 2.4
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A part of a whole text that is scored at once."""
+
+    number: int
+    of: int  # the text's prompt
+    item: fewshot.Item
+    request: score.Request
+    share: float  # of the text's tokens, so of its words and bytes
+
+    def row(self) -> Row:
+        """What its row says whatever the model."""
+        text = self.item.context
+        units = {'words': self.item.words, 'bytes': len(text.encode('utf-8')),
+                 'characters': len(text)}  # fmt: skip
+        return {
+            'i': self.number, 'of': self.of, 'tokens': len(self.request.target),
+            **{name: number * self.share for name, number in units.items()},
+        }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +65,28 @@ class Respondent:
     def _length(self) -> Callable[[str], int]:
         return functools.lru_cache(65536)(lambda text: len(self.tokenizer.encode(text)))
 
-    def rows(self, task: fewshot.Task, prompts: Sequence[fewshot.Prompt]) -> Iterator[list[Row]]:
-        """Rows of prompts, in an order that suits the model; 'i' says of which item.
+    def units(
+        self, task: fewshot.Task, prompts: Sequence[fewshot.Prompt]
+    ) -> Sequence[fewshot.Prompt] | Sequence[Window]:
+        """What is asked one by one: prompts; of whole texts their windows.
+
+        The first token of a text is conditioned on end-of-text, else on the tokenizer's prefix.
+        """
+        if task.kind != 'rolling':
+            return prompts
+        first = texts.prompt_ids(self.tokenizer, '')[-1:]
+        found: list[Window] = []
+        for prompt in prompts:
+            ids = self.tokenizer.encode(prompt.item.context)
+            for request in score.windows((*first, *ids), self.n_ctx or WINDOW, self.stride):
+                share = len(request.target) / len(ids)
+                found.append(Window(len(found), prompt.number, prompt.item, request, share))
+        return found
+
+    def rows(
+        self, task: fewshot.Task, units: Sequence[fewshot.Prompt] | Sequence[Window]
+    ) -> Iterator[list[Row]]:
+        """Rows of what units() gave, in an order that suits the model; 'i' is the unit's number.
 
         A row has what evals.measures reads, and of how it came about: 'dropped' (examples that did
         not fit), 'truncated' (the context lost its beginning), 'straddles' (a token has characters
@@ -55,7 +96,7 @@ class Respondent:
             'choice': self._choices, 'cloze': self._clozes, 'rolling': self._rolling,
             'generate': self._texts,
         }[task.kind]  # fmt: skip
-        yield from ask(task, prompts)
+        yield from ask(task, units)
 
     def _pair(self, prompt: fewshot.Prompt, context: str, target: str) -> tuple[texts.Pair, int]:
         """Tokens of a context behind its examples; the first examples go where all do not fit."""
@@ -161,29 +202,14 @@ class Respondent:
         found = (self.tokenizer.encode(f'x{word}')[1:] for word in cased)
         return frozenset(ids[0] for ids in found if len(ids) == 1)
 
-    def _rolling(
-        self, task: fewshot.Task, prompts: Sequence[fewshot.Prompt]
-    ) -> Iterator[list[Row]]:
-        """Texts in windows; the first token is conditioned on the prefix, else on end-of-text."""
+    def _rolling(self, task: fewshot.Task, windows: Sequence[Window]) -> Iterator[list[Row]]:
         del task
-        n_ctx = self.n_ctx or WINDOW
-        first = texts.prompt_ids(self.tokenizer, '')
-        asked, rows = [], []
-        for prompt in prompts:
-            text = prompt.item.context
-            ids = self.tokenizer.encode(text)
-            asked.append(score.windows((*first[-1:], *ids), n_ctx, self.stride))
-            rows.append({
-                'i': prompt.number, 'tokens': len(ids), 'words': int(prompt.item.answers[0]),
-                'bytes': len(text.encode('utf-8')), 'characters': len(text),
-                'tokenised_lines': int(prompt.item.answers[1]),
-            })  # fmt: skip
-        for done in self._scored(asked):
-            yield [rows[i] | {'log_prob': sum(s.log_prob for s in scores)} for i, scores in done]
+        for done in self._scored([[window.request] for window in windows]):
+            yield [windows[i].row() | {'log_prob': scores[0].log_prob} for i, scores in done]
 
     def _texts(self, task: fewshot.Task, prompts: Sequence[fewshot.Prompt]) -> Iterator[list[Row]]:
         """Free-form answers: beams of four unless the task says otherwise."""
-        settings = _FREE_FORM | task.decode | {
+        settings = FREE_FORM | task.decode | {
             'max_new_tokens': task.max_new_tokens, 'stop_strings': task.stop,
             'eos_token_id': self.loaded.defaults.get('eos_token_id', ()),
         }  # fmt: skip
@@ -216,7 +242,7 @@ class Respondent:
 
     def _text(self, before: Sequence[int], said: decode.Text, stop: tuple[str, ...]) -> str:
         text = texts.continuation(self.tokenizer, before, said.tokens)
-        return texts.before_stop(text.lstrip() if stop else text, stop).strip()
+        return texts.before_stop(text, stop).strip()
 
 
 def _notes(pairs: Sequence[tuple[texts.Pair, int]]) -> Row:

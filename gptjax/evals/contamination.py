@@ -39,9 +39,11 @@ def overlapping(items: tuple[str, ...], corpus: str) -> list[bool]:
 
 def text_of(item: fewshot.Item) -> str:
     """What of an item counts: context and right answer."""
-    answer = item.answers[item.gold[0]] if item.gold and not item.contexts else item.answers[0]
-    context = item.contexts[item.gold[0]] if item.contexts else item.context
-    return f'{context} {answer}'
+    if not item.gold:
+        return item.context
+    if item.contexts:
+        return f'{item.contexts[item.gold[0]]} {item.answers[0]}'
+    return f'{item.context} {item.answers[item.gold[0]]}'
 
 
 @functools.lru_cache(1)

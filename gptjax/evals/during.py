@@ -10,7 +10,7 @@ import jax
 
 from gptjax.configs import errors
 from gptjax.data.labelled import sets
-from gptjax.evals import answers, suite
+from gptjax.evals import suite
 from gptjax.models import heads
 from gptjax.sampling import decode, pipeline
 from gptjax.text import tokenizer as tokenizer_lib
@@ -39,17 +39,12 @@ def scorer(
     )
     tokenizer = tokenizer_lib.load(tokenizer_dir)
     decoder = decode.Decoder(model, min(model.config.n_vocab, tokenizer.n_vocab))
-    most = decoder.most_tokens
-    n_ctx = config.n_ctx or most or 0
-    errors.require(most is None or n_ctx <= most, f'suite.n_ctx = {n_ctx} is beyond n_ctx = {most}')
     missing: set[str] = set()
 
     def scores(params: Any) -> dict[str, float]:
         ends = {'eos_token_id': tokenizer.end_of_text}
         loaded = pipeline.Loaded(decoder, params, tokenizer, ends)
-        respondent = answers.Respondent(
-            loaded, config.batch_tokens, multiple, n_ctx, config.stride, config.batch_prompts
-        )
+        respondent = suite.respondent(config, loaded, multiple)
         rows = []
         for job in suite.jobs(config):
             if job.name in missing:

@@ -2,25 +2,24 @@
 """Tasks as a model is shown them: K examples, then the item itself (GPT-3, section 2.4)."""
 
 import dataclasses
+import difflib
 import functools
-import importlib
-import pkgutil
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
-from gptjax.configs import errors
+from gptjax.configs import errors, lookup
 from gptjax.data.labelled import sets
 
 Record = dict[str, Any]
 
 
-class TooFew(errors.InputError):
-    """There are fewer than K examples to show."""
-
-
 Kind = Literal['choice', 'cloze', 'generate', 'rolling']
 PACKAGE = 'gptjax.evals.tasks'
+
+
+class TooFew(errors.InputError):
+    """There are fewer than K examples to show."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +29,18 @@ class Item:
     answers: of a choice all of them; of a cloze the one; of a generation those that are accepted.
     gold: which of a choice's answers are right. contexts: where the context varies with the answer
     and one continuation, answers[0], is scored behind each (partial evaluation). group: items that
-    count as one. shown: the item as an example; '' = context, separator, right answer.
+    count as one. shown: the item as an example; '' = context, separator, right answer. words,
+    tokenised_lines: of a whole text, its units and the lines whose de-tokenisation does not invert.
     """
 
     context: str
-    answers: tuple[str, ...]
+    answers: tuple[str, ...] = ()
     gold: tuple[int, ...] = (0,)
     contexts: tuple[str, ...] = ()
     group: str = ''
     shown: str = ''
+    words: int = 0
+    tokenised_lines: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +72,6 @@ def find(name: str) -> Task:
     """The task of a name. Raises UsageError where there is none; the message lists what exists."""
     known = every()
     if name not in known:
-        import difflib
-
         near = difflib.get_close_matches(name, known, n=1)
         hint = f'; did you mean {near[0]!r}?' if near else ''
         raise errors.UsageError(f'no task {name!r}{hint} There are: {", ".join(known)}')
@@ -82,8 +82,8 @@ def find(name: str) -> Task:
 def every() -> dict[str, Task]:
     """All tasks, by name."""
     found: dict[str, Task] = {}
-    for module in pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__):
-        found |= importlib.import_module(f'{PACKAGE}.{module.name}').TASKS
+    for name in lookup.names(PACKAGE):
+        found |= lookup.module(PACKAGE, name).TASKS
     return dict(sorted(found.items()))
 
 

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gptjax.evals import fewshot, papers
+from gptjax.evals import fewshot, papers, suite
 from gptjax.runtime import plots
 from gptjax.text import files
 
@@ -26,17 +26,19 @@ def write(
     """Writes results.jsonl, results.md and the pictures there are points for.
 
     Args:
-      rows: of every seed and over all seeds.
+      rows: of every seed; those over several seeds are added.
       absent: tasks whose data is not at hand -> why.
       beside: rows of other workdirs.
 
     Returns:
       the files written.
     """
-    text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+    whole = suite.over_seeds(rows)
+    every = [*(row for row in rows if row not in whole), *whole]
+    text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in every)
     files.replace(workdir / RESULTS, text)
-    files.replace(workdir / TABLE, table(rows, absent, comparisons))
-    return [workdir / RESULTS, workdir / TABLE, *_pictures(workdir, [rows, *beside])]
+    files.replace(workdir / TABLE, _table(whole, absent, comparisons))
+    return [workdir / RESULTS, workdir / TABLE, *_pictures(workdir, [whole, *beside])]
 
 
 def read(workdir: pathlib.Path) -> list[Row]:
@@ -46,9 +48,7 @@ def read(workdir: pathlib.Path) -> list[Row]:
     return [json.loads(line) for line in lines if line]
 
 
-def table(
-    rows: Sequence[Row], absent: Mapping[str, str] = {}, comparisons: Sequence[Row] = ()
-) -> str:
+def _table(rows: Sequence[Row], absent: Mapping[str, str], comparisons: Sequence[Row]) -> str:
     """Markdown: one line for every task, K and metric of the task's own; protocols below."""
     lines = [
         '| task | K | metric | value | s.e. | n | papers |', '|---|---|---|---|---|---|---|'

@@ -17,17 +17,16 @@ import numpy as np
 from gptjax.configs import errors
 from gptjax.evals import answers, contamination, fewshot, measures, papers
 from gptjax.runtime import program
-from gptjax.sampling import texts
+from gptjax.sampling import pipeline, texts
+from gptjax.text import files
 
 ITEMS = 'items'
+_CHUNK = 512  # units asked at once
+Row = dict[str, Any]
 
 
 class Unscorable(errors.InputError):
     """One task cannot be scored with these weights or what is installed; others may."""
-
-
-_CHUNK = 512  # prompts made at once
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +85,28 @@ def jobs(config: Config) -> list[Job]:
     return sorted(found.values(), key=lambda job: job.task.kind == 'generate')
 
 
+def respondent(config: Config, loaded: pipeline.Loaded, multiple: int) -> answers.Respondent:
+    """A model as a suite asks it.
+
+    Args:
+      multiple: of rows in a batch; the mesh's data x fsdp.
+
+    Raises:
+      UsageError: suite.n_ctx is beyond what the model can read. InputError: no tokenizer.
+    """
+    if loaded.tokenizer is None:
+        raise errors.InputError('these weights have no tokenizer; tasks are text')
+    most = loaded.decoder.most_tokens
+    errors.require(
+        most is None or config.n_ctx <= most,
+        f"suite.n_ctx = {config.n_ctx} is beyond the model's n_ctx = {most}",
+    )
+    return answers.Respondent(
+        loaded, config.batch_tokens, multiple, config.n_ctx or most or 0, config.stride,
+        config.batch_prompts,
+    )  # fmt: skip
+
+
 def run(
     job: Job,
     respondent: answers.Respondent,
@@ -116,24 +137,24 @@ def run(
         'n_ctx': respondent.n_ctx, 'stride': config.stride, 'prompts': _digest(asked.prompts),
     }  # fmt: skip
     _check(job, respondent)
+    units = respondent.units(job.task, asked.prompts)
     with _Items(kept and kept / f'{job.label}.jsonl', header) as items:
         done = {row['i'] for row in items.rows}
-        begun(len(asked.prompts), len(done))
-        left = [prompt for prompt in asked.prompts if prompt.number not in done]
+        begun(len(units), len(done))
+        left = [unit for unit in units if unit.number not in done]
         for start in range(0, len(left), _CHUNK):
             for rows in respondent.rows(job.task, left[start : start + _CHUNK]):
                 items.add(rows)
                 progress(len(rows))
-                if kept and any(program.agreed(program.stop_requested())):
+                if kept and program.stop_requested():
                     raise program.Preempted
         rows = sorted(items.rows, key=lambda row: row['i'])
     clean = None
     if config.clean_against:
-        by_number = {prompt.number: prompt.item for prompt in asked.prompts}
-        dirty = contamination.overlapping(
-            tuple(contamination.text_of(by_number[row['i']]) for row in rows), config.clean_against
-        )
-        clean = [row for row, is_dirty in zip(rows, dirty, strict=True) if not is_dirty]
+        found = tuple(contamination.text_of(prompt.item) for prompt in asked.prompts)
+        dirty = contamination.overlapping(found, config.clean_against)
+        numbers = {p.number for p, one in zip(asked.prompts, dirty, strict=True) if not one}
+        clean = [row for row in rows if row.get('of', row['i']) in numbers]
     return _results(job, rows, clean, asked, respondent)
 
 
@@ -167,7 +188,7 @@ def _results(
            for name in ('straddles', 'truncated', 'dropped') if task.kind != 'rolling'},
     }  # fmt: skip
     if task.kind == 'rolling':
-        common['n_tokenised_lines'] = sum(row['tokenised_lines'] for row in rows)
+        common['n_tokenised_lines'] = sum(p.item.tokenised_lines for p in asked.prompts)
     found = []
     for metric in metrics:
         one = measures.measure(metric, rows, task.normalise)
@@ -193,7 +214,7 @@ def protocol(job: Job, shots: str, respondent: answers.Respondent) -> str:
                                   f'{task.answer_context!r})'}  # fmt: skip
         said += [ways[task.normalise], 'ties share the point']
     if task.kind == 'generate':
-        how = {'num_beams': 4, 'length_penalty': 0.6} | task.decode
+        how = answers.FREE_FORM | task.decode
         if how['num_beams'] == 1:
             del how['length_penalty']
         said.append(
@@ -273,22 +294,14 @@ class _Items:
                     f'{path} holds items of another {", ".join(differing)}; use another --workdir, '
                     'or remove that file'
                 )
-        count = program.first_says(len(self.rows))
-        self.rows = self.rows[:count]
-        if program.is_first():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            whole = ''.join(json.dumps(row, ensure_ascii=False) + '\n'
-                            for row in [header, *self.rows])  # fmt: skip
-            partial = path.with_suffix('.partial')
-            partial.write_text(whole, encoding='utf-8')
-            partial.replace(path)
-            self._file = path.open('a', encoding='utf-8')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.replace(path, _lines([header, *self.rows]))
+        self._file = path.open('a', encoding='utf-8')
 
     def add(self, rows: Sequence[Row]) -> None:
         self.rows += rows
         if self._file is not None:
-            lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-            self._file.write(''.join(lines))
+            self._file.write(_lines(rows))
             self._file.flush()
 
     def __enter__(self) -> '_Items':
@@ -297,6 +310,10 @@ class _Items:
     def __exit__(self, *exception: object) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _lines(rows: Sequence[Row]) -> str:
+    return ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
 
 
 def _read(path: pathlib.Path) -> tuple[Row, list[Row]]:

@@ -28,7 +28,7 @@ def _words(
                 made, kept = detokenize.lines(part, plain, inverse)
                 text = '\n'.join(made)
             if text.strip():
-                items.append(fewshot.Item(text, (str(units), str(kept))))
+                items.append(fewshot.Item(text, gold=(), words=units, tokenised_lines=kept))
         return items
 
     return form
@@ -41,7 +41,7 @@ def _characters(stop: int) -> Callable[[fewshot.Record, int], list[fewshot.Item]
         del k
         content = record['text'].encode('utf-8')
         content = content[-stop:] if len(content) > 10 * stop else content
-        return [fewshot.Item(content.decode('utf-8', 'ignore'), ('0', '0'))]
+        return [fewshot.Item(content.decode('utf-8', 'ignore'), gold=())]
 
     return form
 
