@@ -270,6 +270,19 @@ def test_an_item_is_never_its_own_example(tmp_path):
         assert not any(prompt.item.context in shot for shot in prompt.shots)
 
 
+def test_whole_sentences_are_examples_too(tmp_path):
+    (tmp_path / 'wsc273').mkdir()
+    lines = [
+        f'{{"context_options": ["a{i}", "b{i}"], "continuation": "ran.", "gold": 0}}\n'
+        for i in range(4)
+    ]
+    (tmp_path / 'wsc273' / 'test.jsonl').write_text(''.join(lines))
+    for name in ('gpt2_winograd_full', 'winograd'):
+        for prompt in fewshot.prompts(fewshot.find(name), 3, 0, str(tmp_path)).prompts:
+            assert len(set(prompt.shots)) == 3
+            assert not any(f'{prompt.number} ran' in shot for shot in prompt.shots)
+
+
 def test_an_unknown_task_is_told_with_the_nearest():
     from gptjax.configs import errors
 

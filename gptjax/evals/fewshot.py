@@ -179,9 +179,10 @@ def _draw(rng: random.Random, pool: Sequence[Item], k: int, asked: Item) -> list
     """
     drawn: list[Item] = []
     passages = {asked.group} if asked.shown else set()
+    question = (asked.context or asked.answers, asked.contexts)
     for place in _places(rng, len(pool)) if k else ():
         shot = pool[place]
-        same = (shot.context, shot.contexts) == (asked.context, asked.contexts)
+        same = (shot.context or shot.answers, shot.contexts) == question
         if same or (shot.shown and shot.group in passages):
             continue
         if shot.shown:
