@@ -16,7 +16,7 @@ def _full(record: fewshot.Record, k: int) -> list[fewshot.Item]:
     del k
     rest = record['continuation']
     wholes = tuple(f'{context} {rest}' for context in record['context_options'])
-    return [fewshot.Item('', wholes, (record['gold'],), shown=wholes[record['gold']])]
+    return [fewshot.Item('', wholes, (record['gold'],))]
 
 
 TASKS = {
