@@ -5,7 +5,7 @@ The model is a run like any other: evaluate and generate read its workdir. Lapto
 quickstart:
   python -m gptjax.count_ngrams --config=experiments/quickstart.py:model=ngram \
       --workdir=runs/quickstart/ngram --config.tokenizer.dir=../tokenizer \
-      --config.data.sets="('../tokens',)" --config.data.eval_set=../tokens
+      --config.data.sets="('../tokens',)" --config.data.eval_sets.tokens=../tokens
 TPU VM, the same on one host: it needs no accelerator.
 """
 
@@ -16,20 +16,21 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
-from gptjax.configs import cli, errors
+from gptjax.configs import cli, errors, upgrade
 from gptjax.data import inputs, loader, tokens
 from gptjax.evals import perplexity
 from gptjax.models import heads, kneser_ney, ngram, pretrained
 from gptjax.runtime import checkpoint, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.text import files
-from gptjax.training import losses
 from gptjax.training import step as step_lib
 
+READS = ('tokenizer', 'data', 'model', 'ngram', 'evaluate')
 RESULTS = 'results.json'
 _PIECE = 1 << 20  # tokens read at once
 _log = logging.getLogger('gptjax')
@@ -45,21 +46,22 @@ def main(args: cli.Args) -> None:
         'experiments/quickstart.py:model=ngram',
     )
     errors.require(jax.process_count() == 1, 'counting runs on one host; leave out --distributed')
-    counting = kneser_ney.Config(**config.ngram)
-    data, scoring = loader.Config(**config.data), perplexity.Config(**config.evaluate)
-    mesh = mesh_lib.one_device()  # n-grams are looked up on the host
+    counting = args.section('ngram', kneser_ney.Config)
+    scoring = args.section('evaluate', perplexity.Config)
     with program.only_one(workdir):
         with progress.Progress('open tokens', None, ' tokens staged') as bar:
-            sets, held_out = inputs.open_all(
-                data, workdir / config.tokenizer.dir, workdir, workdir / pretrained.TOKENIZER,
-                program.is_first(), bar.advance,
-            )  # fmt: skip
-        inputs.check_vocabulary(model_config.n_vocab, sets)
-        perplexity.check(held_out, model_config.n_ctx, scoring)
+            own = workdir / pretrained.TOKENIZER
+            opening = (loader.configure(config.data), workdir / config.tokenizer.dir, workdir)
+            data = inputs.open_all(*opening, own, program.is_first(), bar.advance)
+        inputs.check_vocabulary(model_config.n_vocab, data.train)
+        n_ctx = scoring.n_ctx or model_config.n_ctx
+        for token_set in data.held_out.values():
+            perplexity.check(token_set, n_ctx, scoring)
         meta = {
             'config': json.loads(config.to_json()),
-            'data': {'sets': [token_set.digest for token_set in sets]},
-            'tokenizer': sets[0].fingerprint,
+            'head': 'language_model',
+            'data': {'sets': [token_set.digest for token_set in data.train]},
+            'tokenizer': data.train[0].fingerprint,
             'provenance': '',
         }
         there = _matching(workdir, meta, model_config)
@@ -67,25 +69,19 @@ def main(args: cli.Args) -> None:
             _log.info('counting in %s is done already', workdir)
             return
         began = time.monotonic()
-        total = sum(map(len, sets))
+        total = sum(map(len, data.train))
         with progress.Progress('count', total, ' tokens') as bar:
-            tables = kneser_ney.estimate(
-                map(_pieces, sets), model_config.order, model_config.n_vocab,
-                counting.memory_tokens, workdir, bar.advance,
-            )  # fmt: skip
+            order, memory = model_config.order, counting.memory_tokens
+            sets = (model_config.n_vocab, memory, workdir, bar.advance)
+            tables = kneser_ney.estimate(map(_pieces, data.train), order, *sets)
         secs = time.monotonic() - began
         params = ngram.params_of(tables)
         entries = tuple(len(table['token']) for table in tables.values())
         model = heads.LanguageModel(dataclasses.replace(model_config, entries=entries))
         ngram.write_arpa(tables, workdir / 'model.arpa')
-        with mesh.scope():
-            params = jax.device_put(params, mesh.replicated())
-            found = perplexity.score(
-                step_lib.make_eval_step(losses.next_token(model.apply)), params, held_out,
-                scoring.n_ctx or model_config.n_ctx, scoring, mesh,
-            )  # fmt: skip
         results = {'steps': 0, 'tokens': total, 'parameters': sum(entries)}
-        results |= {'train_secs': round(secs, 3)} | found.named(config.data.eval_set)
+        results |= {'train_secs': round(secs, 3)} | _scores(model, params, data, scoring)
+        results |= {'commit': program.commit()}
         files.replace(workdir / 'config.json', config.to_json(indent=1) + '\n')
         files.replace(workdir / RESULTS, json.dumps(results, indent=1) + '\n')
         meta['config']['model']['entries'] = entries
@@ -99,6 +95,21 @@ def main(args: cli.Args) -> None:
     _log.info('counted %s n-grams in %.1f s: %s', f'{sum(entries):,}', secs, json.dumps(results))
 
 
+def _scores(
+    model: heads.LanguageModel, params: Any, data: inputs.Inputs, config: perplexity.Config
+) -> dict[str, float]:
+    """Of the held-out sets."""
+    found: dict[str, float] = {}
+    mesh = mesh_lib.one_device()  # n-grams are looked up on the host
+    with mesh.scope():
+        params = jax.device_put(params, mesh.replicated())
+        step = step_lib.make_eval_step(perplexity.measure(model.apply, config))
+        for label, token_set in data.held_out.items():
+            n_ctx = config.n_ctx or model.config.n_ctx
+            found |= perplexity.score(step, params, token_set, n_ctx, config, mesh).named(label)
+    return found
+
+
 def _pieces(token_set: tokens.TokenSet) -> Iterator[np.ndarray]:
     for start in range(0, len(token_set), _PIECE):
         yield token_set.read(start, _PIECE)
@@ -110,7 +121,7 @@ def _matching(workdir: pathlib.Path, meta: dict, model: ngram.Config) -> pathlib
     if not found:
         return None
     folder, there = found
-    section = there['config']['model'] | {'entries': ()}
+    section = upgrade.section('model', there['config']['model']) | {'entries': ()}
     if section != dataclasses.asdict(model) or there.get('data') != meta['data']:
         raise errors.InputError(
             f'{workdir} holds another model or one of other tokens; use another --workdir'
@@ -119,4 +130,4 @@ def _matching(workdir: pathlib.Path, meta: dict, model: ngram.Config) -> pathlib
 
 
 if __name__ == '__main__':
-    program.run(main, __doc__)
+    program.run(main, __doc__, READS)

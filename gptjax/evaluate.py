@@ -16,25 +16,24 @@ TPU VM, one host; batches are spread over --config.mesh.data devices:
 import json
 import logging
 import pathlib
-import subprocess
 import sys
 from typing import Any
 
 import jax
 
 from gptjax.configs import base, cli, errors
-from gptjax.data import loader, tokens
+from gptjax.data import inputs, loader, tokens
 from gptjax.data.labelled import sets
 from gptjax.evals import perplexity, report, suite
-from gptjax.models import pretrained
-from gptjax.runtime import checkpoint, program, progress
+from gptjax.models import pretrained, sources, weights
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.sampling import pipeline
+from gptjax.runtime import program, progress
+from gptjax.sampling import loaded as loaded_lib
 from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
-from gptjax.training import losses
 from gptjax.training import step as step_lib
 
+READS = ('init_from', 'data_dir', 'data', 'evaluate', 'suite', 'mesh')
 EVALUATION = 'evaluation.json'
 _log = logging.getLogger('gptjax')
 
@@ -44,18 +43,12 @@ def main(args: cli.Args) -> None:
     (_suite if args.config.suite.tasks else _held_out)(args)
 
 
-def _mesh(args: cli.Args, weights: str) -> mesh_lib.Mesh:
-    if pretrained.wants_one_device(weights):
-        return mesh_lib.one_device()
-    return mesh_lib.Mesh(mesh_lib.Config(**args.config.mesh))
-
-
 def _suite(args: cli.Args) -> None:
     """Writes WORKDIR/results.jsonl, results.md and pictures; items as they are scored."""
-    config = suite.Config(**args.config.suite)
+    config = args.section('suite', suite.Config)
     workdir = pathlib.Path(args.workdir)
-    weights = args.config.init_from or args.workdir
-    mesh = _mesh(args, weights)
+    source = sources.open(args.config.init_from or args.workdir)
+    mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
     errors.require(
         jax.process_count() == 1, 'tasks are scored by one process; leave --distributed out'
     )
@@ -63,19 +56,19 @@ def _suite(args: cli.Args) -> None:
         errors.require(bool(report.read(pathlib.Path(other))), f'{other} holds no results.jsonl')
     with mesh.scope(), program.only_one(workdir), program.graceful_stop():
         with progress.Progress('read', None, ' parameters') as bar:
-            loaded = pipeline.load(weights, mesh=mesh, progress=bar.advance, raw=True)
+            loaded = loaded_lib.load(source, mesh=mesh, progress=bar.advance, raw=True)
         respondent = suite.respondent(config, loaded, mesh.rows())
-        about = _about(loaded, weights)
+        about = _about(loaded, source)
+        identity = {'weights': about['weights'], 'state': source.identity()}
         rows, absent = [], {}
         jobs = suite.jobs(config)
         for number, job in enumerate(jobs, 1):
             bar = _Bar(f'{number} of {len(jobs)}: {job.name}, {job.k} shots, seed {job.seed}')
             try:
-                found = suite.run(
-                    job, respondent, config, args.config.data_dir, workdir / suite.ITEMS,
-                    {'weights': about['weights'], 'state': _state(weights)}, bar.advance,
-                    bar.begin,
-                )  # fmt: skip
+                asked = suite.load(job, respondent, config, args.config.data_dir)
+                kept = workdir / suite.ITEMS
+                report_to = (bar.advance, bar.begin)
+                found = suite.run(job, asked, respondent, config, kept, identity, *report_to)
             except (sets.Absent, suite.Unscorable) as e:
                 _log.warning('%s, %d shots is not scored: %s', job.name, job.k, e)
                 absent[f'{job.name}, {job.k} shots'] = str(e)
@@ -96,39 +89,15 @@ def _suite(args: cli.Args) -> None:
     print((workdir / report.TABLE).read_text(encoding='utf-8'))
 
 
-def _about(loaded: pipeline.Loaded, weights: str) -> dict[str, Any]:
+def _about(loaded: loaded_lib.Loaded, source: weights.Source) -> dict[str, Any]:
     """What a result says of the model: weights, parameters, training, commit of this code."""
-    said = ', '.join(filter(None, (str(weights), pretrained.provenance(weights))))
     config = loaded.decoder.model.config
     shapes = jax.eval_shape(loaded.decoder.model.init_params, jax.random.key(0))
     n_params = sum(x.size for x in jax.tree.leaves(shapes))
-    about = {'weights': said, 'parameters': n_params, 'commit': _commit()}
-    meta = checkpoint.newest_meta(weights) or {}
-    if windows := meta.get('data', {}).get('windows'):  # one of our training runs
-        about['train_flops'] = windows * config.n_ctx * config.flops_per_token(n_params)
+    about = {'weights': source.said, 'parameters': n_params, 'commit': program.commit()}
+    if source.train_tokens:
+        about['train_flops'] = source.train_tokens * config.flops_per_token(n_params)
     return about
-
-
-def _state(weights: str) -> list:
-    """Changes when other weights stand under the same path: the step, or the files' times."""
-    meta = checkpoint.newest_meta(weights)
-    if meta:
-        return [meta['step']]
-    path = pathlib.Path(weights)
-    found = [path] if path.is_file() else sorted(path.glob('*.safetensors'))
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found]
-
-
-def _commit() -> str:
-    """Of the checkout this runs from; '' where it is none."""
-    try:
-        found = subprocess.run(
-            ['git', 'log', '-1', '--format=%h', '--', __file__],
-            cwd=pathlib.Path(__file__).parent, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    except OSError:  # no git here
-        return ''
-    return found.stdout.strip()
 
 
 def _said(rows: list[dict[str, Any]]) -> str:
@@ -155,59 +124,62 @@ class _Bar:
 
 
 def _held_out(args: cli.Args) -> None:
-    """Scores the held-out split of config.data.eval_set; writes WORKDIR/evaluation.json."""
-    config = perplexity.Config(**args.config.evaluate)
-    workdir = pathlib.Path(args.workdir)
-    weights = args.config.init_from or args.workdir
-    mesh = _mesh(args, weights)
-    provenance = pretrained.provenance(weights)
-    data = loader.Config(**args.config.data)
-    with progress.Progress('stage', None, ' tokens') as bar:
-        folder = tokens.locate(data.eval_set, workdir, data.stage_dir, bar.advance)
-    held_out = tokens.open_set(folder, 'valid')
+    """Scores the held-out splits of config.data.eval_sets; writes WORKDIR/evaluation.json."""
+    config = args.section('evaluate', perplexity.Config)
+    data, workdir = loader.configure(args.config.data), pathlib.Path(args.workdir)
+    errors.require(bool(data.eval_sets), 'data.eval_sets names no held-out set')
+    source = sources.open(args.config.init_from or args.workdir)
+    mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
+    found = {}
     with mesh.scope():
+        with progress.Progress('stage', None, ' tokens') as bar:
+            held_out = inputs.open_held_out(data, workdir, bar.advance)
         with progress.Progress('read', None, ' parameters') as bar:
-            model, params, tokenizer = pretrained.load(
-                weights, shardings=mesh.shardings, progress=bar.advance
-            )
-        if tokenizer is None:
-            _log.warning('%s has no tokenizer to compare with that of the tokens', weights)
-        elif tokenizer_lib.fingerprint(tokenizer) != held_out.fingerprint:
-            raise errors.InputError(
-                f'the tokens in {held_out.folder} were made with another tokenizer than that of '
-                f'{weights}; prepare them with the latter (--config.tokenizer.kind=file; of a '
-                '.gguf file, python -m gptjax.convert makes a folder that has it)'
-            )
-        n_ctx = config.n_ctx or model.config.n_ctx
-        errors.require(
-            held_out.n_vocab <= model.config.n_vocab,
-            f'the tokens in {held_out.folder} have {held_out.n_vocab} ids, the model of {weights} '
-            f'{model.config.n_vocab}; prepare them with its tokenizer',
-        )
-        perplexity.check(held_out, n_ctx, config)
+            loaded = pretrained.load(source, shardings=mesh.shardings, progress=bar.advance)
+        n_ctx = config.n_ctx or loaded.model.config.n_ctx
+        for token_set in held_out.values():
+            _check(token_set, loaded, source)
+            perplexity.check(token_set, n_ctx, config)
         mesh.check_batch(config.batch_windows, n_ctx)
-        total = perplexity.n_windows(held_out, n_ctx, config)
-        with progress.Progress('evaluate', total, ' windows') as bar:
-            found = perplexity.score(
-                step_lib.make_eval_step(losses.next_token(model.apply)), params, held_out, n_ctx,
-                config, mesh, bar.advance,
-            )  # fmt: skip
-    report = {
-        'weights': ', '.join(filter(None, (str(weights), provenance))),
-        'set': args.config.data.eval_set,
-        'protocol': found.protocol,
-        'documents': found.documents,
-        'tokens': found.tokens,
-        'bytes': found.text_bytes,
-        'words': found.words,
-        **found.metrics(),
-    }
+        measure = perplexity.measure(loaded.model.apply, config, source.objective)
+        step = step_lib.make_eval_step(measure)
+        for label, token_set in held_out.items():
+            total = perplexity.n_windows(token_set, n_ctx, config)
+            with progress.Progress(f'evaluate {label}', total, ' windows') as bar:
+                score = perplexity.score(
+                    step, loaded.params, token_set, n_ctx, config, mesh, bar.advance
+                )
+            found[label] = {'set': args.config.data.eval_sets[label], **score.report()}
+    written = {'weights': source.said, 'commit': program.commit()}
+    written |= found if len(found) > 1 else next(iter(found.values()))
     workdir.mkdir(parents=True, exist_ok=True)
     if program.is_first():
-        files.replace(workdir / EVALUATION, json.dumps(report, indent=1) + '\n')
-    for name, value in report.items():
-        print(f'{name:18} {value:,.4f}' if isinstance(value, float) else f'{name:18} {value}')
+        files.replace(workdir / EVALUATION, json.dumps(written, indent=1) + '\n')
+    print(f'{"weights":18} {source.said}')
+    for one in found.values():
+        for name, value in one.items():
+            print(f'{name:18} {value:,.4f}' if isinstance(value, float) else f'{name:18} {value}')
     _log.info('wrote %s', workdir / EVALUATION)
+
+
+def _check(
+    token_set: tokens.TokenSet, loaded: pretrained.Pretrained, source: weights.Source
+) -> None:
+    """Raises InputError where the tokens are not those of the model."""
+    if loaded.tokenizer is None:
+        _log.warning('%s has no tokenizer to compare with that of the tokens', source.path)
+    elif tokenizer_lib.fingerprint(loaded.tokenizer) != token_set.fingerprint:
+        raise errors.InputError(
+            f'the tokens in {token_set.folder} were made with another tokenizer than that of '
+            f'{source.path}; prepare them with the latter (--config.tokenizer.kind=file; of a '
+            '.gguf file, python -m gptjax.convert makes a folder that has it)'
+        )
+    n_vocab = loaded.model.config.n_vocab
+    errors.require(
+        token_set.n_vocab <= n_vocab,
+        f'the tokens in {token_set.folder} have {token_set.n_vocab} ids, the model of '
+        f'{source.path} {n_vocab}; prepare them with its tokenizer',
+    )
 
 
 if __name__ == '__main__':
@@ -217,4 +189,4 @@ if __name__ == '__main__':
         except errors.InputError as e:
             sys.exit(f'error: {e}')
         sys.exit(harness.main(sys.argv[2:]))
-    program.run(main, __doc__, default_config=base.__file__)
+    program.run(main, __doc__, READS, default_config=base.__file__)

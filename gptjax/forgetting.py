@@ -14,13 +14,14 @@ import pathlib
 from absl import flags
 
 from gptjax.configs import cli, errors
-from gptjax.data import tokens
+from gptjax.data import inputs, loader
 from gptjax.evals import context
-from gptjax.models import ngram, pretrained
+from gptjax.models import ngram, pretrained, sources
 from gptjax.runtime import plots, program, progress
 from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
 
+READS = ('data', 'evaluate')
 RESULTS, PICTURE = 'forgetting.json', 'forgetting.png'
 _log = logging.getLogger('gptjax')
 
@@ -42,20 +43,23 @@ def main(args: cli.Args) -> None:
     workdir = pathlib.Path(args.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     config, batch = args.config, args.config.evaluate.batch_windows
-    folder = tokens.locate(config.data.eval_set, workdir, config.data.stage_dir, lambda n: None)
-    held_out = tokens.open_set(folder, 'valid')
-    loaded = {name: pretrained.load(path) for name, path in runs.items()}
+    sets = inputs.open_held_out(loader.configure(config.data), workdir, lambda n: None)
+    errors.require(len(sets) == 1, f'one held-out set is looked at; data.eval_sets has {len(sets)}')
+    ((label, held_out),) = sets.items()
+    opened = {name: sources.open(path) for name, path in runs.items()}
+    loaded = {name: pretrained.load(source) for name, source in opened.items()}
     for name, (_, _, tokenizer) in loaded.items():
         if tokenizer is None or tokenizer_lib.fingerprint(tokenizer) != held_out.fingerprint:
-            raise errors.InputError(f'{name} was made with another tokenizer than {folder}')
+            raise errors.InputError(
+                f'{name} was made with another tokenizer than {held_out.folder}'
+            )
     n_ctx = config.evaluate.n_ctx or min(m.config.n_ctx for m, _, _ in loaded.values())
     contexts, targets = context.windows(held_out, n_ctx, args.flags.windows)
     found: dict[str, dict] = {}
     with progress.Progress('score', None, ' windows') as bar:
         for name, (model, params, _) in loaded.items():
             loss = context.loss_by_length(model, params, contexts, targets, batch, bar.advance)
-            weights = ', '.join(filter(None, (runs[name], pretrained.provenance(runs[name]))))
-            found[name] = {'weights': weights, 'nats_by_context_tokens': loss}
+            found[name] = {'weights': opened[name].said, 'nats_by_context_tokens': loss}
             if not isinstance(model.config, ngram.Config):  # a count has no gradient
                 norms = context.gradient_by_distance(
                     model, params, contexts, targets, batch, bar.advance
@@ -66,7 +70,8 @@ def main(args: cli.Args) -> None:
         f'context, up to {n_ctx} tokens; gradient of their log probability by each embedding, '
         'mean norm'
     )
-    report = {'set': config.data.eval_set, 'protocol': protocol, 'runs': found}
+    report = {'set': config.data.eval_sets[label], 'protocol': protocol, 'runs': found}
+    report |= {'commit': program.commit()}
     files.replace(workdir / RESULTS, json.dumps(report, indent=1) + '\n')
     plots.forgetting(found, workdir / PICTURE)
     for name, values in found.items():
@@ -76,4 +81,4 @@ def main(args: cli.Args) -> None:
 
 
 if __name__ == '__main__':
-    program.run(main, __doc__, define)
+    program.run(main, __doc__, READS, define)

@@ -19,35 +19,26 @@ TPU VM, the same; the weights are spread over --config.mesh.tensor devices:
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 
 from gptjax.configs import base, cli, errors
-from gptjax.models import pretrained
-from gptjax.runtime import checkpoint, program, progress
+from gptjax.models import sources, weights
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.sampling import (
-    decode,
-    engine,
-    options,
-    pipeline,
-    requests,
-    speculative,
-    texts,
-)
+from gptjax.runtime import program, progress
+from gptjax.sampling import decode, engine, options, router, texts
+from gptjax.sampling import loaded as loaded_lib
 from gptjax.text import files
 
+READS = ('init_from', 'mesh', 'decode', 'engine')
 SAMPLES = 'samples.jsonl'
 _log = logging.getLogger('gptjax')
-_Job = tuple[list[int], options.Options]
 
 
 def define(values: flags.FlagValues) -> None:
@@ -67,35 +58,29 @@ def define(values: flags.FlagValues) -> None:
 
 def main(args: cli.Args) -> None:
     """Continues every prompt."""
-    config = engine.Config(**args.config.engine)
+    config = args.section('engine', engine.Config)
     options.make(args.config.decode.to_dict(), {})  # says what is wrong before anything is read
     wanted = _prompts(args)
-    weights = args.config.init_from or args.workdir
-    mesh = mesh_lib.Mesh(mesh_lib.Config(**args.config.mesh))
-    if pretrained.wants_one_device(weights):
-        mesh = mesh_lib.one_device()
+    source = sources.open(args.config.init_from or args.workdir)
+    mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
     with mesh.scope():
+        form = (config.dtype or None, config.weights, config.cache_dtype, mesh)
         with progress.Progress('read', None, ' parameters') as bar:
-            loaded = pipeline.load(
-                weights, config.dtype or None, config.weights, config.cache_dtype, mesh,
-                bar.advance,
-            )  # fmt: skip
+            loaded = loaded_lib.load(source, *form, bar.advance)
+        draft = loaded_lib.draft(config.draft, config.dtype or None, mesh)
+        sender = router.Router(loaded, draft, config.draft_tokens)
         jobs = [_job(args, loaded, i, prompt) for i, prompt in enumerate(wanted)]
+        streams = args.flags.stream
+        errors.require(not streams or args.flags.out == 'text', '--stream is for --out=text')
         for prompt, asked in jobs:
-            decode.check(loaded.decoder, prompt, asked)
-        alone = [bool(config.draft) or _by_itself(asked) for _, asked in jobs]
-        errors.require(
-            not (args.flags.stream and (any(alone) or args.flags.out == 'jsonl')),
-            '--stream is for text, decoded without beams, echo and drafts',
-        )
-        errors.require(
-            not config.draft or all(asked.num_beams == 1 for _, asked in jobs),
-            'engine.draft is for decoding without beams',
-        )
-        one, job = program.only_one(pathlib.Path(args.workdir)), _fingerprint(args, weights, wanted)
+            sender.check(prompt, asked, streams)
+        job = _fingerprint(args, source, wanted)
+        one = program.only_one(pathlib.Path(args.workdir))
         with one, program.graceful_stop(), _Out(args, wanted, jobs, loaded, job) as out:
-            for found in _texts(args, config, loaded, jobs[out.done :], out, mesh):
-                out.write(found)
+            left = jobs[out.done :]
+            found = sender.streamed(left, config, out) if streams else sender.each(left, config)
+            for texts_ in found:
+                out.write(texts_)
                 if program.stop_requested():
                     raise program.Preempted
     _log.info('wrote %s', out.path)
@@ -133,7 +118,7 @@ def _line(path: str, number: int, line: str) -> dict[str, Any]:
     return found
 
 
-def _job(args: cli.Args, loaded: pipeline.Loaded, i: int, wanted: dict[str, Any]) -> _Job:
+def _job(args: cli.Args, loaded: loaded_lib.Loaded, i: int, wanted: dict[str, Any]) -> router.Job:
     """A prompt's ids and options; the end token is the model's where none is given."""
     defaults = args.config.decode.to_dict()
     if not defaults['eos_token_id']:
@@ -149,17 +134,13 @@ def _job(args: cli.Args, loaded: pipeline.Loaded, i: int, wanted: dict[str, Any]
     return texts.prompt_ids(loaded.tokenizer, wanted['prompt']), asked
 
 
-def _fingerprint(args: cli.Args, weights: str, wanted: list[dict[str, Any]]) -> str:
+def _fingerprint(
+    args: cli.Args, source: weights.Source, wanted: list[dict[str, Any]]
+) -> str:
     """Equal for commands that would write the same file."""
-    path = pathlib.Path(weights)
-    step = checkpoint.newest_meta(path).get('step', '')
-    stored = (
-        [path] if path.is_file() else sorted([*path.glob('*.safetensors'), *path.glob('*.bin')])
-    )
-    times = [file.stat().st_mtime_ns for file in stored]
-    engine_ = args.config.engine
-    parts = [str(weights), step, times, wanted, args.config.decode.to_dict(), engine_.weights,
-             engine_.dtype, engine_.cache_dtype, engine_.draft, engine_.draft_tokens]  # fmt: skip
+    of = args.config.engine
+    parts = [source.identity(), wanted, args.config.decode.to_dict()]
+    parts += [of.weights, of.dtype, of.cache_dtype, of.draft, of.draft_tokens]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -170,8 +151,8 @@ class _Out:
         self,
         args: cli.Args,
         wanted: list[dict[str, Any]],
-        jobs: list[_Job],
-        loaded: pipeline.Loaded,
+        jobs: list[router.Job],
+        loaded: loaded_lib.Loaded,
         fingerprint: str,
     ) -> None:
         """Finds out how many prompts are done; another command's results are put aside."""
@@ -273,77 +254,20 @@ class _Out:
             prompt = line['prompt'] if isinstance(line['prompt'], str) else ''
             print(f'{prompt}{line.get("text", line.get("tokens"))}\n---', flush=True)
 
-    def begin_stream(self) -> None:
+    def begin(self) -> None:
         """Prints the prompt whose text will be streamed next."""
         prompt = self._wanted[self.done]['prompt']
         print(prompt if isinstance(prompt, str) else '', end='', flush=True)
 
+    def text(self, piece: str, tokens: list[int]) -> None:
+        """Prints a piece of text."""
+        del tokens
+        print(piece, end='', flush=True)
 
-def _texts(
-    args: cli.Args,
-    config: engine.Config,
-    loaded: pipeline.Loaded,
-    jobs: list[_Job],
-    out: _Out,
-    mesh: mesh_lib.Mesh,
-) -> Iterator[list[decode.Text]]:
-    """The texts of every prompt, in order."""
-    if not config.draft and not any(_by_itself(asked) for _, asked in jobs):
-        yield from _served(config, loaded, jobs, out if args.flags.stream else None)
-        return
-    draft = None
-    if config.draft:
-        other = pipeline.load(config.draft, config.dtype or None, mesh=mesh)
-        draft = speculative.Draft(other.decoder, other.params)
-    for prompt, asked in jobs:
-        yield loaded.texts([prompt], asked, draft, config.draft_tokens)[0]
-
-
-def _by_itself(asked: options.Options) -> bool:
-    return asked.num_beams > 1 or asked.echo or asked.prompt_lookup_num_tokens > 0
-
-
-def _served(
-    config: engine.Config, loaded: pipeline.Loaded, jobs: list[_Job], stream: _Out | None
-) -> Iterator[list[decode.Text]]:
-    """Through the engine: as many side by side as it has slots, and one after another to stream."""
-    longest = max((asked.limit(len(prompt)) for prompt, asked in jobs), default=1)
-    slots = min(config.slots, sum(asked.num_return_sequences for _, asked in jobs))
-    config = dataclasses.replace(
-        config, max_tokens=config.max_tokens or longest, slots=1 if stream else max(1, slots)
-    )
-    served = engine.Engine(loaded.decoder, loaded.params, config, loaded.tokenizer)
-    ahead = 1 if stream else 2 * config.slots
-    waiting: list[list[requests.Request]] = []
-    ready = 0
-
-    def submit(i: int) -> list[requests.Request]:
-        prompt, asked = jobs[i]
-        on_text = None
-        if stream:
-            stream.begin_stream()
-            on_text = lambda piece, tokens: print(piece, end='', flush=True)  # noqa: E731
-        submitted = []
-        for copy in range(asked.num_return_sequences):
-            submitted.append(served.submit(prompt, asked, copy=copy, on_text=on_text))
-            if stream:
-                while served.step() and not program.stop_requested():
-                    pass
-                print('\n---', flush=True)
-                if copy + 1 < asked.num_return_sequences:
-                    stream.begin_stream()
-        return submitted
-
-    while ready < len(jobs) or waiting:
-        while ready < len(jobs) and len(waiting) < ahead:
-            waiting.append(submit(ready))
-            ready += 1
-        served.step()
-        while waiting and all(request.done for request in waiting[0]):
-            yield [request.result() for request in waiting.pop(0)]
-        if program.stop_requested():
-            raise program.Preempted
+    def end(self) -> None:
+        """Ends a streamed text."""
+        print('\n---', flush=True)
 
 
 if __name__ == '__main__':
-    program.run(main, __doc__, define, default_config=base.__file__)
+    program.run(main, __doc__, READS, define, default_config=base.__file__)

@@ -17,6 +17,7 @@ from gptjax.configs import cli, lookup
 from gptjax.data import documents
 from gptjax.runtime import program, progress
 
+READS = ('corpus',)
 _log = logging.getLogger('gptjax')
 
 
@@ -27,7 +28,7 @@ def main(args: cli.Args) -> None:
 
 
 def _main(args: cli.Args) -> None:
-    config = documents.Config(**args.config.corpus)
+    config = args.section('corpus', documents.Config)
     folder = pathlib.Path(args.workdir, config.dir)
     dataset = lookup.module('gptjax.data.sets', config.set)
     source = {'set': config.set, 'path': config.path, 'text_field': config.text_field}
@@ -45,4 +46,4 @@ def _main(args: cli.Args) -> None:
 
 
 if __name__ == '__main__':
-    program.run(main, __doc__, uses_jax=False)
+    program.run(main, __doc__, READS, uses_jax=False)

@@ -4,7 +4,7 @@
 Laptop:
   python -m gptjax.prepare_tokens --config=experiments/quickstart.py --workdir=runs/quickstart
 TPU VM, once, on one host; then copy the folder to a bucket and train with
---config.data.sets="('gs://bucket/tokens',)" --config.data.eval_set=gs://bucket/tokens:
+--config.data.sets="('gs://bucket/tokens',)" --config.data.eval_sets.tokens=gs://bucket/tokens:
   python -m gptjax.prepare_tokens --config=experiments/gpt2/pretrain.py --workdir=/data/wiki \
       --config.tokens.processes=96
 """
@@ -23,6 +23,7 @@ from gptjax.runtime import program, progress
 from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
 
+READS = ('corpus', 'tokenizer', 'tokens')
 _log = logging.getLogger('gptjax')
 
 
@@ -54,7 +55,7 @@ def main(args: cli.Args) -> None:
 
 
 def _main(args: cli.Args) -> None:
-    config = tokens.Config(**args.config.tokens)
+    config = args.section('tokens', tokens.Config)
     corpus = pathlib.Path(args.workdir, args.config.corpus.dir)
     tokenizer_dir = pathlib.Path(args.workdir, args.config.tokenizer.dir)
     folder = pathlib.Path(args.workdir, config.dir)
@@ -121,4 +122,4 @@ def _leave_signals_to_the_parent() -> None:
 
 
 if __name__ == '__main__':
-    program.run(main, __doc__, uses_jax=False)
+    program.run(main, __doc__, READS, uses_jax=False)

@@ -27,6 +27,11 @@ from gptjax.runtime import plots, program
 from gptjax.text import files
 
 CONFIG = 'experiments/quickstart.py'
+# What the programs read that it runs.
+READS = (
+    'seed', 'init_from', 'data_dir', 'corpus', 'tokenizer', 'tokens', 'data', 'model', 'ngram',
+    'batch', 'optim', 'train', 'evaluate', 'suite', 'checkpoint', 'mesh', 'decode', 'engine',
+)
 # Short, so that they fit small contexts too.
 _PROMPTS = ('Return a list of', 'The following example', 'This module provides')
 REPORT, RESULTS = 'report.md', 'results.json'
@@ -81,7 +86,8 @@ def _steps(argv: list[str], config: ml_collections.ConfigDict, workdir: pathlib.
 
     def step(program_: str, name: str, flags: list[str], folder: pathlib.Path) -> _Step:
         extra = prompts if program_ == 'generate' else []
-        command = [sys.executable, '-m', f'gptjax.{program_}', *flags, *extra]
+        own = cli.for_program(flags, program_)
+        command = [sys.executable, '-m', f'gptjax.{program_}', *own, *extra]
         return _Step(name, command, folder, _OUTPUTS[program_])
 
     steps = [step(name, name, argv[1:], workdir) for name in _OUTPUTS if name != 'count_ngrams']
@@ -110,7 +116,10 @@ def _baseline_flags(
     flags += [
         f'--config.tokenizer.dir={shared(config.tokenizer.dir)}',
         f'--config.data.sets={tuple(map(shared, config.data.sets))!r}',
-        f'--config.data.eval_set={shared(config.data.eval_set)}',
+        *(
+            f'--config.data.eval_sets.{label}={shared(folder)}'
+            for label, folder in config.data.eval_sets.items()
+        ),
     ]
     try:
         cli.parse([argv[0], *flags])
@@ -149,11 +158,15 @@ def _die_with_parent() -> None:
 
 def _report(args: cli.Args, workdir: pathlib.Path, flags: list[str]) -> None:
     config = args.config
-    eval_name = f'eval/{pathlib.PurePath(config.data.eval_set).name}/bits_per_byte'
+    eval_name = f'eval/{next(iter(config.data.eval_sets))}/bits_per_byte'
     plots.loss_curve(workdir, eval_name, workdir / 'loss.png')
     results = json.loads((workdir / 'results.json').read_text())
     evaluation = json.loads((workdir / 'evaluation.json').read_text())
-    how, python = shlex.join(flags), os.path.relpath(sys.executable)
+    python = os.path.relpath(sys.executable)
+    generate, evaluate = (
+        shlex.join([python, '-m', f'gptjax.{name}', *cli.for_program(flags, name)])
+        for name in ('generate', 'evaluate')
+    )
     text = f"""# What the quickstart made
 
 A GPT of {results['parameters']:,} parameters, trained on {results['tokens']:,} tokens in
@@ -193,8 +206,8 @@ Scored: {evaluation['tokens']:,} tokens, {evaluation['bytes']:,} bytes. {evaluat
 
 ## To go on
 
-    {python} -m gptjax.generate {how} --prompt="Your own words"
-    {python} -m gptjax.evaluate {how} --config.evaluate.stride=64
+    {generate} --prompt="Your own words"
+    {evaluate} --config.evaluate.stride=64
     tensorboard --logdir={workdir / 'tensorboard'}
 """
     files.replace(workdir / REPORT, text)
@@ -249,4 +262,4 @@ def _quoted(text: str) -> str:
 
 
 if __name__ == '__main__':
-    program.run(main, __doc__, default_config=CONFIG, uses_jax=False)
+    program.run(main, __doc__, READS, default_config=CONFIG, uses_jax=False)

@@ -17,6 +17,7 @@ from gptjax.runtime import program, progress
 from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
 
+READS = ('corpus', 'tokenizer', 'tokens')
 _log = logging.getLogger('gptjax')
 _RECIPE = 'recipe.json'
 
@@ -28,7 +29,7 @@ def main(args: cli.Args) -> None:
 
 
 def _main(args: cli.Args) -> None:
-    config = tokenizer_lib.Config(**args.config.tokenizer)
+    config = args.section('tokenizer', tokenizer_lib.Config)
     corpus = pathlib.Path(args.workdir, args.config.corpus.dir)
     folder = pathlib.Path(args.workdir, config.dir)
     recipe = f'{config.kind} {config.path} {config.n_vocab} {config.sample_bytes}\n'
@@ -61,4 +62,4 @@ def _told(texts, bar: progress.Progress):
 
 
 if __name__ == '__main__':
-    program.run(main, __doc__, uses_jax=False)
+    program.run(main, __doc__, READS, uses_jax=False)

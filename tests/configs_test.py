@@ -9,14 +9,15 @@ import jax
 import ml_collections
 import pytest
 
-from gptjax.configs import base, cli, errors, lookup, sizes, sweep
+from gptjax.configs import base, cli, errors, fields, lookup, sizes, spec, sweep
+from gptjax.configs.sections import training
 from gptjax.data import documents, loader, tokens
 from gptjax.evals import perplexity, suite
 from gptjax.models import gpt, heads, kneser_ney
 from gptjax.runtime import checkpoint, mesh
 from gptjax.sampling import engine, options
 from gptjax.text import tokenizer
-from gptjax.training import loop, optim
+from gptjax.training import optim, plan, run
 
 OWNERS = {
     'corpus': documents.Config,
@@ -24,10 +25,10 @@ OWNERS = {
     'tokens': tokens.Config,
     'data': loader.Config,
     'model': gpt.Config,
-    'batch': optim.Batch,
+    'batch': plan.Config,
     'ngram': kneser_ney.Config,
     'optim': optim.Config,
-    'train': loop.Config,
+    'train': run.Config,
     'evaluate': perplexity.Config,
     'suite': suite.Config,
     'checkpoint': checkpoint.Config,
@@ -77,13 +78,40 @@ def test_every_section_has_an_owner_with_the_same_fields():
     sections = {k for k, v in config.items() if isinstance(v, ml_collections.ConfigDict)}
     assert sections == set(OWNERS)
     for name, owner in OWNERS.items():
-        fields = [field.name for field in dataclasses.fields(owner)]
-        assert sorted(config[name]) == sorted(fields), name
+        named = [field.name for field in dataclasses.fields(owner)]
+        if name == 'optim':  # durations name their unit in the config
+            durations = {'warmup', 'decay', 'cooldown'}
+            named = [f'{n}_tokens' if n in durations else n for n in named if n != 'unit']
+        assert sorted(config[name]) == sorted(named), name
         defaults = [
             f.name for f in dataclasses.fields(owner) if f.default is not dataclasses.MISSING
         ]
         assert not defaults, f'{owner} hides defaults: {defaults}'
-        owner(**config[name])
+    for name, owner in OWNERS.items():
+        if name in ('optim', 'data'):
+            {'optim': optim, 'data': loader}[name].configure(config[name])
+        else:
+            fields.build(owner, config[name], name)
+
+
+def test_a_field_that_its_owner_does_not_have_is_one_line():
+    section = base.get_config().batch
+    section.rampp = 3
+    with pytest.raises(errors.UsageError, match=r"^the batch section has the unknown field 'rampp'$"):
+        fields.build(plan.Config, section, 'batch')
+    del section.rampp, section.accum_steps
+    with pytest.raises(errors.UsageError, match=r"^the batch section lacks 'accum_steps'$"):
+        fields.build(plan.Config, section, 'batch')
+
+
+@pytest.mark.parametrize('unit', training.UNITS)
+def test_durations_are_in_any_unit(unit):
+    section = base.optim(unit, **{f'warmup_{unit}': 7})
+    config = optim.configure(section)
+    assert (config.unit, config.warmup) == (unit, 7)
+    assert base.field_of(f'optim.warmup_{unit}').makes_run
+    with pytest.raises(errors.UsageError, match='counts in one unit'):
+        optim.configure({k: v for k, v in section.items() if not k.startswith('warmup')})
 
 
 @pytest.mark.parametrize('size', TABLE_2_1)
@@ -198,7 +226,7 @@ def test_shakespeare_is_nanogpts_recipe():
     assert model.embed_dropout == model.attention_dropout == model.residual_dropout == 0.0
 
 
-@pytest.mark.parametrize('module', [sweep, cli, optim])
+@pytest.mark.parametrize('module', [base, sweep, cli, spec, optim])
 def test_doc_examples(module):
     assert doctest.testmod(module).failed == 0
 

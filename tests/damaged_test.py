@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gptjax.configs import errors, sizes
-from gptjax.models import heads, pretrained
+from gptjax.models import heads, pretrained, sources
 from gptjax.runtime import mesh as mesh_lib
 from tests import helpers
 
@@ -149,7 +149,7 @@ def write_gguf(path, **fields):
 def test_gguf_fields_that_change_the_computation_are_refused(tmp_path):
     model, params, tokenizer = pretrained.load(write_gguf(tmp_path / 'plain.gguf'))
     assert tokenizer is None
-    assert pretrained.provenance(tmp_path / 'plain.gguf') == 'plain.gguf, quantised as F32'
+    assert sources.open(tmp_path / 'plain.gguf').provenance == 'plain.gguf, quantised as F32'
     assert np.isfinite(model.apply({'params': params}, np.zeros((1, 4), np.int32))).all()
     for fields, said in (
         ({'rope.scaling.factor': 4.0}, r'rope\.scaling\.factor'),

@@ -13,7 +13,7 @@ from gptjax.data import documents, loader, tokens
 from gptjax.data.sets import files, stdlib
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.text import tokenizer as tokenizer_lib
-from gptjax.training import optim
+from gptjax.training import plan as plan_lib
 from tests import helpers
 
 
@@ -243,7 +243,7 @@ def _numbers(first: int, length: int) -> tokens.TokenSet:
 
 
 def _config(weights=(0.7, 0.3)):
-    return loader.Config(('a', 'b')[: len(weights)], weights, 'a', 2, 'x')
+    return loader.Config(('a', 'b')[: len(weights)], weights, (('a', 'a'),), 2, 'x')
 
 
 def _windows(plan, rows_of, steps, n_ctx, hosts, columns=1, start=0):
@@ -259,7 +259,7 @@ def _windows(plan, rows_of, steps, n_ctx, hosts, columns=1, start=0):
             return np.arange(n)[rows_of(n, row)], slice(column * width, (column + 1) * width)
 
         parts.append(
-            list(loader.batches(sets, _config(), n_ctx, 7, plan.position, region, start, steps))
+            list(loader.batches(sets, _config(), n_ctx, 7, plan.examples, region, start, steps))
         )
     for step in zip(*parts, strict=True):
         rows = [
@@ -278,7 +278,8 @@ def test_windows_are_the_same_for_ramps_hosts_and_columns():
         hosts, columns = rng.choice([1, 2, 4]), rng.choice([1, 2, 5])
         full = int(rng.integers(2, 6)) * 4
         over, stages = int(rng.integers(50, 3000)), int(rng.integers(1, 6))
-        plan = optim.Plan(optim.Batch(full * n_ctx, 1, 4 * n_ctx, over, stages), n_ctx)
+        config = plan_lib.Config(full * n_ctx, 1, 4 * n_ctx, over, stages)
+        plan = plan_lib.of_tokens(config, n_ctx, 10_000)
         found = _windows(
             plan,
             lambda n, h, hosts=hosts: slice(h * n // hosts, (h + 1) * n // hosts),
@@ -295,11 +296,11 @@ def test_windows_are_the_same_on_every_mesh(sizes):
     sets = [_numbers(0, 1001), _numbers(5000, 701)]
     reference = loader.windows(sets, (0.7, 0.3), n_ctx, 7)
     batches = loader.batches(
-        sets, _config(), n_ctx, 7, plan.position, lambda n: mesh.region(n, n_ctx), 0, 12
+        sets, _config(), n_ctx, 7, plan.examples, lambda n: mesh.region(n, n_ctx), 0, 12
     )
     for step, batch in enumerate(batches):
-        first, count = plan.position(step)
-        found = mesh.put(batch, count, n_ctx)
+        first, count = plan.examples(step)
+        found = mesh.put(batch)
         expected = np.stack([reference[first + row] for row in range(count)])
         np.testing.assert_array_equal(found['tokens'], expected[:, :-1])
         np.testing.assert_array_equal(found['targets'], expected[:, 1:])
@@ -310,7 +311,7 @@ def test_starting_anywhere_gives_the_same_batches():
     whole = _windows(plan, lambda n, h: slice(0, n), 40, 10, 1)
     for start in (1, 7, 39):
         rest = _windows(plan, lambda n, h: slice(0, n), 40, 10, 1, start=start)
-        np.testing.assert_array_equal(rest, whole[plan.position(start)[0] :])
+        np.testing.assert_array_equal(rest, whole[plan.examples(start)[0] :])
 
 
 def test_an_epoch_has_every_window_once_and_the_next_another_order():
@@ -332,7 +333,7 @@ def test_a_late_step_comes_at_once():
     sets = [_numbers(0, 1001)]
     plan = helpers.plan_of(80, 10)
     batches = loader.batches(
-        sets, _config((1.0,)), 10, 0, plan.position, lambda n: (np.arange(n), slice(0, 10)),
+        sets, _config((1.0,)), 10, 0, plan.examples, lambda n: (np.arange(n), slice(0, 10)),
         300_000, 300_001,
     )  # fmt: skip
     assert next(batches)['tokens'].shape == (8, 10)

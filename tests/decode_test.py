@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gptjax.configs import errors
-from gptjax.models import quantize
+from gptjax.models import heads, quantize
 from gptjax.sampling import batch, decode, texts
 from gptjax.text import tokenizer as tokenizer_lib
 from tests import helpers
@@ -224,7 +224,7 @@ def test_quantised_caches_and_grouped_queries_have_their_size_and_stay_close():
 def test_a_new_length_inside_a_bucket_compiles_nothing(tiny):
     decoder, params = tiny
     options = [asked(max_new_tokens=3, top_k=2), asked(max_new_tokens=5, do_sample=True, top_p=0.3)]
-    params = quantize.for_decoding(params)
+    params = quantize.for_decoding(params, heads.describe(decoder.model))
     batch.generate(decoder, params, [[1, 2]], options[:1])
     before = decode.prefill._cache_size(), decode.steps._cache_size()
     for length in range(1, 9):
@@ -246,6 +246,6 @@ def test_any_mesh_gives_the_same_texts(sizes, tiny):
     mesh = mesh_lib.Mesh(mesh_lib.Config(**sizes))
     shardings = mesh.shardings(jax.eval_shape(model.init_params, jax.random.key(0)))
     with mesh.scope():
-        spread = quantize.for_decoding(jax.device_put(params, shardings))
+        spread = quantize.for_decoding(jax.device_put(params, shardings), heads.describe(model))
         found = batch.generate(decoder, spread, PROMPTS, [asked(max_new_tokens=6)] * 3)
     assert tokens_of(found) == tokens_of(alone)

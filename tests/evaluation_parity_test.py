@@ -9,7 +9,7 @@ import pytest
 from gptjax.evals import answers, fewshot, measures
 from gptjax.models import pretrained
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.sampling import pipeline
+from gptjax.sampling import loaded as loaded_lib
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip('torch')
@@ -31,7 +31,7 @@ def both(tmp_path_factory):
     words = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / 'tokenizer.json'))
     mesh = mesh_lib.one_device()
     with mesh.scope():
-        loaded = pipeline.load(file, mesh=mesh, raw=True)
+        loaded = loaded_lib.load(file, mesh=mesh, raw=True)
         yield answers.Respondent(loaded, 1024, 1, 2048, 0, 8), theirs, words
 
 

@@ -13,6 +13,7 @@ from gptjax.configs import cli, sweep
 from gptjax.models import heads
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.training import optim
+from gptjax.training import plan as plan_lib
 from gptjax.training import step as step_lib
 from tests import conftest, helpers
 
@@ -44,8 +45,9 @@ def test_builds_and_its_step_has_the_right_shapes(name, variant):
         config.optim.peak_rl = 1.0
     sections = train.Sections(config)
     model = heads.LanguageModel(sections.model)
-    plan = optim.Plan(sections.batch, sections.model.n_ctx)
-    optimizer = optim.make(sections.optim, config.train.total_tokens or 10**12, plan)
+    total = config.train.total_tokens or 10**12
+    plan = plan_lib.of_tokens(sections.batch, sections.model.n_ctx, total)
+    optimizer = optim.make(sections.optim, plan, heads.describe(model))
     train_step = step_lib.make_train_step(
         helpers.loss_of(model),
         optimizer,

@@ -40,20 +40,19 @@ def hook(event, args):
 
 sys.addaudithook(hook)
 from gptjax import train
-from gptjax.runtime import program
-from gptjax.training import loop
+from gptjax.runtime import metrics, program
 
 if kind == 'step':
-    write = loop._Reader._write
+    write = metrics.Writer.write
     def dying(self, step, *rest):
         write(self, step, *rest)
         if step >= number:
             die(f'after step {step}')
-    loop._Reader._write = dying
+    metrics.Writer.write = dying
 if kind == 'count':
     import atexit
     atexit.register(lambda: open(report, 'a').write(json.dumps(['count', seen, '']) + chr(10)))
-program.run(train.main, '')
+program.run(train.main, '', train.READS)
 """
 FLAGS = (
     '--config.train.total_tokens=15360', '--config.model.residual_dropout=0.1',

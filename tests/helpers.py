@@ -16,7 +16,9 @@ from gptjax.models import heads, kneser_ney, ngram
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.sampling import decode, options
 from gptjax.training import guard, losses, optim
+from gptjax.training import plan as plan_lib
 from gptjax.training import step as step_lib
+from gptjax.training.objectives import next_token
 
 TINY_CONFIG = """
 from gptjax.configs import base, cli, sizes
@@ -104,35 +106,36 @@ def one_device() -> mesh_lib.Mesh:
     return mesh_lib.one_device()
 
 
-def optimizer_of(
-    plan: optim.Plan, total_tokens: int = 10_000, rate_scale=lambda name: 1.0, **overrides
-):
-    """AdamW with a constant rate, or as overridden."""
-    fields = {
-        'peak_lr': 1e-2, 'schedule': 'constant', 'warmup_tokens': 0, 'decay_tokens': 0,
-        'final_lr_fraction': 0.1, 'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1,
-        'clip_norm': 1.0, 'cooldown_tokens': 0, 'mu_dtype': 'float32', 'nu_dtype': 'float32',
-        'ema_decay': 0.0, 'offload': False,
-    }  # fmt: skip
-    return optim.make(optim.Config(**(fields | overrides)), total_tokens, plan, rate_scale)
+def optim_config(**overrides) -> optim.Config:
+    """AdamW with a constant rate, or as overridden, in the base config's other values."""
+    section = base.get_config().optim
+    section.update({'peak_lr': 1e-2, 'schedule': 'constant'} | overrides)
+    return optim.configure(section)
 
 
-def plan_of(batch_tokens: int, n_ctx: int, **overrides) -> optim.Plan:
+def optimizer_of(plan: plan_lib.Plan, model: heads.LanguageModel, **overrides) -> optim.Optimizer:
+    """Of a model's parameters, as optim_config() says."""
+    return optim.make(optim_config(**overrides), plan, heads.describe(model))
+
+
+def plan_of(
+    batch_tokens: int, n_ctx: int, total_tokens: int = 10_000, **overrides
+) -> plan_lib.Plan:
     """A batch plan without a ramp, or as overridden."""
     fields = {'accum_steps': 1, 'ramp_from_tokens': 0, 'ramp_over_tokens': 0, 'ramp_stages': 8}
-    return optim.Plan(optim.Batch(batch_tokens=batch_tokens, **(fields | overrides)), n_ctx)
+    config = plan_lib.Config(batch_tokens=batch_tokens, **(fields | overrides))
+    return plan_lib.of_tokens(config, n_ctx, total_tokens)
 
 
 def state_of(params, optimizer) -> step_lib.State:
     """A state that begins with given parameters."""
-    return step_lib.State(
-        jnp.zeros((), jnp.int32), params, optimizer.init(params), None, guard.empty()
-    )
+    moments = optimizer.init(params)
+    return step_lib.State(jnp.zeros((), jnp.int32), params, {}, moments, None, guard.empty())
 
 
-def loss_of(model: heads.LanguageModel, dropout: bool = False) -> step_lib.Loss:
+def loss_of(model: heads.LanguageModel) -> losses.Loss:
     """The language-model loss of a batch."""
-    return losses.next_token(model.apply, dropout)
+    return next_token.make(model.apply, None)
 
 
 def batch_of(windows: int, n_ctx: int, n_vocab: int, seed: int = 0) -> dict[str, np.ndarray]:

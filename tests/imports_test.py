@@ -23,7 +23,7 @@ BELOW = {
 BELOW['sampling'] = tuple(BELOW)
 BELOW['training'] = ('configs', 'text', 'scaling', 'data', 'runtime')
 BELOW['evals'] = (*BELOW['sampling'], 'sampling', 'training')
-EXCEPTIONS = {('models/pretrained.py', 'runtime.checkpoint')}  # reads our own workdirs
+EXCEPTIONS = {('models/workdirs.py', 'runtime.checkpoint')}  # reads and writes our own
 WITHOUT_JAX = ('prepare_corpus', 'train_tokenizer', 'prepare_tokens', 'quickstart', 'configs.base')
 
 
@@ -70,7 +70,7 @@ def test_experiments_import_only_configs():
 
 def test_mesh_axis_names_stand_in_one_file():
     for path in PACKAGE.rglob('*.py'):
-        if path.name in ('mesh.py', 'base.py'):
+        if path.name == 'mesh.py' or path.parent.name == 'sections':
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
             assert not (isinstance(node, ast.Constant) and node.value == 'fsdp'), path
@@ -86,7 +86,11 @@ def test_some_programs_start_without_jax(name):
 def test_files_stay_short():
     for path in conftest.ROOT.rglob('*.py'):
         if '.venv' not in path.parts:
-            assert len(path.read_text(encoding='utf-8').splitlines()) <= 400, path
+            lines = len(path.read_text(encoding='utf-8').splitlines())
+            assert lines <= 400, (
+                f'{path} has {lines} lines, 400 are allowed: what in it would another reader look '
+                'for by another name? Move that to a file of its own, or delete what is dead'
+            )
 
 
 def test_every_file_names_its_licence():

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from gptjax import train
 from gptjax.configs import errors
 from gptjax.runtime import checkpoint, clock, metrics, retry, saver
-from gptjax.training import loop
+from gptjax.training import reader
 from gptjax.training import step as step_lib
 from tests import helpers
 
@@ -92,7 +93,7 @@ def test_skip(ready, workdir, batches, monkeypatch, caplog):
 
 
 def test_skipping_without_end_ends(ready, workdir, batches, monkeypatch):
-    monkeypatch.setattr(loop, '_SKIPS', 3)
+    monkeypatch.setattr(reader, 'MOST_SKIPS', 3)
     poison(monkeypatch, *batches[5:9])
     with pytest.raises(errors.InputError, match='at step 8'):
         run(ready, workdir, '--config.train.on_spike=skip')
@@ -147,17 +148,21 @@ def test_a_run_that_went_back_resumes_with_its_gap(ready, workdir, batches, monk
 def full_for_a_while(monkeypatch, failures: int):
     left = [failures]
 
-    def check(folder, tree):
-        if left[0]:
-            left[0] -= 1
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+    def disk_usage(folder):
+        left[0] -= 1
+        return types.SimpleNamespace(free=0 if left[0] >= 0 else 2**40)
 
-    monkeypatch.setattr(checkpoint, '_check_space', check)
+    monkeypatch.setattr(checkpoint.shutil, 'disk_usage', disk_usage)
+    monkeypatch.setattr(metrics, 'shutil', types.SimpleNamespace(disk_usage=_roomy))
+
+
+def _roomy(folder):
+    return types.SimpleNamespace(free=2**40)
 
 
 def test_a_full_disk_is_waited_for(ready, workdir, monkeypatch, caplog):
     full_for_a_while(monkeypatch, 2)
-    monkeypatch.setattr(saver, '_FIRST_SECS', 0.01)
+    monkeypatch.setattr(saver, 'FIRST_SECS', 0.01)
     run(ready, workdir)
     assert 'training goes on: could not save step 4' in caplog.text
     assert checkpoint.latest(workdir)[1]['step'] == STEPS

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every kernel beside the plain form: values and gradients, on every platform that can be had."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,15 +9,41 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.models import attention
+from gptjax.models import attention, masks
 from gptjax.models.kernels import dots, flash, ring, tiled, xent
 from gptjax.runtime import mesh as mesh_lib
 from tests import helpers
 
 
-def plain(query, key, value, band_width):
+@dataclasses.dataclass(frozen=True)
+class Sinks(masks.Mask):
+    """The first few positions and the last few: a form that the kernels were not written for."""
+
+    first: int
+    width: int
+
+    def seen(self, query, key):
+        return (query >= key) & ((key < self.first) | (query - key < self.width))
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix(masks.Mask):
+    """The first positions see one another, the later ones all before them."""
+
+    length: int
+    causal = False
+
+    def seen(self, query, key):
+        return (query >= key) | (key < self.length)
+
+
+def mask_of(width):
+    return masks.Banded(width) if width else masks.Dense()
+
+
+def plain(query, key, value, mask):
     positions = jnp.arange(query.shape[1])[None]
-    seen = attention.mask(positions, positions, band_width)
+    seen = attention.visible(positions, positions, mask)
     turned = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
     return attention.attend(query, *turned, seen, lambda x: x)
 
@@ -46,49 +73,61 @@ def agree(a, b, tolerance=2e-5):
         )
 
 
-def scaled(kernel, band_width, **kwargs):
+def scaled(kernel, mask, **kwargs):
     def attend(query, key, value):
-        return kernel(query * query.shape[3] ** -0.5, key, value, band_width, **kwargs)
+        return kernel(query * query.shape[3] ** -0.5, key, value, mask, **kwargs)
 
     return attend
 
 
-BANDS = [0, 1, 40, 100, 10_000]
+MASKS = [*map(mask_of, (0, 1, 40, 100, 10_000)), Sinks(3, 20)]
 
 
-@pytest.mark.parametrize('band_width', BANDS)
+@pytest.mark.parametrize('mask', [*MASKS, Prefix(70)])
 @pytest.mark.parametrize('n_kv_heads', [4, 2, 1])
 @pytest.mark.parametrize('length', [256, 96])
-def test_tiles_equal_the_plain_form(band_width, n_kv_heads, length):
+def test_tiles_equal_the_plain_form(mask, n_kv_heads, length):
     found = arrays((2, length, 4, 16), n_kv_heads)
-    tiles = functools.partial(scaled(tiled.attend, band_width, halve=True))
-    expected = with_gradients(functools.partial(plain, band_width=band_width), *found)
+    tiles = functools.partial(scaled(tiled.attend, mask, halve=True))
+    expected = with_gradients(functools.partial(plain, mask=mask), *found)
     agree(with_gradients(tiles, *found), expected)
+
+
+@pytest.mark.parametrize('mask', MASKS)
+def test_a_mask_says_the_same_in_every_way(mask):
+    grid = np.arange(96)
+    seen = mask.seen(grid[:, None], grid[None])
+    assert mask.mean_seen(96) == pytest.approx(seen.sum() / 96)
+    np.testing.assert_array_equal(mask.splash(96)[:, :], seen)
+    for start, end in ((0, 24), (24, 48), (72, 96)):
+        found = np.flatnonzero(seen[start:end].any(axis=0))
+        first, last = mask.span(start, end, 96)
+        assert (first, last) == (found[0], found[-1] + 1)
+    if mask.window:
+        assert not (seen & (grid[:, None] - grid[None] >= mask.window)).any()
 
 
 def test_tiles_in_bfloat16():
     found = arrays((3, 256, 4, 16), 2, jnp.bfloat16)
     exact = [x.astype(jnp.float32) for x in found]
-    expected = with_gradients(functools.partial(plain, band_width=40), *exact)
-    agree(with_gradients(scaled(tiled.attend, 40, halve=True), *found), expected, 0.05)
+    expected = with_gradients(functools.partial(plain, mask=mask_of(40)), *exact)
+    agree(with_gradients(scaled(tiled.attend, mask_of(40), halve=True), *found), expected, 0.05)
 
 
-@pytest.mark.parametrize('band_width', [0, 96, 200])
+@pytest.mark.parametrize('mask', [*map(mask_of, (0, 96, 200)), Sinks(3, 20), Prefix(70)])
 @pytest.mark.parametrize('n_kv_heads', [2, 1])
-def test_splash_interpreted_equals_the_plain_form(band_width, n_kv_heads):
+def test_splash_interpreted_equals_the_plain_form(mask, n_kv_heads):
     found = arrays((1, 256, 2, 64), n_kv_heads)
-    expected = with_gradients(functools.partial(plain, band_width=band_width), *found)
-    splash = scaled(flash.splash, band_width, interpret=True)
+    expected = with_gradients(functools.partial(plain, mask=mask), *found)
+    splash = scaled(flash.splash, mask, interpret=True)
     agree(with_gradients(splash, *found), expected, 2e-4)
 
 
 def test_splash_leaves_blocks_that_the_mask_empties_uncomputed():
     """A band of 128 over 1,024 places touches 15 of 64 blocks; a causal mask 36."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
     block = flash._block(1024, 128)
     assert block == 128
-    band = masks.LocalMask((1024, 1024), window_size=(127, 0), offset=0)[:, :]
+    band = masks.Banded(128).splash(1024)[:, :]
     blocks = band.reshape(8, block, 8, block).any(axis=(1, 3))
     assert blocks.sum() == 15
     assert flash._block(2048, 0) == 1024
@@ -96,17 +135,23 @@ def test_splash_leaves_blocks_that_the_mask_empties_uncomputed():
 
 
 @pytest.mark.parametrize('context', [2, 4, 8])
-@pytest.mark.parametrize('band_width', [0, 1, 20, 33, 10_000])
-def test_ring_equals_the_plain_form(context, band_width):
+@pytest.mark.parametrize('mask', [*map(mask_of, (0, 1, 20, 33, 10_000)), Sinks(3, 20)])
+def test_ring_equals_the_plain_form(context, mask):
     mesh = mesh_lib.Mesh(mesh_lib.Config(8 // context, 1, 1, context))
     found = arrays((8, 128, 2, 8), 1)
-    expected = with_gradients(functools.partial(plain, band_width=band_width), *found)
+    expected = with_gradients(functools.partial(plain, mask=mask), *found)
     with mesh.scope():
-        around = with_gradients(functools.partial(flash.causal, band_width=band_width), *found)
+        around = with_gradients(functools.partial(flash.attend, mask=mask), *found)
     agree(around, expected)
 
 
-def ring_memory(context: int, length: int, band_width: int) -> int:
+def test_kernels_that_cannot_do_a_mask_step_aside():
+    mesh = mesh_lib.Mesh(mesh_lib.Config(4, 1, 1, 2))
+    with mesh.scope():
+        assert flash.attend(*arrays((8, 128, 2, 8), 1), mask=Prefix(70)) is None
+
+
+def ring_memory(context: int, length: int, mask: masks.Mask) -> int:
     """Bytes of temporaries on one device: forward and backward of one attention layer."""
     devices = jax.devices()[:context]
     mesh = mesh_lib.Mesh(mesh_lib.Config(1, 1, 1, context), devices)
@@ -117,7 +162,7 @@ def ring_memory(context: int, length: int, band_width: int) -> int:
 
         def loss(query, key, value):
             kernel = functools.partial(
-                ring.attend, band_width=band_width, axis='context', size=context
+                ring.attend, mask=mask, axis='context', size=context
             )
             out = jax.shard_map(kernel, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(
                 query, key, value
@@ -131,7 +176,7 @@ def ring_memory(context: int, length: int, band_width: int) -> int:
 def test_ring_memory_falls_with_the_devices():
     """32,768 tokens: what a device holds beside its tile of scores falls as 1 / devices."""
     tile = 4 * ring._TILE**2 * 4  # a few tiles of float32 scores, whatever the length
-    two, four, eight = (ring_memory(n, 32_768, 0) for n in (2, 4, 8))
+    two, four, eight = (ring_memory(n, 32_768, masks.Dense()) for n in (2, 4, 8))
     assert four - tile < 0.55 * two
     assert eight - tile < 0.55 * four
 
@@ -141,7 +186,7 @@ def test_ring_over_32k_tokens_equals_tiles():
     mesh = mesh_lib.Mesh(mesh_lib.Config(1, 1, 1, 8))
     found = arrays((1, 32_768, 1, 8), 1)
     with mesh.scope():
-        around = jax.jit(functools.partial(flash.causal, band_width=300))(*found)
+        around = jax.jit(functools.partial(flash.attend, mask=masks.Banded(300)))(*found)
     query, key, value = (np.asarray(x) for x in found)
     for at in (0, 299, 4095, 4096, 20_000, 32_767):
         first = max(0, at - 299)
@@ -175,7 +220,7 @@ def test_linear_equals_an_einsum(dtype, sizes, use_bias):
 @pytest.mark.parametrize('use_bias', [True, False])
 @pytest.mark.parametrize('sizes', [(1, 1, 1, 1), (2, 2, 2, 1), (1, 1, 4, 2), (1, 8, 1, 1)])
 def test_chunked_loss_equals_the_whole(monkeypatch, sizes, use_bias):
-    monkeypatch.setattr(xent, '_CHUNK_BYTES', 4 * 2 * 3 * 32)  # three places or so of two rows
+    monkeypatch.setattr(xent, 'CHUNK_BYTES', 4 * 2 * 3 * 32)  # three places or so of two rows
     n_devices = int(np.prod(sizes))
     mesh = mesh_lib.Mesh(mesh_lib.Config(*sizes), jax.devices()[:n_devices])
     keys = jax.random.split(jax.random.key(0), 4)
@@ -211,7 +256,7 @@ def test_no_logits_of_a_whole_batch_are_held():
                           __import__('flax').linen.meta.unbox(params))  # fmt: skip
     loss = helpers.loss_of(model)
     batch = helpers.batch_of(8, 512, 50_000)
-    step = jax.jit(jax.grad(lambda p, b: loss(p, b)[0]))
+    step = jax.jit(jax.grad(lambda p, b: loss(p, b, jax.random.key(0))[0]))
     with helpers.one_device().scope():
         found = step.lower(params, batch).compile().memory_analysis()
     assert found.temp_size_in_bytes < 8 * 512 * 50_000 * 4 / 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gptjax.configs import errors, sizes
-from gptjax.models import attention, axes, heads
+from gptjax.models import attention, axes, heads, masks
 from tests import helpers
 
 RNNS = {kind: sizes.rnn(kind, n_ctx=16, n_vocab=64, d_model=32) for kind in ('lstm', 'gru')}
@@ -81,7 +81,7 @@ def test_a_banded_layer_sees_its_band_only():
 
 def test_mask_by_hand():
     positions = jnp.asarray([[-1, 0, 1, 2]])
-    found = attention.mask(positions, positions, 2)[0].astype(int).tolist()
+    found = attention.visible(positions, positions, masks.Banded(2))[0].astype(int).tolist()
     assert found == [[0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
 
 
@@ -185,10 +185,10 @@ def test_too_long_is_a_clear_error():
 def test_misspelt_axes_raise():
     init = jax.nn.initializers.zeros
     with pytest.raises(ValueError, match="no logical axis 'embd'"):
-        axes.boxed(init, 'embd')
+        axes.vector(init, 'embd')
     with pytest.raises(ValueError, match="no logical axis 'lenght'"):
         axes.constrain(jnp.zeros((2, 2)), 'batch', 'lenght')
     with pytest.raises(ValueError, match='do not fit the shape'):
         axes.constrain(jnp.zeros((2, 2)), 'batch')
     with pytest.raises(ValueError, match='do not fit the shape'):
-        axes.boxed(init, 'embed')(jax.random.key(0), (2, 2), jnp.float32)
+        axes.vector(init, 'embed')(jax.random.key(0), (2, 2), jnp.float32)

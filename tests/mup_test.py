@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gptjax.models import heads
 from gptjax.training import step as step_lib
 from tests import helpers
 
@@ -20,9 +21,7 @@ def changes(width: int, base_width: int) -> tuple[float, float]:
         n_ctx=16,
     )  # fmt: skip
     plan = helpers.plan_of(8 * 16, 16)
-    optimizer = helpers.optimizer_of(
-        plan, rate_scale=model.config.rate_scale, peak_lr=1e-2, weight_decay=0.0, clip_norm=0.0
-    )
+    optimizer = helpers.optimizer_of(plan, model, weight_decay=0.0, clip_norm=0.0)
     step = step_lib.make_train_step(helpers.loss_of(model), optimizer, 0, step_lib.Options())
     params = jax.tree.map(
         jnp.asarray, jax.jit(lambda: _plain(model.init_params(jax.random.key(0))))()
@@ -69,7 +68,9 @@ def test_the_base_model_is_the_standard_one():
 
 
 def test_rates_fall_for_hidden_weights_only():
-    config = helpers.tiny_model(d_model=64, n_heads=4, d_head=16, mup_base_width=16).config
-    assert config.rate_scale('network/block_0/attention/query/kernel') == 0.25
-    for name in ('network/token_embedding', 'network/block_0/mlp/up/bias', 'network/x/scale'):
-        assert config.rate_scale(name) == 1.0
+    described = heads.describe(
+        helpers.tiny_model(d_model=64, n_heads=4, d_head=16, mup_base_width=16)
+    )
+    assert described['network/block_0/attention/query/kernel'].rate == 0.25
+    hidden = {path for path, about in described.items() if about.rate != 1}
+    assert hidden == {path for path in described if path.endswith('kernel')}

@@ -134,7 +134,7 @@ def test_it_is_a_language_model_like_the_others(model):
 
 
 def test_counts_spilled_to_disk_are_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(kneser_ney, '_MERGE_ROWS', 64)
+    monkeypatch.setattr(kneser_ney, 'MERGE_ROWS', 64)
     pieces = [text(3000, 40), text(500, 40, seed=2)]
     whole = kneser_ney.estimate([pieces, pieces[:1]], 5, 40, 10**6)
     told = []

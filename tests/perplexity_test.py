@@ -25,9 +25,15 @@ def held_out(tmp_path_factory, corpus_file):
 
 
 def score(held_out, loss, params=None, stride=0, max_tokens=0, batch_windows=8):
-    config = perplexity.Config(0, stride, batch_windows, max_tokens)
+    config = perplexity.Config(0, stride, batch_windows, max_tokens, ())
     mesh = helpers.one_device()
-    return perplexity.score(step_lib.make_eval_step(loss), params, held_out, N_CTX, config, mesh)
+
+
+    def measure(params, batch):
+        nats, sums = loss(params, batch)
+        return {'nats': {'nats': nats} | sums}
+
+    return perplexity.score(step_lib.make_eval_step(measure), params, held_out, N_CTX, config, mesh)
 
 
 def uniform(params, batch):
@@ -86,7 +92,7 @@ def test_whole_documents_within_a_budget(held_out):
 
 def test_windows_are_counted(held_out):
     for stride, batch_windows in ((0, 8), (5, 4)):
-        config = perplexity.Config(0, stride, batch_windows, 0)
+        config = perplexity.Config(0, stride, batch_windows, 0, ())
         batches = list(perplexity._batches(held_out, len(held_out), N_CTX, config))
         windows = perplexity.n_windows(held_out, N_CTX, config)
         assert len(batches) == -(-windows // batch_windows)

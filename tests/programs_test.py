@@ -117,7 +117,7 @@ def test_tokenizer_that_does_not_match_the_shards(trained, tmp_path):
                     '--config.tokenizer.n_vocab=300')  # fmt: skip
     wrong = f'--config.tokenizer.dir={tmp_path}/o/tokenizer'
     flags = (wrong, f'--config.data.sets=("{workdir}/tokens",)')
-    flags += (f'--config.data.eval_set={workdir}/tokens',)
+    flags += (f'--config.data.eval_sets.tokens={workdir}/tokens',)
     with pytest.raises(errors.InputError, match='were made with another tokenizer'):
         train.main(helpers.args(config, tmp_path / 'run', *flags))
     with pytest.raises(errors.UsageError, match='set --config.model.n_vocab=257'):
@@ -129,7 +129,7 @@ def test_tokenizer_travels_with_the_weights(trained, tmp_path):
     flags = [f'--config.tokenizer.dir={workdir}/tokenizer', '--config.train.total_tokens=512',
              '--config.optim.warmup_tokens=0']  # fmt: skip
     flags += [f"--config.data.sets=('{workdir}/tokens',)"]
-    flags += [f'--config.data.eval_set={workdir}/tokens']
+    flags += [f'--config.data.eval_sets.tokens={workdir}/tokens']
     train.main(helpers.args(config, tmp_path, *flags))
     assert pretrained.load(str(tmp_path)).tokenizer.n_vocab == 257
     folder = tmp_path / 'tokenizer'
@@ -185,7 +185,7 @@ def test_epochs_set_the_length(trained, tmp_path):
 
 SHARED = (
     '--config.tokenizer.dir=../run/tokenizer', "--config.data.sets=('../run/tokens',)",
-    '--config.data.eval_set=../run/tokens',
+    '--config.data.eval_sets.tokens=../run/tokens',
 )  # fmt: skip
 
 
@@ -259,7 +259,7 @@ def test_convert_goes_both_ways(trained, tmp_path):
     assert pretrained.load(tmp_path / 'half').model.config.param_dtype == 'bfloat16'
     for folder in ('hf', 'back'):  # wherever a workdir is accepted
         source = f'--config.init_from={tmp_path}/{folder}'
-        flags = (source, f'--config.data.eval_set={run}/tokens')
+        flags = (source, f'--config.data.eval_sets.tokens={run}/tokens')
         evaluate.main(helpers.args(config, tmp_path / 'e', *flags))
         found = json.loads((tmp_path / 'e' / 'evaluation.json').read_text())
         results = json.loads((run / 'results.json').read_text())
@@ -273,7 +273,7 @@ def test_training_starts_from_published_weights(trained, tmp_path):
     config, run = trained
     pretrained.save(tmp_path / 'hf', *pretrained.load(run))
     flags = [f'--config.tokenizer.dir={run}/tokenizer', f"--config.data.sets=('{run}/tokens',)",
-             f'--config.data.eval_set={run}/tokens', '--config.optim.peak_lr=1e-9',
+             f'--config.data.eval_sets.tokens={run}/tokens', '--config.optim.peak_lr=1e-9',
              f'--config.init_from={tmp_path}/hf']  # fmt: skip
     train.main(helpers.args(config, tmp_path / 'more', *flags))
     rows = metrics.read(tmp_path / 'more')

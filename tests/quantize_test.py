@@ -8,7 +8,7 @@ import pytest
 from flax import traverse_util
 
 from gptjax.configs import errors
-from gptjax.models import quantize
+from gptjax.models import heads, quantize
 from gptjax.models.kernels import dots
 from tests import helpers
 
@@ -18,14 +18,14 @@ from tests import helpers
 )
 def test_weights_in_the_form_for_decoding_compute_the_same(overrides):
     model = helpers.tiny_model(**overrides)
-    params = helpers.params_of(model)
+    params, described = helpers.params_of(model), heads.describe(model)
     tokens = np.random.default_rng(0).integers(0, 64, (2, 16)).astype(np.int32)
     plain = helpers.applied(model)(params, tokens)
-    found = helpers.applied(model)(quantize.for_decoding(params), tokens)
+    found = helpers.applied(model)(quantize.for_decoding(params, described), tokens)
     np.testing.assert_allclose(found, plain, atol=1e-5)
     kinds = {'int8': 0.03, 'int4': 0.4}
     for weights, most in kinds.items():
-        found = helpers.applied(model)(quantize.for_decoding(params, weights), tokens)
+        found = helpers.applied(model)(quantize.for_decoding(params, described, weights), tokens)
         error = np.abs(found - plain).max() / np.abs(plain).max()
         assert most / 20 < error < most
 
@@ -36,7 +36,7 @@ def test_products_are_those_of_the_rounded_weight(weights, rows):
     random = np.random.default_rng(0)
     weight = jnp.asarray(random.normal(size=(64, 3, 16)), jnp.float32)
     x = jnp.asarray(random.normal(size=(1, rows, 64)), jnp.float32)
-    turned = quantize._turn(weight, 1, weights)
+    turned = quantize.turn(weight, (0,), (1, 2), weights)
     rounded = turned.matrix(jnp.float32).T.reshape(weight.shape)
     with helpers.one_device().scope():
         found = dots.linear('BLD,DHK->BLHK', x, turned)
@@ -50,18 +50,19 @@ def test_products_are_those_of_the_rounded_weight(weights, rows):
 
 def test_integers_of_a_known_weight():
     weight = jnp.asarray([[1.0, -127.0], [0.4, 63.6]])  # two inputs of two outputs
-    turned = quantize._turn(weight, 1, 'int8')
+    turned = quantize.turn(weight, (0,), (1,), 'int8')
     np.testing.assert_allclose(turned.scale_NxG[:, 0], [1 / 127, 1.0])
     assert turned.values_NxJ.tolist() == [[127, 51], [-127, 64]]
-    packed = quantize._turn(jnp.asarray([[7.0], [-8.0], [0.4], [3.0]]), 1, 'int4')
+    packed = quantize.turn(jnp.asarray([[7.0], [-8.0], [0.4], [3.0]]), (0,), (1,), 'int4')
     assert packed.values_NxJ.tolist() == [[15 | 8 << 4, 0 | 11 << 4]]
     np.testing.assert_allclose(packed.matrix(jnp.float32), [[7, -8, 0, 3]])
 
 
 def test_memory_is_what_it_says():
-    params = helpers.params_of(helpers.tiny_model())
+    model = helpers.tiny_model()
+    params, described = helpers.params_of(model), heads.describe(model)
     for weights, bits in (('int8', 8), ('int4', 4)):
-        network = quantize.for_decoding(params, weights)['network']
+        network = quantize.for_decoding(params, described, weights)['network']
         for layer in network['block_0']:
             for name, leaf in traverse_util.flatten_dict(layer, sep='/').items():
                 if name.endswith('kernel'):
@@ -70,7 +71,8 @@ def test_memory_is_what_it_says():
 
 
 def test_what_cannot_be_quantised_is_a_clear_error():
-    _, lstm = helpers.baseline_decoder('lstm')
+    decoder, lstm = helpers.baseline_decoder('lstm')
+    described = heads.describe(decoder.model)
     with pytest.raises(errors.UsageError, match='is for GPTs'):
-        quantize.for_decoding(lstm, 'int8')
-    assert quantize.for_decoding(lstm)['network'] == lstm['network']
+        quantize.for_decoding(lstm, described, 'int8')
+    assert quantize.for_decoding(lstm, described)['network'] == lstm['network']

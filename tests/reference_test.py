@@ -18,17 +18,17 @@ you have found a bug: do not update the numbers. A new version of JAX may move t
 def test_losses_are_those_pinned():
     model = helpers.tiny_model(attention=('dense', 'banded'), band_width=4, residual_dropout=0.1)
     plan = helpers.plan_of(8 * 16, 16)
-    optimizer = helpers.optimizer_of(plan)
+    optimizer = helpers.optimizer_of(plan, model)
     mesh = helpers.one_device()
     train_step = step_lib.make_train_step(
-        helpers.loss_of(model, dropout=True), optimizer, 0, step_lib.Options(accum_steps=2)
+        helpers.loss_of(model), optimizer, 0, step_lib.Options(accum_steps=2)
     )
     losses = []
     with mesh.scope():
         target = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
         state = step_lib.init(model.init_params, optimizer, 0, target)
         for step in range(5):
-            batch = mesh.put(helpers.batch_of(8, 16, 64, seed=step % 2), 8, 16)
+            batch = mesh.put(helpers.batch_of(8, 16, 64, seed=step % 2))
             state, metrics = train_step(state, jax.device_put(batch))
             losses.append(float(metrics['train/loss']))
     np.testing.assert_allclose(losses, PINNED, rtol=1e-5, err_msg=f'{MESSAGE}\ngot {losses}')

@@ -75,7 +75,7 @@ def test_due_by_steps_and_by_time(monkeypatch):
 
 
 def test_progress_writes_lines_in_a_log(caplog, monkeypatch):
-    monkeypatch.setattr(progress, '_LOG_SECS', 0.0)
+    monkeypatch.setattr(progress, 'LOG_SECS', 0.0)
     with caplog.at_level(logging.INFO), progress.Progress('work', 10, ' things') as bar:
         bar.advance(4, 'note')
     assert 'work: 4 of 10 things, note' in caplog.text
@@ -83,7 +83,7 @@ def test_progress_writes_lines_in_a_log(caplog, monkeypatch):
 
 
 def test_a_workdir_is_for_one_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(program, '_LOCK_SECS', 0.3)
+    monkeypatch.setattr(program, 'LOCK_SECS', 0.3)
     with (
         program.only_one(tmp_path),
         pytest.raises(errors.InputError, match='another process'),

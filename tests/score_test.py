@@ -12,7 +12,8 @@ import pytest
 from gptjax.configs import errors
 from gptjax.evals import answers, fewshot, measures
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.sampling import decode, pipeline, score, texts
+from gptjax.sampling import decode, score, texts
+from gptjax.sampling import loaded as loaded_lib
 from gptjax.text import tokenizer as tokenizer_lib
 from tests import helpers
 
@@ -28,7 +29,7 @@ def _decoder(kind: str):
     return decode.Decoder(model, model.config.n_vocab), helpers.params_of(model)
 
 
-def _requests(n_vocab: int, shared: int, seed: int = 0, items: int = 12) -> list[score.Request]:
+def _requests(n_vocab: int, shared: int, seed: int = 0, items: int = 12) -> list[score.Query]:
     rng = np.random.default_rng(seed)
 
     def ids(count: int) -> tuple[int, ...]:
@@ -37,11 +38,11 @@ def _requests(n_vocab: int, shared: int, seed: int = 0, items: int = 12) -> list
     head, found = ids(shared), []
     for _ in range(items):
         context = head + ids(rng.integers(1, 12))
-        found += [score.Request(context, ids(rng.integers(1, 6))) for _ in range(3)]
+        found += [score.Query(context, ids(rng.integers(1, 6))) for _ in range(3)]
     return found
 
 
-def _one_by_one(decoder, params, request: score.Request) -> tuple[float, bool]:
+def _one_by_one(decoder, params, request: score.Query) -> tuple[float, bool]:
     read = (request.context + request.target)[:-1]
     padded = np.array([read + (0,) * (64 - len(read))])
     logits = np.asarray(helpers.applied(decoder.model)(params, padded), np.float64)[0, : len(read)]
@@ -100,11 +101,11 @@ def test_a_context_that_does_not_fit_loses_its_beginning():
     context = tuple(rng.integers(0, 64, 100).tolist())
     scorer = score.Scorer(decoder, params, 256)
     cut, fits = scorer.scores(
-        [score.Request(context, (1, 2, 3)), score.Request(context[-62:], (1, 2, 3))]
+        [score.Query(context, (1, 2, 3)), score.Query(context[-62:], (1, 2, 3))]
     )
     assert (cut.truncated, fits.truncated) == (True, False)
     assert cut.log_prob == pytest.approx(fits.log_prob, abs=1e-5)
-    long = scorer.scores([score.Request(context[:5], context)])[0]
+    long = scorer.scores([score.Query(context[:5], context)])[0]
     assert long.tokens == 100
     assert math.isfinite(long.log_prob)
 
@@ -126,17 +127,17 @@ def test_bad_requests_are_told():
     decoder, params = _decoder('gpt')
     scorer = score.Scorer(decoder, params, 256)
     with pytest.raises(errors.InputError, match='no context'):
-        scorer.scores([score.Request((), (1,))])
+        scorer.scores([score.Query((), (1,))])
     with pytest.raises(errors.InputError, match='outside the vocabulary'):
-        scorer.scores([score.Request((1,), (999,))])
-    assert scorer.scores([score.Request((1,), ())])[0] == score.Score(0.0, True, 0, False)
+        scorer.scores([score.Query((1,), (999,))])
+    assert scorer.scores([score.Query((1,), ())])[0] == score.Score(0.0, True, 0, False)
 
 
 def test_forbidden_tokens_do_not_count_as_likelier():
     decoder, params = _decoder('gpt')
     logits = decoder.model.apply({'params': params}, np.array([[3, 5]]))[0, -1]
     best, second = np.argsort(np.asarray(logits))[::-1][:2].tolist()
-    request = score.Request((3, 5), (second,))
+    request = score.Query((3, 5), (second,))
     assert not score.Scorer(decoder, params, 256).scores([request])[0].greedy
     banned = frozenset((best,))
     assert score.Scorer(decoder, params, 256, banned=banned).scores([request])[0].greedy
@@ -170,7 +171,7 @@ def _uniform() -> answers.Respondent:
     """A model to which all 257 bytes are equally likely."""
     model = helpers.tiny_model(n_vocab=257, n_ctx=128)
     params = jax.tree.map(jnp.zeros_like, helpers.params_of(model))
-    loaded = pipeline.Loaded(
+    loaded = loaded_lib.Loaded(
         decode.Decoder(model, 257), params, tokenizer_lib.Bytes(), {'eos_token_id': (256,)}
     )
     return answers.Respondent(loaded, 512, 1, 128, 0, 4)
@@ -188,7 +189,7 @@ def _asked(respondent: answers.Respondent, name: str, data_dir: str, k: int = 0)
     task = fewshot.find(name)
     prompts = fewshot.prompts(task, k, 0, data_dir).prompts
     units = respondent.units(task, prompts)
-    rows = [row for some in respondent.rows(task, units) for row in some]
+    rows = [row for some in respondent.rows(task, units, 0) for row in some]
     return task, sorted(rows, key=lambda row: row['i'])
 
 
@@ -246,7 +247,7 @@ def test_an_unconditional_probability_divides(tmp_path):
 
 
 def test_measures_of_text():
-    row = {'text': 'The Beatles!', 'answers': ['a beatles', 'Queen'], 'group': '', 'gold': [0]}
+    row = {'text': 'The Beatles!', 'answers': ['a beatles', 'Queen'], 'word': '', 'gold': [0]}
     assert measures.measure('exact_match', [row]).value == 100
     assert measures.measure('exact', [row]).value == 0
     assert measures.f1('the red house', 'a red car') == pytest.approx(0.5)

@@ -2,6 +2,7 @@
 """One device = every factorisation of 8 over the four axes; axes that do not fit raise."""
 
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +30,12 @@ def train(mesh, steps=2, model=None):
     """Losses and final parameters of a few steps with dropout and accumulation."""
     model = model or helpers.tiny_model(**_MODEL)
     plan = helpers.plan_of(16 * 16, 16)
-    optimizer = helpers.optimizer_of(plan, eps=1e-3)  # tames what Adam makes of rounding
+    optimizer = helpers.optimizer_of(plan, model, eps=1e-3)  # tames what Adam makes of rounding
     found = []
     with mesh.scope():
         target = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
         train_step = step_lib.make_train_step(
-            helpers.loss_of(model, dropout=True),
+            helpers.loss_of(model),
             optimizer,
             0,
             step_lib.Options(accum_steps=2),
@@ -42,7 +43,7 @@ def train(mesh, steps=2, model=None):
         )
         state = step_lib.init(model.init_params, optimizer, 0, target)
         for step in range(steps):
-            batch = mesh.put(helpers.batch_of(16, 16, 64, seed=step), 16, 16)
+            batch = mesh.put(helpers.batch_of(16, 16, 64, seed=step))
             state, metrics = train_step(state, batch)
             found.append(float(metrics['train/loss']))
         shardings = jax.tree.map(lambda x, t: x.sharding.is_equivalent_to(t.sharding, x.ndim),
@@ -109,7 +110,7 @@ def test_every_family_agrees_on_some_meshes(name):
 def test_memory_falls_with_the_devices():
     mesh = mesh_lib.Mesh(mesh_lib.Config(1, 4, 2, 1))
     model = helpers.tiny_model(**_MODEL)
-    optimizer = helpers.optimizer_of(helpers.plan_of(256, 16))
+    optimizer = helpers.optimizer_of(helpers.plan_of(256, 16), model)
     target = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
     for leaf in jax.tree.leaves(target):
         if leaf.size > 2000:  # matrices, their moments too
@@ -118,7 +119,8 @@ def test_memory_falls_with_the_devices():
 
 def test_collision_names_the_parameter():
     mesh = mesh_lib.Mesh(mesh_lib.Config(1, 8, 1, 1))
-    box = {'layer': {'w': axes.Boxed(jnp.zeros((8, 8)), ('heads', 'mlp'))}}
+    init = axes.matrix(nn.initializers.zeros, 'heads', 'mlp', inputs=(0,))
+    box = {'layer': {'w': init(jax.random.key(0), (8, 8), jnp.float32)}}
     with pytest.raises(errors.UsageError, match=r"\['layer'\]\['w'\].*'heads' and 'mlp'.*'tensor'"):
         mesh.shardings(box)
 
@@ -166,25 +168,38 @@ def test_mesh_fills_in_and_checks_batches():
     assert columns == slice(0, 16)
 
 
+class _Elsewhere:
+    """A device of another process."""
+
+    def __init__(self, process_index):
+        self.process_index = process_index
+
+
 def test_hosts_may_own_rows_that_are_not_neighbours(monkeypatch):
     """On a torus the devices of a host need not be neighbours in the mesh."""
     mesh = mesh_lib.Mesh(mesh_lib.Config(1, 8, 1, 1))
-    mine = [d for i, d in enumerate(mesh.mesh.devices.ravel()) if i in (0, 1, 5)]
-    sharding = mesh._batch_sharding()
-    held = sharding.devices_indices_map((16, 4))
-    monkeypatch.setattr(
-        type(sharding), 'addressable_devices_indices_map',
-        lambda self, shape: {d: held[d] for d in mine},
-    )  # fmt: skip
+    devices = np.array([_Elsewhere(0 if i in (0, 1, 5) else 1) for i in range(8)])
+    shape = types.SimpleNamespace(devices=devices.reshape(1, 8, 1, 1), shape=mesh.mesh.shape)
+    monkeypatch.setattr(mesh, 'mesh', shape)
     rows, columns = mesh.region(16, 4)
     assert rows.tolist() == [0, 1, 2, 3, 10, 11]
     assert columns == slice(0, 4)
 
 
-def test_what_is_put_is_what_comes_out():
-    whole = np.arange(16 * 8).reshape(16, 8)
-    for split in ((2, 2, 1, 2), (1, 2, 2, 2), (1, 1, 1, 8)):
-        mesh = mesh_lib.Mesh(mesh_lib.Config(*split))
-        rows, columns = mesh.region(16, 8)
-        found = mesh.put({'x': whole[rows, columns]}, 16, 8)['x']
-        np.testing.assert_array_equal(found, whole)
+@pytest.mark.parametrize('split', [(2, 2, 1, 2), (1, 2, 2, 2), (1, 1, 1, 8), (8, 1, 1, 1)])
+def test_what_is_put_is_what_comes_out(split):
+    """Arrays of every rank: labels, text, choices, images."""
+    mesh = mesh_lib.Mesh(mesh_lib.Config(*split))
+    shapes = {'label': (16,), 'text': (16, 8), 'choices': (16, 3, 8), 'images': (16, 5, 5, 3)}
+    whole = {name: np.random.default_rng(0).normal(size=shape) for name, shape in shapes.items()}
+    whole = {name: x.astype(np.float32) for name, x in whole.items()}
+    found = mesh.put(whole)
+    for name, x in whole.items():
+        np.testing.assert_array_equal(found[name], x)
+        held = found[name].sharding.shard_shape(x.shape)
+        length = {2: (8 // split[3],), 3: (3, 8 // split[3])}.get(x.ndim, x.shape[1:])
+        assert held == (16 // (split[0] * split[1]), *length)
+    if split[0] == 8:
+        with pytest.raises(errors.UsageError, match='label: axis 0.*use a multiple of 8'):
+            mesh.put({'label': np.zeros(12)})
+

@@ -10,6 +10,7 @@ from gptjax import evaluate, train
 from gptjax.configs import base, errors
 from gptjax.data.labelled import rows, sets, synthetic
 from gptjax.evals import answers, contamination, report, suite
+from gptjax.models import workdirs
 from gptjax.text import detokenize
 from tests import helpers
 
@@ -86,9 +87,9 @@ def test_a_stopped_suite_goes_on_in_the_middle(run, tmp_path, monkeypatch):
     asked = []
     plain = answers.Respondent.rows
 
-    def counted(self, task, prompts):
+    def counted(self, task, prompts, seed):
         asked.append(len(prompts))
-        return plain(self, task, prompts)
+        return plain(self, task, prompts, seed)
 
     monkeypatch.setattr(answers.Respondent, 'rows', counted)
     again = _evaluate(run, tmp_path / 'cut', *flags)
@@ -97,7 +98,7 @@ def test_a_stopped_suite_goes_on_in_the_middle(run, tmp_path, monkeypatch):
         assert one['value'] == pytest.approx(other['value'], abs=1e-4)
     with pytest.raises(errors.InputError, match='items of another limit'):
         _evaluate(run, tmp_path / 'cut', *flags, '--config.suite.limit=4')
-    monkeypatch.setattr(evaluate, '_state', lambda weights: [999])
+    monkeypatch.setattr(workdirs.Workdir, 'identity', lambda self: 'another')
     with pytest.raises(errors.InputError, match='items of another state'):
         _evaluate(run, tmp_path / 'cut', *flags)
 

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.training import optim
 from gptjax.training import step as step_lib
 from tests import helpers
 
@@ -65,14 +64,10 @@ def test_200_adamw_steps_match_torch():
     model = helpers.tiny_model(n_vocab=N_VOCAB, n_ctx=N_CTX, d_model=64, n_layers=3)
     params = jax.tree.map(jnp.copy, helpers.params_of(model))
     peer = peer_of(model, params)
-    plan = helpers.plan_of(WINDOWS * N_CTX, N_CTX)
     total = STEPS * WINDOWS * N_CTX
-    config = optim.Config(
-        peak_lr=3e-3, schedule='cosine', warmup_tokens=total // 10, decay_tokens=0,
-        final_lr_fraction=0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=0.5,
-        cooldown_tokens=0, mu_dtype='float32', nu_dtype='float32', ema_decay=0.0, offload=False,
-    )  # fmt: skip
-    optimizer = optim.make(config, total, plan)
+    plan = helpers.plan_of(WINDOWS * N_CTX, N_CTX, total)
+    recipe = {'peak_lr': 3e-3, 'schedule': 'cosine', 'warmup_tokens': total // 10}
+    optimizer = helpers.optimizer_of(plan, model, clip_norm=0.5, **recipe)
     train_step = step_lib.make_train_step(helpers.loss_of(model), optimizer, 0, step_lib.Options())
     state = helpers.state_of(params, optimizer)
 

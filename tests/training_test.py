@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from gptjax.configs import errors
+from gptjax.models import heads
 from gptjax.training import guard, losses, optim
+from gptjax.training import plan as plan_lib
 from gptjax.training import step as step_lib
 from tests import helpers
 
@@ -20,17 +22,12 @@ def test_lm_loss_is_masked_cross_entropy():
     nats = -np.log(np.take_along_axis(probs, targets[..., None], -1))[..., 0]
     found = losses.lm(jnp.asarray(logits), jnp.asarray(targets), jnp.asarray(weights))
     np.testing.assert_allclose(found[0], (nats * weights).sum(), rtol=1e-6)
-    assert float(found[1]) == 4
+    assert float(found[1]['weight']) == 4
 
 
 def config(**overrides) -> optim.Config:
-    fields = {
-        'peak_lr': 1.0, 'schedule': 'cosine', 'warmup_tokens': 100, 'decay_tokens': 300,
-        'final_lr_fraction': 0.1, 'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1,
-        'clip_norm': 1.0, 'cooldown_tokens': 0, 'mu_dtype': 'float32', 'nu_dtype': 'float32',
-        'ema_decay': 0.0, 'offload': False,
-    }  # fmt: skip
-    return optim.Config(**(fields | overrides))
+    fields = {'peak_lr': 1.0, 'schedule': 'cosine', 'warmup_tokens': 100, 'decay_tokens': 300}
+    return helpers.optim_config(**(fields | overrides))
 
 
 @pytest.mark.parametrize(
@@ -84,13 +81,13 @@ def test_plan_is_a_sum_of_batches():
     for _ in range(30):
         full = int(rng.integers(2, 40)) * 4
         start, over = int(rng.integers(1, full)), int(rng.integers(100, 50_000))
-        batch = optim.Batch(full * 16, 1, start * 16, over, int(rng.integers(1, 12)))
-        plan = optim.Plan(batch, 16)
-        first = 0
+        batch = plan_lib.Config(full * 16, 1, start * 16, over, int(rng.integers(1, 12)))
+        plan = plan_lib.of_tokens(batch, 16, 10_000)
+        first, after = 0, plan.length('tokens').after
         for step in range(60):
-            assert plan.position(step) == (first, plan.position(step)[1])
-            first += plan.position(step)[1]
-            assert float(plan.tokens_after(jnp.asarray(step))) == first * 16
+            assert plan.examples(step) == (first, plan.size(step))
+            first += plan.size(step)
+            assert float(after(jnp.asarray(step))) == first * 16
         sizes = plan.sizes()
         assert sizes == sorted(sizes)
         assert sizes[-1] == full
@@ -102,12 +99,12 @@ def test_plan_is_a_sum_of_batches():
 
 
 def test_ramp_is_near_the_straight_line():
-    batch = optim.Batch(3_145_728, 1, 32_768, 12 * 10**9, 8)
-    plan = optim.Plan(batch, 2048)
-    assert plan.position(0) == (0, 16)
+    batch = plan_lib.Config(3_145_728, 1, 32_768, 12 * 10**9, 8)
+    plan = plan_lib.of_tokens(batch, 2048, 300 * 10**9)
+    assert plan.examples(0) == (0, 16)
     half = plan.steps(61 * 10**8)  # just inside the fifth of eight stages
-    assert plan.position(half)[1] * 2048 == pytest.approx((32_768 + 3_145_728) / 2, rel=0.02)
-    assert plan.position(plan.steps(13 * 10**9))[1] * 2048 == 3_145_728
+    assert plan.size(half) * 2048 == pytest.approx((32_768 + 3_145_728) / 2, rel=0.02)
+    assert plan.size(plan.steps(13 * 10**9)) * 2048 == 3_145_728
 
 
 def test_plan_refuses_a_broken_batch():
@@ -116,16 +113,14 @@ def test_plan_refuses_a_broken_batch():
 
 
 def test_decay_spares_biases_and_gains():
-    params = helpers.params_of(helpers.tiny_model())
-    mask = jax.tree_util.tree_leaves_with_path(optim.decays(params))
-    spared = {jax.tree_util.keystr(path) for path, kept in mask if not kept}
-    assert all("'bias'" in name or "'scale'" in name for name in spared)
-    assert len(mask) - len(spared) == 2 + 6  # two embeddings; q, k, v, out, up, down
+    described = heads.describe(helpers.tiny_model())
+    spared = {path for path, about in described.items() if not about.decays}
+    assert all(path.endswith(('/bias', '/scale')) for path in spared)
+    assert len(described) - len(spared) == 2 + 6  # two embeddings; q, k, v, out, up, down
 
 
 def _after(batch, accum_steps, model):
-    plan = helpers.plan_of(8 * 16, 16)
-    optimizer = helpers.optimizer_of(plan)
+    optimizer = helpers.optimizer_of(helpers.plan_of(8 * 16, 16), model)
     step = step_lib.make_train_step(
         helpers.loss_of(model), optimizer, 0, step_lib.Options(accum_steps)
     )
@@ -154,7 +149,7 @@ def test_clipping_limits_the_gradient_before_adam():
     plan = helpers.plan_of(8 * 16, 16)
     params = helpers.params_of(model)
     grads = jax.tree.map(lambda p: jnp.full(p.shape, 100.0), params)
-    optimizer = helpers.optimizer_of(plan, clip_norm=1.0)
+    optimizer = helpers.optimizer_of(plan, model, clip_norm=1.0)
     _, state = optimizer.update(grads, optimizer.init(params), params)
     mu = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
     norm = float(jnp.sqrt(sum(jnp.sum(m**2) for m in mu[: len(mu) // 2])))
@@ -164,7 +159,7 @@ def test_clipping_limits_the_gradient_before_adam():
 @pytest.mark.parametrize('param_dtype', ['float32', 'bfloat16'])
 def test_a_step_keeps_every_shape_and_dtype(param_dtype):
     model = helpers.tiny_model(param_dtype=param_dtype)
-    optimizer = helpers.optimizer_of(helpers.plan_of(8 * 16, 16))
+    optimizer = helpers.optimizer_of(helpers.plan_of(8 * 16, 16), model)
     mesh = helpers.one_device()
     with mesh.scope():
         state = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
@@ -175,9 +170,9 @@ def test_a_step_keeps_every_shape_and_dtype(param_dtype):
 
 
 def test_a_warm_up_longer_than_training_is_refused():
-    plan = helpers.plan_of(8 * 16, 16)
+    plan = helpers.plan_of(8 * 16, 16, total_tokens=100)
     with pytest.raises(errors.UsageError, match='not below the 100 tokens of training'):
-        helpers.optimizer_of(plan, total_tokens=100, warmup_tokens=100)
+        helpers.optimizer_of(plan, helpers.tiny_model(), warmup_tokens=100)
 
 
 def test_moments_in_bfloat16_take_half_the_memory_and_train_alike():
@@ -186,7 +181,7 @@ def test_moments_in_bfloat16_take_half_the_memory_and_train_alike():
     plan = helpers.plan_of(8 * 16, 16)
     losses_of = {}
     for dtype in ('float32', 'bfloat16'):
-        optimizer = helpers.optimizer_of(plan, mu_dtype=dtype, nu_dtype=dtype)
+        optimizer = helpers.optimizer_of(plan, model, mu_dtype=dtype, nu_dtype=dtype)
         step = step_lib.make_train_step(helpers.loss_of(model), optimizer, 0, step_lib.Options())
         state = helpers.state_of(jax.tree.map(jnp.copy, params), optimizer)
         moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
@@ -203,7 +198,7 @@ def test_moments_in_bfloat16_take_half_the_memory_and_train_alike():
 
 def _trained(options, batches, **overrides):
     model = helpers.tiny_model()
-    optimizer = helpers.optimizer_of(helpers.plan_of(8 * 16, 16), **overrides)
+    optimizer = helpers.optimizer_of(helpers.plan_of(8 * 16, 16), model, **overrides)
     mesh = helpers.one_device()
     with mesh.scope():
         target = step_lib.abstract(model.init_params, optimizer, mesh.shardings, options)
@@ -211,7 +206,7 @@ def _trained(options, batches, **overrides):
         state = step_lib.init(model.init_params, optimizer, 0, target, options)
         found, states = [], [jax.tree.map(np.asarray, state)]
         for batch in batches:
-            state, metrics = step(state, mesh.put(batch, 8, 16))
+            state, metrics = step(state, mesh.put(batch))
             found.append(metrics)
             states.append(jax.tree.map(np.asarray, state))
     return states, found
@@ -280,12 +275,12 @@ def test_norms_of_every_layer_on_request():
 def test_windows_left_out_are_passed_over():
     plan = helpers.plan_of(8 * 16, 16)
     plan.skip(4, 7)  # back to step 4 from a spike at step 7: the windows of steps 4, 5, 6
-    assert [plan.windows(step)[0] for step in (3, 4, 5)] == [24, 56, 64]
+    assert [plan.examples(step)[0] for step in (3, 4, 5)] == [24, 56, 64]
     assert plan.tokens(5) == 5 * 8 * 16  # what was trained on
     plan.skip(4, 5)
-    assert plan.windows(4) == (64, 8)
+    assert plan.examples(4) == (64, 8)
     plan = helpers.plan_of(8 * 16, 16)
     plan.skip(8, 10)
     plan.skip(4, 9)  # back further, from a spike in the first step after the gap
-    assert plan.windows(4)[0] == 10 * 8 + 8
-    assert plan.windows(8)[0] == plan.windows(4)[0] + 4 * 8  # the old gap is behind
+    assert plan.examples(4)[0] == 10 * 8 + 8
+    assert plan.examples(8)[0] == plan.examples(4)[0] + 4 * 8  # the old gap is behind

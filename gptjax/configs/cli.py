@@ -3,31 +3,52 @@
 
 import ast
 import dataclasses
-import difflib
+import functools
+import importlib.util
 import pathlib
-from collections.abc import Callable
-from typing import Any
+import types
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from gptjax.configs import base, errors, sizes
+from gptjax.configs import base, errors, fields, mistakes, sizes, spec
+
+_CONFIG = 'config'
+T = TypeVar('T')
+_PROGRAMS = pathlib.Path(__file__).parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """What a program's main() is given: a locked config, the run's folder, the other flags."""
+    """What a program's main() is given.
+
+    Attributes:
+      config: locked.
+      workdir: the run's folder.
+      flags: the other flags.
+      path: of the config file.
+      module: the config file as a module: its get_config(arg), and sweep() where it has one.
+    """
 
     config: ml_collections.ConfigDict
     workdir: str
     flags: flags.FlagValues
+    path: str
+    module: types.ModuleType
+
+    def section(self, name: str, owner: type[T]) -> T:
+        """A section of the config as its owner's dataclass. Raises UsageError where it is wrong."""
+        return fields.build(owner, self.config[name], name)
 
 
 def parse(
     argv: list[str],
     define: Callable[[flags.FlagValues], None] = lambda values: None,
     default_config: str = '',
+    reads: Iterable[str] | None = None,
 ) -> Args:
     """Parses `--config=FILE[:arg] [--config.field=value ...] --workdir=DIR [...]`.
 
@@ -35,49 +56,72 @@ def parse(
       argv: the command line, program name first.
       define: adds the program's own flags to the FlagValues it is handed.
       default_config: config file where the command line names none; '' = it must.
+      reads: sections and top-level fields that the program reads; None = every one.
 
     Raises:
-      UsageError: a mistyped flag, field or value, in one line, with a suggestion.
+      UsageError: a mistyped flag, field or value, or a field that the program does not read; in
+        one line, with a suggestion.
     """
-    argv = with_config(argv, default_config)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        'config', None, 'Experiment file, as experiments/quickstart.py or file.py:key=value.',
-        flag_values=values, sys_argv=argv,
-    )  # fmt: skip
     flags.DEFINE_string('workdir', None, 'Folder that holds the run.', flag_values=values)
     define(values)
+    named, argv = _config_of(with_config(argv, default_config))
+    errors.require(bool(named), 'give --config=experiments/<name>.py')
+    path, config = '', None
     try:
+        path, module, config = load(named)
+        _add_labels(config, argv)
+        config_flags.DEFINE_config_dict(_CONFIG, config, flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
-        config = values.config and values.config.lock()  # a file that failed to load raises here
     except SystemExit as e:
         raise errors.UsageError(f'the config file stopped the program: {e}') from e
     except Exception as e:  # a config file is code: it may raise anything
-        raise errors.UsageError(_explain(e, argv, values)) from e
+        raise errors.UsageError(mistakes.explain(e, argv, values, config)) from e
     if rest:
         raise errors.UsageError(f'unexpected argument {rest[0]!r}; flags look like --name=value')
-    errors.require(config is not None, 'give --config=experiments/<name>.py')
     errors.require(bool(values.workdir), 'give --workdir=<folder of the run>')
+    if reads is not None:
+        _check_read(argv, tuple(reads))
     errors.require(0 <= config.seed < 2**31, f'seed = {config.seed} must be from 0 to 2**31 - 1')
-    blocked = next(
-        (p for p in _with_parents(values.workdir) if p.exists() and not p.is_dir()), None
-    )
+    workdir = pathlib.Path(values.workdir)
+    for folder in (workdir, *workdir.parents):
+        errors.require(
+            not folder.exists() or folder.is_dir(),
+            f'--workdir={workdir}: {folder} is a file, not a folder',
+        )
+    return Args(config.lock(), values.workdir, values, path, module)
+
+
+def load(named: str) -> tuple[str, types.ModuleType, ml_collections.ConfigDict]:
+    """A config file, as FILE or FILE:arg -> (its path, its module, what get_config gives).
+
+    Raises:
+      UsageError: there is no such file, or it gives no config. Exception: what the file raises.
+    """
+    path, colon, arg = named.partition(':')
     errors.require(
-        blocked is None, f'--workdir={values.workdir}: {blocked} is a file, not a folder'
+        pathlib.Path(path).is_file(), f'cannot read the config file {path!r}: it is not there'
     )
-    return Args(config, values.workdir, values)
-
-
-def _with_parents(workdir: str) -> list[pathlib.Path]:
-    path = pathlib.Path(workdir)
-    return [path, *path.parents]
+    found = importlib.util.spec_from_file_location('config_file', path)
+    errors.require(found is not None, f'the config file {path!r} is no .py file')
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    errors.require(
+        hasattr(module, 'get_config'), f'the config file {path!r} has no function get_config'
+    )
+    config = module.get_config(arg) if colon else module.get_config()
+    errors.require(
+        isinstance(config, ml_collections.ConfigDict),
+        f'get_config of {path!r} gives no ConfigDict; start from gptjax.configs.base.get_config()',
+    )
+    return path, module, config
 
 
 def with_config(argv: list[str], default_config: str) -> list[str]:
     """The command line, naming `default_config` where it names no config file."""
-    if not default_config or any(a.partition('=')[0].lstrip('-') == 'config' for a in argv):
+    if not default_config or any(_name(arg) == _CONFIG for arg in argv[1:]):
         return argv
-    return [argv[0], f'--config={default_config}', *argv[1:]]
+    return [argv[0], f'--{_CONFIG}={default_config}', *argv[1:]]
 
 
 def variant(argv: list[str], arg: str, workdir: str) -> list[str]:
@@ -86,16 +130,33 @@ def variant(argv: list[str], arg: str, workdir: str) -> list[str]:
     >>> variant(['train', '--config=a.py:size=xl', '--workdir', 'w', '--config.seed=1'], 'n=2', 'v')
     ['--config=a.py:size=xl,n=2', '--workdir=v', '--config.seed=1']
     """
-    whole: list[str] = []
-    for part in argv[1:]:
-        if whole and not part.startswith('-') and '=' not in whole[-1]:
-            whole[-1] += f'={part}'
-        else:
-            whole.append(part)
-    found = {flag.partition('=')[0].lstrip('-'): flag.partition('=')[2] for flag in whole}
-    separator = ',' if ':' in found['config'] else ':'
-    rest = [f for f in whole if f.partition('=')[0].lstrip('-') not in ('config', 'workdir')]
-    return [f'--config={found["config"]}{separator}{arg}', f'--workdir={workdir}', *rest]
+    whole = _joined(argv[1:])
+    found = {_name(flag): flag.partition('=')[2] for flag in whole}
+    separator = ',' if ':' in found[_CONFIG] else ':'
+    rest = [flag for flag in whole if _name(flag) not in (_CONFIG, 'workdir')]
+    return [f'--{_CONFIG}={found[_CONFIG]}{separator}{arg}', f'--workdir={workdir}', *rest]
+
+
+def for_program(flags_: Iterable[str], program: str) -> list[str]:
+    """Of some flags those that a program takes: overrides of what it does not read are left out."""
+    reads = readings()[program]
+    return [
+        flag
+        for flag in _joined(flags_)
+        if not _name(flag).startswith(f'{_CONFIG}.') or _section(flag) in reads
+    ]
+
+
+@functools.cache
+def readings() -> dict[str, tuple[str, ...]]:
+    """Program -> what it reads of the config: its READS, read without importing it."""
+    found = {}
+    for path in sorted(_PROGRAMS.glob('*.py')):
+        for node in ast.parse(path.read_text(encoding='utf-8')).body:
+            names = [getattr(t, 'id', '') for t in getattr(node, 'targets', ())]
+            if isinstance(node, ast.Assign) and names == ['READS']:
+                found[path.stem] = ast.literal_eval(node.value)
+    return found
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> Any:
@@ -106,14 +167,8 @@ def parse_arg(arg: str | None, **defaults: Any) -> Any:
     >>> parse_arg('size=xl', size='small', steps=10)
     ConfigArg(size='xl', steps=10)
     """
-    found = dict(defaults)
-    for part in filter(None, (arg or '').split(',')):
-        key, equals, text = part.partition('=')
-        if not equals or key not in defaults:
-            raise errors.UsageError(
-                f'config argument {part!r} is not key=value with a key of: {", ".join(defaults)}'
-            )
-        found[key] = _typed(key, text, defaults[key])
+    types_ = {name: type(value) for name, value in defaults.items()}
+    found = defaults | spec.parse(arg or '', types_, 'config argument')
     record = dataclasses.make_dataclass('ConfigArg', found.keys(), frozen=True)
     return record(**found)
 
@@ -136,82 +191,63 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         small.batch.update(batch_tokens=16 * 32, ramp_over_tokens=0, ramp_from_tokens=0)
         small.train.update(total_tokens=6 * 16 * 32, total_epochs=0.0)
         small.train.update(log_every_steps=1, eval_every_steps=3)
-        small.optim.update(warmup_tokens=2 * 16 * 32, decay_tokens=0)
+        durations = {'warmup_tokens': 2 * 16 * 32, 'warmup_steps': 2, 'warmup_epochs': 0}
+        durations |= {name.replace('warmup', 'decay'): 0 for name in durations}
+        small.optim.update({k: v for k, v in durations.items() if k in small.optim})
         small.checkpoint.update(every_steps=2)
         small.evaluate.update(max_tokens=1000, stride=0)
         small.decode.update(max_new_tokens=8)
     return small.lock()
 
 
-def _typed(key: str, text: str, default: Any) -> Any:
-    kind = type(default)
-    if kind is str:
-        return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise errors.UsageError(f'config argument {key}={text!r} must be a {kind.__name__}')
-    return value
+def _config_of(argv: list[str]) -> tuple[str, list[str]]:
+    """What --config names, and the command line without it."""
+    named, rest = '', argv[:1]
+    arguments = iter(argv[1:])
+    for arg in arguments:
+        if _name(arg) != _CONFIG or not arg.startswith('-'):
+            rest.append(arg)
+        elif '=' in arg:
+            named = arg.partition('=')[2]
+        else:
+            named = next(arguments, '')
+    return named, rest
 
 
-def _explain(error: Exception, argv: list[str], values: flags.FlagValues) -> str:
-    """One line for what absl and ml_collections say in many."""
-    cause: BaseException | None = error
-    told = ''
-    while cause is not None:  # absl and ml_collections wrap what a config file raises
-        told = str(cause) if isinstance(cause, errors.InputError) else told
-        cause = cause.__cause__ or cause.__context__
-    if told:
-        return told
-    if isinstance(error, flags.UnrecognizedFlagError):
-        near = difflib.get_close_matches(error.flagname, list(values), n=1)
-        hint = f'did you mean --{near[0]}?' if near else f'there are: --{", --".join(values)}'
-        return f'unknown flag --{error.flagname}; {hint}'
-    if isinstance(error, OSError):
-        path = next((a.partition('=')[2] for a in argv if a.lstrip('-').startswith('config=')), '')
-        reason = 'it is not there' if 'Errno 2' in str(error) else _first_line(error)
-        return f'cannot read the config file {path!r}: {reason}'
-    if isinstance(error, AttributeError | KeyError):
-        known = ml_collections.FrozenConfigDict(base.get_config())
-        for field in _overridden(argv):
-            if field not in _fields(known):
-                near = difflib.get_close_matches(field, _fields(known), n=1)
-                hint = f'; did you mean --config.{near[0]}?' if near else ''
-                return f'unknown field --config.{field}{hint}'
-    if isinstance(error, flags.Error):
-        return _first_line(error)
-    return f'{type(error).__name__}: {_first_line(error)}{_where(error)}'
+def _add_labels(config: ml_collections.ConfigDict, argv: list[str]) -> None:
+    """Makes room for labels that only the command line names, as data.eval_sets.wiki."""
+    for field in mistakes.overridden(argv):
+        section, _, label = field.rpartition('.')
+        if section == base.LABELS and 'data' in config and label not in config.data.eval_sets:
+            with config.unlocked():
+                config.data.eval_sets[label] = ''
 
 
-def _overridden(argv: list[str]) -> list[str]:
-    names = (arg.partition('=')[0].lstrip('-') for arg in argv if arg.startswith('-'))
-    return [name.removeprefix('config.') for name in names if name.startswith('config.')]
+def _check_read(argv: list[str], reads: tuple[str, ...]) -> None:
+    for field in mistakes.overridden(argv):
+        section = field.partition('.')[0]
+        if section not in reads:
+            others = [name for name, theirs in readings().items() if section in theirs]
+            raise errors.UsageError(
+                f'--config.{field} changes nothing here: {section!r} is read by '
+                f'{", ".join(others)}; leave it out'
+            )
 
 
-def _fields(config: ml_collections.FrozenConfigDict, prefix: str = '') -> list[str]:
-    found = []
-    for key, value in config.items():
-        found.append(prefix + key)
-        if isinstance(value, ml_collections.FrozenConfigDict):
-            found += _fields(value, f'{prefix}{key}.')
-    return found
+def _joined(arguments: Iterable[str]) -> list[str]:
+    """--name=value of every flag, also where value stood by itself."""
+    whole: list[str] = []
+    for part in arguments:
+        if whole and not part.startswith('-') and '=' not in whole[-1]:
+            whole[-1] += f'={part}'
+        else:
+            whole.append(part)
+    return whole
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return ' '.join(text.splitlines()[0].split()) if text else type(error).__name__
+def _name(flag: str) -> str:
+    return flag.partition('=')[0].lstrip('-')
 
 
-def _where(error: Exception) -> str:
-    """The config file's own line, when the error was raised in one."""
-    frame, found = error.__traceback__, ''
-    while frame is not None:
-        path = frame.tb_frame.f_code.co_filename
-        if 'site-packages' not in path and path != __file__:
-            found = f' (at {path}:{frame.tb_lineno})'
-        frame = frame.tb_next
-    return found
+def _section(flag: str) -> str:
+    return _name(flag).split('.')[1]

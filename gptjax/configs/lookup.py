@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Module name -> module: the only place where a config's string becomes code."""
 
+import dataclasses
 import importlib
 import pkgutil
 import types
+from typing import Any
 
-from gptjax.configs import errors
+from gptjax.configs import errors, spec
 
 
 def names(package: str) -> list[str]:
@@ -24,3 +26,31 @@ def module(package: str, name: str) -> types.ModuleType:
     if name not in known:
         raise errors.UsageError(f'no {name!r} in {package}; there are: {", ".join(known)}')
     return importlib.import_module(f'{package}.{name}')
+
+
+def plug_in(package: str, written: str) -> tuple[types.ModuleType, Any]:
+    """What a config writes as NAME or NAME:option=value,... -> (module, its options).
+
+    Args:
+      written: an option for every field of the module's dataclass `Options`, none where it has no
+        such class: no default hides in code.
+
+    Returns:
+      the module, and its Options; None where it has none.
+
+    Raises:
+      UsageError: there is no such module, or an option is unknown, missing or of another type.
+    """
+    name, _, text = written.partition(':')
+    found = module(package, name)
+    owner = getattr(found, 'Options', None)
+    if owner is None:
+        spec.parse(text, {}, f'{name!r}: option')
+        return found, None
+    wanted = {field.name: field.type for field in dataclasses.fields(owner)}
+    given = spec.parse(text, wanted, f'{name!r}: option')
+    missing = [f'{key}=<{kind.__name__}>' for key, kind in wanted.items() if key not in given]
+    if missing:
+        whole = ','.join([*(f'{key}={value}' for key, value in given.items()), *missing])
+        raise errors.UsageError(f'{name!r} of {package} wants options: {name}:{whole}')
+    return found, owner(**given)

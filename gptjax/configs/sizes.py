@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model sizes of the GPT line as data. Fields are those of models/gpt.py's and rnn.py's Config.
+"""Model sizes of the GPT line as data; what the fields mean stands in sections/models.py.
 
 Where a paper contradicts itself, GPT3_PRINTED keeps what Table 2.1 prints and GPT3 holds what runs.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
-from gptjax.configs import errors
+from gptjax.configs import errors, fields
+from gptjax.configs.sections import models
 
 
 class Shape(NamedTuple):
@@ -95,7 +96,7 @@ TINY = {
 }
 
 
-def model(size: str, **overrides) -> ml_collections.ConfigDict:
+def model(size: str, **overrides: Any) -> ml_collections.ConfigDict:
     """The model section of a GPT: 'gpt1', 'gpt2-small', 'gpt3-175b', 'gptj-6b', 'tiny', ...
 
     Raises:
@@ -107,118 +108,65 @@ def model(size: str, **overrides) -> ml_collections.ConfigDict:
     table |= dict.fromkeys(GPTJ_VOCAB, GPTJ) | LLAMA
     errors.require(size in table, f'no size {size!r}; there are: {", ".join(table)}')
     shape = table[size]
-    fields = _fields(shape)
+    section = fields.values(models.GPT)
+    section.update(
+        **shape._asdict(),
+        residual_init_std=section.init_std / math.sqrt(2 * shape.n_layers),
+    )
     if size in LLAMA:
-        fields |= {
-            **shape._asdict(),
-            'norm_kind': 'rms',
-            'positions': 'rotary',
-            'rotary_dims': shape.d_head,
-            'activation': 'silu',
-            'gated_mlp': True,
-            'attention_bias': False,
-            'mlp_bias': False,
-            'norm_bias': False,
-        }
-    elif size in GPTJ_VOCAB:
-        fields |= {
-            'n_ctx': 2048,
-            'n_vocab': GPTJ_VOCAB[size],  # GPT-J's 50,257 tokens are padded to 50,400
-            'parallel_residual': True,
-            'positions': 'rotary',
-            'rotary_dims': 64,
-            'attention_bias': False,
-            'head_bias': True,
-            'tied_embedding': False,
-        }
+        section.update(
+            norm_kind='rms',
+            positions='rotary',
+            rotary_dims=shape.d_head,
+            activation='silu',
+            gated_mlp=True,
+            attention_bias=False,
+            mlp_bias=False,
+            norm_bias=False,
+        )
+    else:
+        section.d_ff = 4 * shape.d_model
+    if size in GPTJ_VOCAB:
+        section.update(
+            n_ctx=2048,
+            n_vocab=GPTJ_VOCAB[size],  # GPT-J's 50,257 tokens are padded to 50,400
+            parallel_residual=True,
+            positions='rotary',
+            rotary_dims=64,
+            attention_bias=False,
+            head_bias=True,
+            tied_embedding=False,
+        )
     elif size == 'gpt1':
-        fields |= {
-            'norm': 'post',
-            'n_ctx': 512,
-            'n_vocab': 40478,  # the released vocabulary; the paper says 40,000 merges
-            'position_init_std': 0.02,
-            'residual_init_std': 0.02,
-            'embed_dropout': 0.1,
-            'attention_dropout': 0.1,
-            'residual_dropout': 0.1,
-        }
+        section.update(
+            norm='post',
+            n_ctx=512,
+            n_vocab=40478,  # the released vocabulary; the paper says 40,000 merges
+            position_init_std=0.02,
+            residual_init_std=0.02,
+            embed_dropout=0.1,
+            attention_dropout=0.1,
+            residual_dropout=0.1,
+        )
     elif size.startswith('gpt3-'):
         # "Alternating dense and locally banded sparse attention" (section 2.1); which layers are
         # banded and how wide is not published: odd ones, 256 wide, are ours.
-        fields |= {'n_ctx': 2048, 'attention': ('dense', 'banded'), 'band_width': 256}
+        section.update(n_ctx=2048, attention=('dense', 'banded'), band_width=256)
     elif size in TINY:
-        fields |= {'n_ctx': {'quick': 128, 'char': 256}.get(size, 64), 'scan_layers': False}
-    return ml_collections.ConfigDict(fields | overrides)
+        section.update(n_ctx={'quick': 128, 'char': 256}.get(size, 64), scan_layers=False)
+    return _with(section, overrides)
 
 
-def rnn(cell: str, **overrides) -> ml_collections.ConfigDict:
+def rnn(cell: str, **overrides: Any) -> ml_collections.ConfigDict:
     """The model section of an RNN baseline, cell 'lstm' or 'gru'."""
-    fields = {
-        'family': 'rnn',  # a module of gptjax.models
-        'cell': cell,  # lstm or gru
-        'n_layers': 2,
-        'd_model': 200,  # units of a layer, and of the embedding
-        'n_ctx': 128,  # tokens of a window; the state starts at zero before each
-        'n_vocab': 10000,
-        'bptt_tokens': 32,  # gradients go back at most so many tokens; 0 = the whole window
-        # The small model of Zaremba et al. 2014 (section 4.1): 2 x 200, uniform, no dropout.
-        'init_range': 0.1,
-        'dropout': 0.0,  # of the embedding, between layers, of the output
-        'tied_embedding': True,  # the embedding gives the logits too (Press and Wolf 2017)
-        'param_dtype': 'float32',  # float32 or bfloat16
-        'compute_dtype': 'float32',
-    }
-    return ml_collections.ConfigDict(fields | overrides)
+    return _with(fields.values(models.RNN), {'cell': cell} | overrides)
 
 
-def ngram(order: int, **overrides) -> ml_collections.ConfigDict:
+def ngram(order: int, **overrides: Any) -> ml_collections.ConfigDict:
     """The model section of an n-gram baseline."""
-    fields = {
-        'family': 'ngram',  # a module of gptjax.models
-        'order': order,  # n; it sees n - 1 tokens
-        'n_ctx': 128,  # tokens of a window that is scored
-        'n_vocab': 50257,
-        'entries': (),  # n-grams of each order; () until they are counted
-    }
-    return ml_collections.ConfigDict(fields | overrides)
+    return _with(fields.values(models.NGRAM), {'order': order} | overrides)
 
 
-def _fields(shape: Shape | LlamaShape) -> dict:
-    """GPT-2's choices (paper, section 2.3, and the released src/model.py) for one shape."""
-    return {
-        'family': 'gpt',  # a module of gptjax.models
-        **shape._asdict(),  # d_head x n_heads is d_model in every published size
-        'n_kv_heads': 0,  # heads with keys and values of their own (Llama); 0 = n_heads
-        'd_ff': 4 * shape.d_model,
-        'n_ctx': 1024,  # tokens of context
-        'n_vocab': 50257,
-        'norm': 'pre',  # pre (GPT-2, GPT-3) or post (GPT-1)
-        'norm_kind': 'layer',  # layer or rms (Llama)
-        'norm_eps': 1e-5,
-        'parallel_residual': False,  # attention and feed-forward net side by side (GPT-J)
-        'attention': ('dense',),  # pattern repeated over the layers: dense, banded
-        'band_width': 0,  # positions a banded layer sees, its own included; 0 = no banded layer
-        'positions': 'learned',  # learned or rotary (GPT-J, Llama)
-        'rotary_dims': 0,  # of each head, that are rotated; 0 = no rotary positions
-        'rotary_base': 1e4,
-        'rotary_scaling': (),  # or Llama 3.1's factor, low, high frequency factor, original n_ctx
-        'activation': 'gelu_tanh',  # gelu_tanh, gelu (by erf), relu, silu
-        'gated_mlp': False,  # activation(gate) x up (Shazeer 2020); with silu: SwiGLU
-        'attention_bias': True,
-        'mlp_bias': True,
-        'norm_bias': True,
-        'head_bias': False,  # of the logits (GPT-J)
-        'tied_embedding': True,  # the token embedding gives the logits too
-        'mup_base_width': 0,  # muP: d_model of the model whose rates are taken over; 0 = standard
-        'init_std': 0.02,
-        'position_init_std': 0.01,  # src/model.py; the paper is silent
-        # "Scaled at initialization by 1/sqrt(N), N the number of residual layers": two a block.
-        'residual_init_std': 0.02 / math.sqrt(2 * shape.n_layers),
-        'embed_dropout': 0.0,
-        'attention_dropout': 0.0,
-        'residual_dropout': 0.0,
-        'param_dtype': 'float32',  # float32, bfloat16 or float16
-        'compute_dtype': 'float32',  # as param_dtype; softmax, norms and losses stay float32
-        'scan_layers': True,  # one compiled block for all repeats of the pattern; False unrolls
-        'remat': 'none',  # none, dots, blocks, full or offload: see models/stack.py
-    }
+def _with(section: ml_collections.ConfigDict, values: dict) -> ml_collections.ConfigDict:
+    """The section with other values; a field that it does not have is added, for its owner to refuse."""
+    return ml_collections.ConfigDict(section.to_dict() | values)

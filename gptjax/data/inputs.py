@@ -3,10 +3,18 @@
 
 import pathlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 from gptjax.configs import errors
 from gptjax.data import loader, tokens
 from gptjax.text import tokenizer as tokenizer_lib
+
+
+class Inputs(NamedTuple):
+    """The training sets of a run, and its held-out sets by label."""
+
+    train: list[tokens.TokenSet]
+    held_out: dict[str, tokens.TokenSet]
 
 
 def open_all(
@@ -16,8 +24,8 @@ def open_all(
     own: pathlib.Path,
     keep: bool,
     staged: Callable[[int], None],
-) -> tuple[list[tokens.TokenSet], tokens.TokenSet]:
-    """Training sets and held-out set, staged and checked against the tokenizer.
+) -> Inputs:
+    """Training sets and held-out sets, staged and checked against the tokenizer.
 
     Args:
       own: where the run keeps its tokenizer, so that it travels with the weights.
@@ -28,14 +36,12 @@ def open_all(
       InputError: a set is not finished, or was made with another tokenizer.
     """
 
-    def open_set(name: str, split: str) -> tokens.TokenSet:
-        return tokens.open_set(tokens.locate(name, workdir, config.stage_dir, staged), split)
-
-    sets = [open_set(name, 'train') for name in config.sets]
-    held_out = open_set(config.eval_set, 'valid')
+    folders = (tokens.locate(name, workdir, config.stage_dir, staged) for name in config.sets)
+    sets = [tokens.open_set(folder, 'train') for folder in folders]
+    held_out = open_held_out(config, workdir, staged)
     tokenizer = tokenizer_lib.load(tokenizer_dir)
     print_ = tokenizer_lib.fingerprint(tokenizer)
-    for token_set in [*sets, held_out]:
+    for token_set in [*sets, *held_out.values()]:
         if token_set.fingerprint != print_:
             raise errors.InputError(
                 f'the tokens in {token_set.folder} were made with another tokenizer '
@@ -48,7 +54,18 @@ def open_all(
         raise errors.InputError(
             f'{own} holds another tokenizer than {tokenizer_dir}; use another --workdir'
         )
-    return sets, held_out
+    return Inputs(sets, held_out)
+
+
+def open_held_out(
+    config: loader.Config, workdir: pathlib.Path, staged: Callable[[int], None]
+) -> dict[str, tokens.TokenSet]:
+    """The held-out sets by label, staged. Raises InputError where one is not finished."""
+    found = {}
+    for label, name in config.eval_sets:
+        folder = tokens.locate(name, workdir, config.stage_dir, staged)
+        found[label] = tokens.open_set(folder, 'valid')
+    return found
 
 
 def check_vocabulary(n_vocab: int, sets: list[tokens.TokenSet]) -> None:

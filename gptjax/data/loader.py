@@ -7,15 +7,15 @@ windows come in which order; a process merely reads the rows and columns that it
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
+import ml_collections
 import numpy as np
 
-from gptjax.configs import errors
+from gptjax.configs import errors, fields
 from gptjax.data import tokens
 
-Batch = dict[str, np.ndarray]
 # windows -> the (rows, columns) of a (windows, n_ctx) batch that this process reads
 Region = Callable[[int], tuple[np.ndarray, slice]]
 
@@ -26,7 +26,7 @@ class Config:
 
     sets: tuple[str, ...]
     weights: tuple[float, ...]
-    eval_set: str
+    eval_sets: tuple[tuple[str, str], ...]  # (label, folder)
     prefetch_steps: int
     stage_dir: str
 
@@ -44,6 +44,27 @@ class Config:
             f'data.weights must be finite numbers above 0, got {self.weights}',
         )
         errors.require_between(self, 1, 1024, 'prefetch_steps')
+        for label, folder in self.eval_sets:
+            errors.require(
+                isinstance(folder, str) and bool(label) and '/' not in label,
+                f'data.eval_sets is label -> folder, a label without "/"; got {label!r} -> '
+                f'{folder!r}',
+            )
+
+
+def configure(section: fields.Values) -> Config:
+    """The Config of a data section; held-out sets without a folder are none.
+
+    Raises:
+      UsageError: a field is unknown, missing or out of range.
+    """
+    sets = section['eval_sets'] if 'eval_sets' in section else {}
+    errors.require(
+        isinstance(sets, Mapping | ml_collections.ConfigDict),
+        f'data.eval_sets is label -> folder, as data.eval_sets.wiki=wiki/tokens; got {sets!r}',
+    )
+    named = tuple((label, folder) for label, folder in sorted(sets.items()) if folder)
+    return fields.build(Config, {**section, 'eval_sets': named}, 'data')
 
 
 def windows(
@@ -83,23 +104,23 @@ def batches(
     config: Config,
     n_ctx: int,
     seed: int,
-    position: Callable[[int], tuple[int, int]],
+    examples: Callable[[int], tuple[int, int]],
     region: Region,
     start_step: int,
     stop_step: int,
-) -> Iterator[Batch]:
+) -> Iterator[dict[str, np.ndarray]]:
     """Prefetched batches of steps start_step .. stop_step - 1.
 
     Args:
-      position: step -> (first window, number of windows), the batch ramp's closed form.
+      examples: step -> (first window, number of windows), training.plan's closed form.
       region: which part of the batch this process holds.
 
     Yields:
       'tokens' and 'targets' (rows, columns) int32, 'weights' (rows, columns) float32.
     """
-    columns = region(position(start_step)[1])[1]
+    columns = region(examples(start_step)[1])[1]
     source = _Steps(
-        windows(sets, config.weights, n_ctx, seed, columns), position, region, stop_step
+        windows(sets, config.weights, n_ctx, seed, columns), examples, region, stop_step
     )
     steps = grain.MapDataset.source(source)[start_step:]
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch_steps)
@@ -124,15 +145,21 @@ class _Windows:
 class _Steps:
     """Batches by step."""
 
-    def __init__(self, source, position, region, stop_step: int) -> None:
-        self._windows, self._position, self._region = source, position, region
+    def __init__(
+        self,
+        source: grain.MapDataset,
+        examples: Callable[[int], tuple[int, int]],
+        region: Region,
+        stop_step: int,
+    ) -> None:
+        self._windows, self._examples, self._region = source, examples, region
         self._stop = stop_step
 
     def __len__(self) -> int:
         return self._stop
 
-    def __getitem__(self, step: int) -> Batch:
-        first, count = self._position(step)
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        first, count = self._examples(step)
         rows = self._region(count)[0].tolist()
         read = np.stack([self._windows[first + row] for row in rows]).astype(np.int32)
         tokens_BxL, targets_BxL = read[:, :-1], read[:, 1:]

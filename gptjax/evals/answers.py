@@ -9,7 +9,8 @@ from typing import Any
 from gptjax.configs import base
 from gptjax.evals import fewshot
 from gptjax.evals.tasks import cloze
-from gptjax.sampling import decode, options, pipeline, score, texts
+from gptjax.sampling import decode, options, router, score, texts
+from gptjax.sampling import loaded as loaded_lib
 
 Row = dict[str, Any]
 WINDOW = 2048  # tokens of windows, of models that can read any number
@@ -23,7 +24,7 @@ class Window:
     number: int
     of: int  # the text's prompt
     item: fewshot.Item
-    request: score.Request
+    query: score.Query
     share: float  # of the text's tokens, so of its words and bytes
 
     def row(self) -> Row:
@@ -32,7 +33,7 @@ class Window:
         units = {'words': self.item.words, 'bytes': len(text.encode('utf-8')),
                  'characters': len(text)}  # fmt: skip
         return {
-            'i': self.number, 'of': self.of, 'tokens': len(self.request.target),
+            'i': self.number, 'of': self.of, 'tokens': len(self.query.target),
             **{name: number * self.share for name, number in units.items()},
         }  # fmt: skip
 
@@ -46,7 +47,7 @@ class Respondent:
     batch_prompts: texts generated side by side.
     """
 
-    loaded: pipeline.Loaded
+    loaded: loaded_lib.Loaded
     batch_tokens: int
     multiple: int
     n_ctx: int
@@ -78,25 +79,30 @@ class Respondent:
         found: list[Window] = []
         for prompt in prompts:
             ids = self.tokenizer.encode(prompt.item.context)
-            for request in score.windows((*first, *ids), self.n_ctx or WINDOW, self.stride):
-                share = len(request.target) / len(ids)
-                found.append(Window(len(found), prompt.number, prompt.item, request, share))
+            for query in score.windows((*first, *ids), self.n_ctx or WINDOW, self.stride):
+                share = len(query.target) / len(ids)
+                found.append(Window(len(found), prompt.number, prompt.item, query, share))
         return found
 
     def rows(
-        self, task: fewshot.Task, units: Sequence[fewshot.Prompt] | Sequence[Window]
+        self,
+        task: fewshot.Task,
+        units: Sequence[fewshot.Prompt] | Sequence[Window],
+        seed: int,
     ) -> Iterator[list[Row]]:
         """Rows of what units() gave, in an order that suits the model; 'i' is the unit's number.
+
+        What is drawn is f(seed, item): neither the batch nor a resume changes it.
 
         A row has what evals.measures reads, and of how it came about: 'dropped' (examples that did
         not fit), 'truncated' (the context lost its beginning), 'straddles' (a token has characters
         of context and answer).
         """
-        ask = {
-            'choice': self._choices, 'cloze': self._clozes, 'rolling': self._rolling,
-            'generate': self._texts,
-        }[task.kind]  # fmt: skip
-        yield from ask(task, units)
+        if task.kind == 'generate':
+            yield from self._texts(task, units, seed)
+            return
+        ask = {'choice': self._choices, 'cloze': self._clozes, 'rolling': self._rolling}
+        yield from ask[task.kind](task, units)
 
     def _pair(self, prompt: fewshot.Prompt, context: str, target: str) -> tuple[texts.Pair, int]:
         """Tokens of a context behind its examples; the first examples go where all do not fit."""
@@ -110,14 +116,14 @@ class Respondent:
         return pair, dropped
 
     def _scored(
-        self, asked: Sequence[Sequence[score.Request]], scorer: score.Scorer | None = None
+        self, asked: Sequence[Sequence[score.Query]], scorer: score.Scorer | None = None
     ) -> Iterator[list[tuple[int, list[score.Score]]]]:
-        """(item, its scores) once all of its requests are scored."""
+        """(item, its scores) once all of its queries are scored."""
         flat = [(item, j) for item, some in enumerate(asked) for j in range(len(some))]
         found: list[list[Any]] = [[None] * len(some) for some in asked]
         left = [len(some) for some in asked]
-        requests = [request for some in asked for request in some]
-        for batch in (scorer or self.scorer()).score(requests):
+        queries = [query for some in asked for query in some]
+        for batch in (scorer or self.scorer()).score(queries):
             done = []
             for number, one in batch:
                 item, j = flat[number]
@@ -139,14 +145,14 @@ class Respondent:
                 self._pair(prompt, context, task.separator + answer)
                 for context, answer in zip(contexts, answers, strict=True)
             ]
-            requests = [score.Request(tuple(p.context), tuple(p.target)) for p, _ in pairs]
+            queries = [score.Query(tuple(p.context), tuple(p.target)) for p, _ in pairs]
             if task.answer_context:
                 alone = (
                     texts.pair(self.tokenizer, task.answer_context, task.separator + answer)
                     for answer in answers
                 )
-                requests += [score.Request(tuple(p.context), tuple(p.target)) for p in alone]
-            asked.append(requests)
+                queries += [score.Query(tuple(p.context), tuple(p.target)) for p in alone]
+            asked.append(queries)
             notes.append(_notes(pairs))
         for done in self._scored(asked):
             rows = []
@@ -156,7 +162,8 @@ class Respondent:
                     'i': prompts[i].number, 'gold': list(prompts[i].item.gold),
                     'log_probs': [one.log_prob for one in scores[:n]],
                     'tokens': [one.tokens for one in scores[:n]],
-                    'group': prompts[i].item.group, **notes[i],
+                    'together': prompts[i].item.together, 'number': prompts[i].item.number,
+                    **notes[i],
                     'truncated': any(one.truncated for one in scores[:n]),
                 }  # fmt: skip
                 if task.answer_context:
@@ -171,8 +178,8 @@ class Respondent:
         asked, last = [], []
         for pair, _ in pairs:
             context, target = tuple(pair.context), tuple(pair.target)
-            last.append(score.Request((*context, *target[:-1]), target[-1:]))
-            asked.append([score.Request(context, target), *([last[-1]] if by_token else [])])
+            last.append(score.Query((*context, *target[:-1]), target[-1:]))
+            asked.append([score.Query(context, target), *([last[-1]] if by_token else [])])
         filtering = None
         if 'accuracy_stop_words' in task.metrics:
             filtering = self.scorer(self._stop_words)
@@ -204,16 +211,18 @@ class Respondent:
 
     def _rolling(self, task: fewshot.Task, windows: Sequence[Window]) -> Iterator[list[Row]]:
         del task
-        for done in self._scored([[window.request] for window in windows]):
+        for done in self._scored([[window.query] for window in windows]):
             yield [windows[i].row() | {'log_prob': scores[0].log_prob} for i, scores in done]
 
-    def _texts(self, task: fewshot.Task, prompts: Sequence[fewshot.Prompt]) -> Iterator[list[Row]]:
+    def _texts(
+        self, task: fewshot.Task, prompts: Sequence[fewshot.Prompt], seed: int
+    ) -> Iterator[list[Row]]:
         """Free-form answers: beams of four unless the task says otherwise."""
         settings = FREE_FORM | task.decode | {
             'max_new_tokens': task.max_new_tokens, 'stop_strings': task.stop,
             'eos_token_id': self.loaded.defaults.get('eos_token_id', ()),
         }  # fmt: skip
-        asked = options.make(base.get_config().decode.to_dict(), settings)
+        asked = options.make(base.get_config().decode.to_dict(), settings | {'seed': seed})
         ready = []
         for prompt in prompts:
             pair, dropped = self._pair(prompt, prompt.item.context + task.separator.rstrip(' '), '')
@@ -226,14 +235,16 @@ class Respondent:
                 cut = len(ids) > most
             ready.append((ids[-most:] if cut else ids, dropped, cut))
         self.loaded.prepare()
+        sender = router.Router(self.loaded)
         order = sorted(range(len(prompts)), key=lambda i: -len(ready[i][0]))
         for start in range(0, len(order), self.batch_prompts):
             some = order[start : start + self.batch_prompts]
-            found = self.loaded.texts([ready[i][0] for i in some], asked, None, 0, some[0])
+            places = [prompts[i].number for i in some]
+            found = sender.texts([ready[i][0] for i in some], asked, places)
             yield [
                 {
                     'i': prompts[i].number, 'text': self._text(ready[i][0], said[0], task.stop),
-                    'answers': list(prompts[i].item.answers), 'group': prompts[i].item.group,
+                    'answers': list(prompts[i].item.answers), 'word': prompts[i].item.word,
                     'gold': list(prompts[i].item.gold), 'dropped': ready[i][1],
                     'truncated': ready[i][2], 'straddles': False,
                 }

@@ -1,62 +1,130 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks scored while a model trains, by the code that scores it afterwards."""
+"""What is scored while a model trains, by the code that scores it afterwards.
 
+Held-out text and tasks, of the weights and of their average where one is kept.
+"""
+
+import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from gptjax.configs import errors
+from gptjax.data import tokens
 from gptjax.data.labelled import sets
-from gptjax.evals import suite
+from gptjax.evals import answers, fewshot, perplexity, suite
 from gptjax.models import heads
-from gptjax.sampling import decode, pipeline
+from gptjax.runtime import mesh as mesh_lib
+from gptjax.sampling import decode
+from gptjax.sampling import loaded as loaded_lib
 from gptjax.text import tokenizer as tokenizer_lib
+from gptjax.training import parameters, run
+from gptjax.training import step as step_lib
 
 _log = logging.getLogger(__name__)
 
 
-def scorer(
+def evaluation(
+    model: heads.LanguageModel,
+    held_out: Mapping[str, tokens.TokenSet],
+    config: perplexity.Config,
+    objective: str,
+    tasks: 'Tasks',
+    mesh: mesh_lib.Mesh,
+    average: bool,
+) -> run.Evaluation:
+    """How a run is scored.
+
+    Args:
+      held_out: by label.
+      objective: train.objective.
+      average: whether an average of the weights is kept; its scores are eval_average/...
+    """
+    step = step_lib.make_eval_step(perplexity.measure(model.apply, config, objective))
+    n_ctx = config.n_ctx or model.config.n_ctx
+
+    def scores_of(params: Any) -> dict[str, float | None]:
+        found: dict[str, float | None] = {}
+        for label, token_set in held_out.items():
+            score = perplexity.score(step, params, token_set, n_ctx, config, mesh)
+            found |= score.named(label)
+        return found | tasks.scores(params)
+
+    def scores(state: step_lib.State) -> dict[str, float | None]:
+        found = scores_of(parameters.merge(state.params, state.frozen))
+        if average:
+            averaged = scores_of(parameters.merge(state.average, state.frozen))
+            found |= {_of_average(name): value for name, value in averaged.items()}
+        return found
+
+    names = [name for label in held_out for name in perplexity.names(label, config)] + tasks.names
+    return run.Evaluation([*names, *(_of_average(n) for n in names if average)], scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tasks:
+    """Tasks of a suite during training.
+
+    names: of the scores; scores: parameters -> score by name, None where it is undefined.
+    """
+
+    names: list[str]
+    scores: Callable[[Any], dict[str, float | None]]
+
+
+def tasks(
     model: heads.LanguageModel,
     config: suite.Config,
     data_dir: str,
     tokenizer_dir: pathlib.Path,
     multiple: int,
-) -> Callable[[Any], dict[str, float]]:
-    """A function from parameters to scores, as eval/<task>/<K>shot/<metric>; of no tasks to none.
+) -> Tasks:
+    """The suite's tasks, read and checked now: a mistake shows before the first step.
 
-    Tasks whose data is absent are told of once, and left out.
+    Tasks whose data is absent are told of, and left out.
 
     Args:
       multiple: of rows in a batch; the mesh's data x fsdp.
+
+    Raises:
+      InputError: data is damaged. UsageError: suite.n_ctx is beyond the model's, several processes.
     """
     if not config.tasks:
-        return lambda params: {}
+        return Tasks([], lambda params: {})
     errors.require(
         jax.process_count() == 1, 'suite.tasks during training are for one process; leave them out'
     )
     tokenizer = tokenizer_lib.load(tokenizer_dir)
     decoder = decode.Decoder(model, min(model.config.n_vocab, tokenizer.n_vocab))
-    missing: set[str] = set()
 
-    def scores(params: Any) -> dict[str, float]:
+    def respondent(params: Any) -> answers.Respondent:
         ends = {'eos_token_id': tokenizer.end_of_text}
-        loaded = pipeline.Loaded(decoder, params, tokenizer, ends)
-        respondent = suite.respondent(config, loaded, multiple)
-        rows = []
-        for job in suite.jobs(config):
-            if job.name in missing:
-                continue
-            try:
-                rows += suite.run(job, respondent, config, data_dir, None, {})
-            except (sets.Absent, suite.Unscorable) as e:
-                _log.warning('%s is not scored: %s', job.name, e)
-                missing.add(job.name)
+        loaded = loaded_lib.Loaded(decoder, params, tokenizer, ends)
+        return suite.respondent(config, loaded, multiple)
+
+    ready: list[tuple[suite.Job, fewshot.Prompts]] = []
+    for job in suite.jobs(config):
+        try:
+            ready.append((job, suite.load(job, respondent(None), config, data_dir)))
+        except (sets.Absent, suite.Unscorable) as e:
+            _log.warning('%s, %d shots is not scored: %s', job.name, job.k, e)
+
+    def scores(params: Any) -> dict[str, float | None]:
+        asked = respondent(params)
+        rows = [
+            row for job, prompts in ready for row in suite.run(job, prompts, asked, config, None, {})
+        ]
         return {
             f'eval/{row["task"]}/{row["k"]}shot/{row["metric"]}': row['value']
             for row in suite.over_seeds(rows)
         }
 
-    return scores
+    names = [name for job, _ in ready for name in suite.names(job)]
+    return Tasks(list(dict.fromkeys(names)), scores)
+
+
+def _of_average(name: str) -> str:
+    return f'eval_average{name.removeprefix("eval")}'

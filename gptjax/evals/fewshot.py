@@ -28,17 +28,22 @@ class Item:
 
     answers: of a choice all of them; of a cloze the one; of a generation those that are accepted.
     gold: which of a choice's answers are right. contexts: where the context varies with the answer
-    and one continuation, answers[0], is scored behind each (partial evaluation). group: items that
-    count as one. shown: the item as an example; '' = context, separator, right answer. words,
-    tokenised_lines: of a whole text, its units and the lines whose de-tokenisation does not invert.
+    and one continuation, answers[0], is scored behind each (partial evaluation). shown: the item as
+    an example; '' = context, separator, right answer. passage: what it asks about, where an example
+    shows all of it. together: items that are right only together. number: how much people said
+    applies. word: that the answer must use. words, tokenised_lines: of a whole text, its units and
+    the lines whose de-tokenisation does not invert.
     """
 
     context: str
     answers: tuple[str, ...] = ()
     gold: tuple[int, ...] = (0,)
     contexts: tuple[str, ...] = ()
-    group: str = ''
     shown: str = ''
+    passage: str = ''
+    together: str = ''
+    number: float = 0.0
+    word: str = ''
     words: int = 0
     tokenised_lines: int = 0
 
@@ -178,15 +183,15 @@ def _draw(rng: random.Random, pool: Sequence[Item], k: int, asked: Item) -> list
       TooFew: there are fewer.
     """
     drawn: list[Item] = []
-    passages = {asked.group} if asked.shown else set()
+    passages = {asked.passage} if asked.shown else set()
     question = (asked.context or asked.answers, asked.contexts)
     for place in _places(rng, len(pool)) if k else ():
         shot = pool[place]
         same = (shot.context or shot.answers, shot.contexts) == question
-        if same or (shot.shown and shot.group in passages):
+        if same or (shot.shown and shot.passage in passages):
             continue
         if shot.shown:
-            passages.add(shot.group)
+            passages.add(shot.passage)
         drawn.append(shot)
         if len(drawn) == k:
             break

@@ -17,7 +17,8 @@ import tqdm
 from gptjax.configs import base, errors
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program
-from gptjax.sampling import options, pipeline, score, texts
+from gptjax.sampling import loaded as loaded_lib
+from gptjax.sampling import options, router, score, texts
 
 try:
     from lm_eval.api import model as harness_model
@@ -70,7 +71,7 @@ class Model(harness_model.TemplateLM):
         errors.require(not unknown, f'unknown model_args: {", ".join(unknown)}')
         self._mesh = mesh_lib.one_device()
         with self._mesh.scope():
-            self._loaded = pipeline.load(pretrained, dtype, mesh=self._mesh, raw=True)
+            self._loaded = loaded_lib.load(pretrained, dtype, mesh=self._mesh, raw=True)
         if self._loaded.tokenizer is None:
             raise errors.InputError(f'{pretrained} has no tokenizer; the harness asks in text')
         self._tokens = self._loaded.tokenizer
@@ -111,13 +112,13 @@ class Model(harness_model.TemplateLM):
             self.cache_hook.add_partial('loglikelihood', texts_, answer)
         return found
 
-    def _fitting(self, context: Sequence[int], target: Sequence[int]) -> score.Request:
+    def _fitting(self, context: Sequence[int], target: Sequence[int]) -> score.Query:
         """The last max_length tokens that are read, as the harness cuts them."""
         spare = len(context) + len(target) - 1 - self.max_length
         cut = min(max(spare, 0), len(context) - 1)
-        return score.Request(tuple(context[cut:]), tuple(target))
+        return score.Query(tuple(context[cut:]), tuple(target))
 
-    def _scores(self, asked: Sequence[score.Request], quiet: bool) -> list[tuple[float, bool]]:
+    def _scores(self, asked: Sequence[score.Query], quiet: bool) -> list[tuple[float, bool]]:
         found: dict[int, tuple[float, bool]] = {}
         bar = tqdm.tqdm(total=len(asked), disable=quiet, desc='log-likelihoods', unit=' requests')
         with bar, self._mesh.scope():
@@ -144,6 +145,7 @@ class Model(harness_model.TemplateLM):
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Texts up to the first stop string; requests with the same settings go together."""
         self._loaded.prepare()
+        sender = router.Router(self._loaded)
         found: dict[int, str] = {}
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
@@ -161,7 +163,7 @@ class Model(harness_model.TemplateLM):
                 order = sorted(numbers, key=lambda i: -len(ids[i]))
                 for start in range(0, len(order), self._batch_size):
                     some = order[start : start + self._batch_size]
-                    said = self._loaded.texts([ids[i] for i in some], asked, None, 0, start)
+                    said = sender.texts([ids[i] for i in some], asked, some)
                     for i, one in zip(some, said, strict=True):
                         text = texts.continuation(self._tokens, ids[i], one[0].tokens)
                         found[i] = texts.before_stop(text, until)

@@ -57,7 +57,7 @@ def per_item(metric: str, rows: Sequence[Row], normalise: str = 'sum') -> np.nda
     if metric == 'group_accuracy':
         groups = collections.defaultdict(list)
         for row in rows:
-            groups[row['group']].append(credit(row, normalise) == 1)
+            groups[row['together']].append(credit(row, normalise) == 1)
         return np.array([100.0 * all(right) for right in groups.values()])
     if metric.startswith('rouge'):
         return np.array(_rouge(metric, rows))
@@ -173,11 +173,11 @@ def _f1_of(said: Sequence[bool], right: Sequence[bool]) -> float:
 
 
 def _spearman(rows: Sequence[Row]) -> float:
-    """Of log p(second answer) - log p(first) with the number that the item's group is."""
+    """Of log p(second answer) - log p(first) with the item's number."""
     from scipy import stats
 
     said = [row['log_probs'][1] - row['log_probs'][0] for row in rows]
-    found = stats.spearmanr(said, [float(row['group']) for row in rows]).statistic
+    found = stats.spearmanr(said, [row['number'] for row in rows]).statistic
     return 100 * float(found)
 
 
@@ -215,7 +215,7 @@ def _best(of: Callable[[str, str], float]) -> Callable[[Row], float]:
 
 def _uses_word(row: Row) -> float:
     """The invented word, an ending allowed, within the sentence."""
-    return 100.0 * bool(re.search(rf'\b{re.escape(row["group"])}', row['text'], re.IGNORECASE))
+    return 100.0 * bool(re.search(rf'\b{re.escape(row["word"])}', row['text'], re.IGNORECASE))
 
 
 def _agrees(row: Row) -> float:

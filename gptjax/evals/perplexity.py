@@ -1,22 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The held-out measure, the same for every model ever.
+"""The held-out measure, the same for every model ever; and others beside it, by name.
 
 Every token of the held-out text is scored exactly once, in windows of n_ctx tokens. End-of-text is
 context: it is read, but counts neither in nats nor in bytes. Bytes are those of the original UTF-8,
 so that bits per byte compare across tokenizers; words are separated by white space.
+
+A further measure is a module of gptjax.evals.held_out: NAMES of what it tells, and make(apply,
+options) -> ((parameters, batch) -> sums with 'weight' among them); each sum is divided by the weight
+unless the module has values(sums) -> {name: value}.
 """
 
 import dataclasses
 import math
-import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from gptjax.configs import errors
+from gptjax.configs import errors, lookup
 from gptjax.data import tokens
+from gptjax.evals.held_out import nats
 from gptjax.runtime import mesh as mesh_lib
+
+_MEASURES = 'gptjax.evals.held_out'
+_NAMES = ('nats_per_token', 'bits_per_byte', 'token_perplexity', 'word_perplexity')
+# (parameters, batch) -> measure -> its sums
+Measure = Callable[[Any, Mapping[str, jax.Array]], dict[str, dict[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +37,13 @@ class Config:
     stride: int
     batch_windows: int
     max_tokens: int
+    measures: tuple[str, ...]
 
     def __post_init__(self) -> None:
         errors.require_positive(self, 'batch_windows')
         errors.require_between(self, 0, 2**60, 'n_ctx', 'stride', 'max_tokens')
+        for written in self.measures:
+            lookup.plug_in(_MEASURES, written)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +56,50 @@ class Score:
     words: int
     documents: int
     protocol: str
+    more: Mapping[str, float]  # of further measures
 
     def metrics(self) -> dict[str, float]:
-        """nats per token, bits per byte, token and word perplexity."""
+        """nats per token, bits per byte, token and word perplexity, and further measures."""
         return {
             'nats_per_token': self.nats / self.tokens,
             'bits_per_byte': self.nats / math.log(2) / self.text_bytes,
             'token_perplexity': math.exp(min(self.nats / self.tokens, 700.0)),
             'word_perplexity': math.exp(min(self.nats / max(self.words, 1), 700.0)),
+            **self.more,
         }
 
-    def named(self, set_name: str) -> dict[str, float]:
-        """The metrics under the names of a log, as eval/<set>/bits_per_byte."""
-        label = pathlib.PurePath(set_name).name
+    def report(self) -> dict[str, Any]:
+        """What is scored, how, and the metrics: a document for people and programs."""
+        counts = {'documents': self.documents, 'tokens': self.tokens}
+        counts |= {'bytes': self.text_bytes, 'words': self.words}
+        return {'protocol': self.protocol, **counts, **self.metrics()}
+
+    def named(self, label: str) -> dict[str, float]:
+        """The metrics under the names of a log, as eval/<label>/bits_per_byte."""
         return {f'eval/{label}/{name}': value for name, value in self.metrics().items()}
+
+
+def names(label: str, config: Config) -> list[str]:
+    """The names that Score.named(label) will have."""
+    more = (name for m in config.measures for name in lookup.plug_in(_MEASURES, m)[0].NAMES)
+    return [f'eval/{label}/{name}' for name in (*_NAMES, *more)]
+
+
+def measure(apply: Callable[..., Any], config: Config, objective: str = 'next_token') -> Measure:
+    """What is measured of a batch: nats, and config.measures.
+
+    Args:
+      apply: a model's.
+      objective: train.objective of the weights: one that scores held-out text in its own way has a
+        function held_out(apply, options), as a module of gptjax.evals.held_out has make().
+    """
+    found, options = lookup.plug_in('gptjax.training.objectives', objective)
+    own = getattr(found, 'held_out', None)
+    each = {'nats': nats.make(apply, None) if own is None else own(apply, options)}
+    for written in config.measures:
+        module, options = lookup.plug_in(_MEASURES, written)
+        each[written] = module.make(apply, options)
+    return lambda params, batch: {name: one(params, batch) for name, one in each.items()}
 
 
 def check(token_set: tokens.TokenSet, n_ctx: int, config: Config) -> None:
@@ -73,7 +116,7 @@ def check(token_set: tokens.TokenSet, n_ctx: int, config: Config) -> None:
 
 
 def score(
-    eval_step: Callable[[Any, dict], tuple[Any, Any]],
+    eval_step: Measure,
     params: Any,
     token_set: tokens.TokenSet,
     n_ctx: int,
@@ -84,22 +127,24 @@ def score(
     """Scores held-out text.
 
     Args:
-      eval_step: (params, batch of tokens, targets, weights) -> (sum of nats, sum of weights).
+      eval_step: measure(), jitted by training.step.make_eval_step.
       token_set: a held-out split.
       progress: is told the windows done.
     """
     check(token_set, n_ctx, config)
     table = _documents(token_set, config.max_tokens)
     stop, text_bytes, words = (int(x) for x in table.sum(axis=0))
-    nats = weight = 0.0
+    sums: dict[str, dict[str, Any]] = {}
     left = n_windows(token_set, n_ctx, config)
     rows, columns = mesh.region(config.batch_windows, n_ctx)
     for batch in _batches(token_set, stop, n_ctx, config):
         local = {name: array[rows, columns] for name, array in batch.items()}
-        found = eval_step(params, mesh.put(local, config.batch_windows, n_ctx))
-        nats, weight = nats + float(found[0]), weight + float(found[1])
+        for name, found in eval_step(params, mesh.put(local)).items():
+            total = sums.setdefault(name, dict.fromkeys(found, 0.0))
+            sums[name] = {key: total[key] + np.asarray(x, np.float64) for key, x in found.items()}
         progress(min(config.batch_windows, left))
         left -= config.batch_windows
+    weight = float(sums['nats']['weight'])
     if not weight:
         raise errors.InputError(f'the held-out text of {token_set.folder} has no token to score')
     stride = config.stride or n_ctx
@@ -107,7 +152,17 @@ def score(
         f'{len(table)} documents joined by end-of-text, windows of {n_ctx} tokens, '
         f'stride {stride}; end-of-text not scored; bytes of the original UTF-8'
     )
-    return Score(nats, round(weight), text_bytes, words, len(table), protocol)
+    more = {name: x for m in config.measures for name, x in _values(m, sums[m]).items()}
+    counts = (round(weight), text_bytes, words, len(table))
+    return Score(float(sums['nats']['nats']), *counts, protocol, more)
+
+
+def _values(written: str, sums: dict[str, Any]) -> dict[str, float]:
+    """What a further measure comes to."""
+    module = lookup.plug_in(_MEASURES, written)[0]
+    if hasattr(module, 'values'):
+        return module.values(sums)
+    return {name: float(x / sums['weight']) for name, x in sums.items() if name != 'weight'}
 
 
 def n_windows(token_set: tokens.TokenSet, n_ctx: int, config: Config) -> int:

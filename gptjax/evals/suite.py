@@ -17,7 +17,8 @@ import numpy as np
 from gptjax.configs import errors
 from gptjax.evals import answers, contamination, fewshot, measures, papers
 from gptjax.runtime import program
-from gptjax.sampling import pipeline, texts
+from gptjax.sampling import loaded as loaded_lib
+from gptjax.sampling import texts
 from gptjax.text import files
 
 ITEMS = 'items'
@@ -85,7 +86,12 @@ def jobs(config: Config) -> list[Job]:
     return sorted(found.values(), key=lambda job: job.task.kind == 'generate')
 
 
-def respondent(config: Config, loaded: pipeline.Loaded, multiple: int) -> answers.Respondent:
+def names(job: Job) -> list[str]:
+    """How the scores of a job are called in the log of a run, as eval/copa/0shot/accuracy."""
+    return [f'eval/{job.name}/{job.k}shot/{metric}' for metric in _metrics(job.task)]
+
+
+def respondent(config: Config, loaded: loaded_lib.Loaded, multiple: int) -> answers.Respondent:
     """A model as a suite asks it.
 
     Args:
@@ -107,11 +113,30 @@ def respondent(config: Config, loaded: pipeline.Loaded, multiple: int) -> answer
     )  # fmt: skip
 
 
+def load(
+    job: Job, respondent: answers.Respondent, config: Config, data_dir: str
+) -> fewshot.Prompts:
+    """What a job asks.
+
+    Args:
+      data_dir: folder of local task files; '' = none.
+
+    Raises:
+      sets.Absent: the data is not at hand. Unscorable: these weights, or what is installed, cannot
+        do it. InputError: the data is damaged.
+    """
+    _check(job, respondent)
+    try:
+        return fewshot.prompts(job.task, job.k, job.seed, data_dir, config.limit, config.download)
+    except fewshot.TooFew as e:
+        raise Unscorable(str(e)) from e
+
+
 def run(
     job: Job,
+    asked: fewshot.Prompts,
     respondent: answers.Respondent,
     config: Config,
-    data_dir: str,
     kept: pathlib.Path | None,
     identity: Row,
     progress: Callable[[int], None] = lambda items: None,
@@ -120,30 +145,25 @@ def run(
     """The results of a job: a row a metric.
 
     Args:
-      data_dir: folder of local task files; '' = none.
+      asked: of load().
       kept: folder where items are kept; None = nowhere, as during training.
       identity: what the items depend on beside the job: weights and their form.
       progress: is told the items scored. begun: is told how many there are, and are done already.
 
     Raises:
-      sets.Absent: the data is not at hand. InputError: kept items are of other weights or settings.
+      InputError: kept items are of other weights or settings.
     """
-    try:
-        asked = fewshot.prompts(job.task, job.k, job.seed, data_dir, config.limit, config.download)
-    except fewshot.TooFew as e:
-        raise Unscorable(str(e)) from e
     header = identity | {
         'task': job.name, 'k': job.k, 'seed': job.seed, 'limit': config.limit,
         'n_ctx': respondent.n_ctx, 'stride': config.stride, 'prompts': _digest(asked.prompts),
     }  # fmt: skip
-    _check(job, respondent)
     units = respondent.units(job.task, asked.prompts)
     with _Items(kept and kept / f'{job.label}.jsonl', header) as items:
         done = {row['i'] for row in items.rows}
         begun(len(units), len(done))
         left = [unit for unit in units if unit.number not in done]
         for start in range(0, len(left), _CHUNK):
-            for rows in respondent.rows(job.task, left[start : start + _CHUNK]):
+            for rows in respondent.rows(job.task, left[start : start + _CHUNK], job.seed):
                 items.add(rows)
                 progress(len(rows))
                 if kept and program.stop_requested():
@@ -171,16 +191,20 @@ def _check(job: Job, respondent: answers.Respondent) -> None:
         raise Unscorable(f'{task.max_new_tokens} new tokens do not fit n_ctx = {respondent.n_ctx}')
 
 
+def _metrics(task: fewshot.Task) -> list[str]:
+    """A task's own metrics, and the other ways to normalise its choices."""
+    if task.kind != 'choice' or 'accuracy' not in task.metrics:
+        return list(task.metrics)
+    ways = ('sum', 'token', *(('answer_context',) if task.answer_context else ()))
+    return [*task.metrics, *(f'accuracy_{way}' for way in ways)]
+
+
 def _results(
     job: Job, rows: list[Row], clean: list[Row] | None, asked: fewshot.Prompts,
     respondent: answers.Respondent,
 ) -> list[Row]:  # fmt: skip
     """Rows of results.jsonl."""
-    task = job.task
-    metrics = list(task.metrics)
-    if task.kind == 'choice' and 'accuracy' in metrics:
-        ways = ('sum', 'token', *(('answer_context',) if task.answer_context else ()))
-        metrics += [f'accuracy_{way}' for way in ways]
+    task, metrics = job.task, _metrics(job.task)
     common = {
         'task': job.name, 'k': job.k, 'seed': job.seed, 'items': asked.total,
         'protocol': protocol(job, asked.shots, respondent),
@@ -324,6 +348,10 @@ def _read(path: pathlib.Path) -> tuple[Row, list[Row]]:
             rows.append(json.loads(line))
         except ValueError:
             break
+    for row in (row for row in rows if 'group' in row):  # one name for three things, once
+        group = row.pop('group')
+        number = float(group) if group.replace('.', '', 1).isdecimal() else 0.0
+        row |= {'together': group, 'word': group, 'number': number}
     return (rows[0], rows[1:]) if rows else ({}, [])
 
 

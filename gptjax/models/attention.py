@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Causal attention, dense or locally banded, with rotary positions and an explicit cache."""
+"""Attention in any form of models/masks.py, with rotary positions and an explicit cache."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,69 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from gptjax.models import axes, layers
+from gptjax.configs import errors
+from gptjax.models import axes, layers, masks
 from gptjax.models.kernels import flash
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What gpt.Config says of attention; the fields are explained in configs/sections/models.py."""
+
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    attention: tuple[str, ...]
+    band_width: int
+    positions: Literal['learned', 'rotary']
+    rotary_dims: int
+    rotary_base: float
+    rotary_scaling: tuple[float, ...]
+    attention_bias: bool
+    attention_dropout: float
+
+    def __post_init__(self) -> None:
+        errors.require_positive(self, 'd_model', 'n_heads', 'd_head', 'rotary_base')
+        errors.require_choice(self, 'positions', ('learned', 'rotary'))
+        errors.require_between(self, 0.0, 0.99, 'attention_dropout')
+        errors.require(
+            self.n_kv_heads >= 0 and self.n_heads % self.kv_heads == 0,
+            f'n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}',
+        )
+        rotary = self.positions == 'rotary'
+        errors.require(
+            self.rotary_dims % 2 == 0 and rotary * 2 <= self.rotary_dims <= rotary * self.d_head,
+            f'rotary_dims = {self.rotary_dims} does not fit positions = {self.positions!r}: even, '
+            f'from 2 to d_head = {self.d_head} for rotary positions, 0 for learned ones',
+        )
+        errors.require(
+            len(self.rotary_scaling) in (0, 4),
+            'rotary_scaling must be empty or (factor, low_freq_factor, high_freq_factor, '
+            f'original n_ctx), got {self.rotary_scaling}',
+        )
+        kinds = {str(kind).partition(':')[0] for kind in self.attention}
+        errors.require(
+            bool(kinds) and kinds <= set(masks.FORMS),
+            f'attention must be a pattern of {" and ".join(map(repr, masks.FORMS))}, got '
+            f'{self.attention}',
+        )
+        errors.require(
+            ('banded' in self.attention) == (self.band_width > 0),
+            f'band_width = {self.band_width} does not fit attention = {self.attention}; '
+            'it is above 0 exactly when a layer is banded',
+        )
+        _ = self.layer_masks
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads that have keys and values of their own."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def layer_masks(self) -> list[masks.Mask]:
+        """The forms of attention of the layers of the pattern."""
+        return [masks.named(written, self.band_width) for written in self.attention]
 
 
 class KeyValue(NamedTuple):
@@ -36,21 +98,17 @@ class Tree(NamedTuple):
     seen_BxLxM: Bool[Array, 'B L M']  # which slots hold a token's own text, itself included
 
 
-def mask(
-    query_BxL: Int[Array, '#B L'], key_BxM: Int[Array, '#B M'], band_width: int
+def visible(
+    query_BxL: Int[Array, '#B L'], key_BxM: Int[Array, '#B M'], mask: masks.Mask
 ) -> Bool[Array, '#B L M']:
     """Which keys each query may see, from positions alone.
 
     Args:
       query_BxL: positions of the queries.
       key_BxM: positions of the keys; a negative one marks padding or an empty slot.
-      band_width: how many positions a query sees, its own included; 0 = all before it.
     """
-    distance_BxLxM = query_BxL[:, :, None] - key_BxM[:, None, :]
-    seen_BxLxM = (distance_BxLxM >= 0) & (key_BxM[:, None, :] >= 0)
-    if band_width:
-        seen_BxLxM &= distance_BxLxM < band_width
-    return seen_BxLxM
+    query_BxLx1, key_Bx1xM = query_BxL[:, :, None], key_BxM[:, None, :]
+    return mask.seen(query_BxLx1, key_Bx1xM) & (key_Bx1xM >= 0)
 
 
 def rotate(
@@ -134,7 +192,9 @@ def update(
     slots = cache.key_BxGxKxM.shape[3]
     slot_BxL = jnp.where(slot_BxL < 0, slots, slot_BxL)  # beyond the end: dropped
 
-    def write(kept: jax.Array, scale_BxGxM: jax.Array | None, x_BxLxGxK: jax.Array, axis: int):
+    def write(
+        kept: jax.Array, scale_BxGxM: jax.Array | None, x_BxLxGxK: jax.Array, axis: int
+    ) -> tuple[jax.Array, jax.Array | None]:
         if scale_BxGxM is not None:
             new_BxLxG = jnp.abs(x_BxLxGxK).max(axis=-1).astype(jnp.float32) / 127
             x_BxLxGxK = jnp.round(x_BxLxGxK / jnp.maximum(new_BxLxG, 1e-30)[..., None])
@@ -164,14 +224,14 @@ def _read(cache: KeyValue, dtype: Any) -> tuple[jax.Array, jax.Array]:
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention: (B, L, D) -> (B, L, D).
+    """Multi-head self-attention: (B, L, D) -> (B, L, D).
 
-    `config` is gpt.Config; a `band_width` of 0 is dense attention. Positions of None are 0 .. L-1:
-    whole windows, which a kernel for the platform attends to.
+    `config` is gpt.Config. Positions of None are 0 .. L-1: whole windows, which a kernel for the
+    platform attends to.
     """
 
     config: Any
-    band_width: int
+    mask: masks.Mask
 
     @nn.compact
     def __call__(
@@ -209,7 +269,7 @@ class Attention(nn.Module):
         y_BxLxHxK = None
         dropping = cfg.attention_dropout > 0 and self.has_rng('dropout')
         if positions_BxL is None and not dropping:
-            y_BxLxHxK = flash.causal(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, self.band_width)
+            y_BxLxHxK = flash.attend(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, self.mask)
         if y_BxLxHxK is None:
             key_positions_BxM = query_positions_BxL
             if cache is None:
@@ -222,7 +282,7 @@ class Attention(nn.Module):
                 key_positions_BxM = jnp.arange(key_BxGxKxM.shape[3])[None]
             if tree is not None:
                 key_positions_BxM = tree.positions_BxM
-            seen_BxLxM = mask(query_positions_BxL, key_positions_BxM, self.band_width)
+            seen_BxLxM = visible(query_positions_BxL, key_positions_BxM, self.mask)
             if tree is not None:
                 seen_BxLxM &= tree.seen_BxLxM
             dropout = nn.Dropout(cfg.attention_dropout, deterministic=not dropping)

@@ -8,7 +8,7 @@ The rules (logical axis -> mesh axes) are those in force, set by runtime.mesh's 
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 from flax import linen as nn
@@ -16,7 +16,9 @@ from flax import struct
 from flax.core import meta
 from jax.sharding import PartitionSpec
 
-PARAMETER_AXES = frozenset({'vocab', 'embed', 'heads', 'head_dim', 'mlp', 'layers', 'ctx'})
+PARAMETER_AXES = frozenset(
+    {'vocab', 'embed', 'heads', 'head_dim', 'mlp', 'experts', 'layers', 'ctx'}
+)
 ACTIVATION_AXES = frozenset(
     {'batch', 'length', 'act_embed', 'act_heads', 'act_head_dim', 'act_mlp', 'act_vocab'}
 )
@@ -24,11 +26,44 @@ ACTIVATION_AXES = frozenset(
 Initializer = Callable[..., jax.Array]
 
 
+class Parameter(NamedTuple):
+    """What the layer that makes a parameter says of it, once for all who ask.
+
+    Sharding, the decay mask, muP, optimisers that need matrices, quantisation, freezing.
+    """
+
+    kind: Literal['matrix', 'table', 'vector']
+    names: tuple[str, ...]  # of its axes
+    inputs: tuple[int, ...]  # axes that are summed over; of a table where it gives logits
+    outputs: tuple[int, ...]  # axes that then remain
+    turns: bool  # whether what reads it also takes models.quantize.ByOutput
+    stacked: bool = False  # whether the first axis is of layers
+    rate: float = 1.0  # what multiplies its learning rate
+
+    @property
+    def decays(self) -> bool:
+        """Whether weight decay shrinks it: embeddings too, but no bias and no gain."""
+        return self.kind != 'vector'
+
+    def stack(self, name: str) -> 'Parameter':
+        """Of several such, along a new first axis."""
+        inputs, outputs = (tuple(i + 1 for i in some) for some in (self.inputs, self.outputs))
+        names = (name, *self.names)
+        return self._replace(names=names, inputs=inputs, outputs=outputs, stacked=True)
+
+    def unstack(self) -> 'Parameter':
+        """Of one of a stack."""
+        inputs, outputs = (tuple(i - 1 for i in some) for some in (self.inputs, self.outputs))
+        return self._replace(
+            names=self.names[1:], inputs=inputs, outputs=outputs, stacked=False
+        )
+
+
 class Boxed(struct.PyTreeNode, meta.AxisMetadata):
-    """A parameter with the names of its axes; its partition spec is resolved strictly."""
+    """A parameter with what its layer says of it; its partition spec is resolved strictly."""
 
     value: Any
-    names: tuple[str, ...] = struct.field(pytree_node=False)
+    about: Parameter = struct.field(pytree_node=False)
 
     def unbox(self) -> Any:
         return self.value
@@ -37,32 +72,55 @@ class Boxed(struct.PyTreeNode, meta.AxisMetadata):
         return self.replace(value=val)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> 'Boxed':
-        names = list(self.names)
-        names.insert(index, params[nn.PARTITION_NAME])
-        return self.replace(names=tuple(names))
+        if index:
+            raise ValueError('layers are stacked along the first axis')
+        return self.replace(about=self.about.stack(params[nn.PARTITION_NAME]))
 
     def remove_axis(self, index: int, params: dict[Any, Any]) -> 'Boxed':
-        del params
-        return self.replace(names=self.names[:index] + self.names[index + 1 :])
+        raise NotImplementedError('nothing takes a stack apart by its boxes')
 
     def get_partition_spec(self) -> PartitionSpec:
-        return _resolve(self.names, PARAMETER_AXES)
+        return _resolve(self.about.names, PARAMETER_AXES)
 
 
-def boxed(init: Initializer, *names: str) -> Initializer:
-    """`init`, its result boxed with one axis name a dimension.
+def matrix(
+    init: Initializer, *names: str, inputs: tuple[int, ...], turns: bool = False
+) -> Initializer:
+    """`init` of a weight that multiplies, boxed with one axis name a dimension.
+
+    Args:
+      inputs: the axes that are summed over; those behind them are the outputs, those before them
+        neither (one weight for each of several experts, say).
+      turns: whether what reads it also takes models.quantize.ByOutput.
 
     Raises:
       ValueError: a name is not in the vocabulary, or their number is not that of the dimensions.
     """
-    _check(names, PARAMETER_AXES)
+    outputs = tuple(range(max(inputs) + 1, len(names)))
+    return _boxed(init, Parameter('matrix', names, inputs, outputs, turns))
 
-    def init_boxed(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> Boxed:
-        if len(shape) != len(names):
-            raise ValueError(f'axes {names} do not fit the shape {shape}')
-        return Boxed(init(rng, shape, dtype), names)
 
-    return init_boxed
+def table(init: Initializer, *names: str, turns: bool = False) -> Initializer:
+    """`init` of a table of one vector (last axis) a token or position; the rest as matrix()."""
+    return _boxed(init, Parameter('table', names, (1,), (0,), turns))
+
+
+def vector(init: Initializer, *names: str) -> Initializer:
+    """`init` of a bias, a gain, or what else neither multiplies nor decays; the rest as matrix()."""
+    return _boxed(init, Parameter('vector', names, (), (), False))
+
+
+def describe(boxed: Any, rate: Callable[[Parameter], float] = lambda about: 1.0) -> dict:
+    """Path -> Parameter, of a tree of boxed parameters, abstract or not.
+
+    Args:
+      rate: what multiplies a parameter's learning rate.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, Boxed))
+    return {
+        '/'.join(key.key for key in path): leaf.about._replace(rate=rate(leaf.about))
+        for path, leaf in leaves
+    }
 
 
 def stacked(tree: Any) -> Any:
@@ -133,6 +191,17 @@ def platform() -> str:
     """What is being compiled for: cpu, tpu, cuda ...; a mesh may be of devices that are absent."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()
+
+
+def _boxed(init: Initializer, about: Parameter) -> Initializer:
+    _check(about.names, PARAMETER_AXES)
+
+    def init_boxed(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> Boxed:
+        if len(shape) != len(about.names):
+            raise ValueError(f'axes {about.names} do not fit the shape {shape}')
+        return Boxed(init(rng, shape, dtype), about)
+
+    return init_boxed
 
 
 def _check(names: tuple[str, ...], vocabulary: frozenset[str]) -> None:

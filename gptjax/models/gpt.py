@@ -15,38 +15,26 @@ from flax import linen as nn
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from gptjax.configs import errors
-from gptjax.models import attention, axes, layers, stack
+from gptjax.models import attention, axes, layers, masks, mlp, stack
 from gptjax.models.kernels import embed, xent
 from gptjax.scaling import flops
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Shape and numerics of a GPT; the fields are explained in configs/sizes.py."""
+class Config(attention.Config, mlp.Config):
+    """Shape and numerics of a GPT; the fields are explained in configs/sections/models.py.
+
+    What concerns attention or the feed-forward net alone stands with them.
+    """
 
     family: Literal['gpt']
     n_layers: int
-    d_model: int
-    n_heads: int
-    n_kv_heads: int
-    d_head: int
-    d_ff: int
     n_ctx: int
     n_vocab: int
     norm: Literal['pre', 'post']
-    norm_kind: Literal['layer', 'rms']
+    norm_kind: str
     norm_eps: float
     parallel_residual: bool
-    attention: tuple[str, ...]
-    band_width: int
-    positions: Literal['learned', 'rotary']
-    rotary_dims: int
-    rotary_base: float
-    rotary_scaling: tuple[float, ...]
-    activation: Literal['gelu_tanh', 'gelu', 'relu', 'silu']
-    gated_mlp: bool
-    attention_bias: bool
-    mlp_bias: bool
     norm_bias: bool
     head_bias: bool
     tied_embedding: bool
@@ -55,7 +43,6 @@ class Config:
     position_init_std: float
     residual_init_std: float
     embed_dropout: float
-    attention_dropout: float
     residual_dropout: float
     param_dtype: Literal['float32', 'bfloat16', 'float16']
     compute_dtype: Literal['float32', 'bfloat16', 'float16']
@@ -63,63 +50,28 @@ class Config:
     remat: stack.Remat
 
     def __post_init__(self) -> None:
-        errors.require_positive(
-            self, 'n_layers', 'd_model', 'n_heads', 'd_head', 'd_ff', 'n_ctx', 'n_vocab',
-            'norm_eps', 'rotary_base',
-        )  # fmt: skip
+        errors.require_positive(self, 'n_layers', 'n_ctx', 'n_vocab', 'norm_eps')
+        attention.Config.__post_init__(self)
+        mlp.Config.__post_init__(self)
         errors.require_choice(self, 'family', ('gpt',))
         errors.require_choice(self, 'norm', ('pre', 'post'))
-        errors.require_choice(self, 'norm_kind', ('layer', 'rms'))
-        errors.require_choice(self, 'positions', ('learned', 'rotary'))
-        errors.require_choice(self, 'activation', tuple(_ACTIVATIONS))
+        errors.require_choice(self, 'norm_kind', tuple(layers.NORMS))
         errors.require_choice(self, 'remat', stack.REMAT)
         for field in ('param_dtype', 'compute_dtype'):
             errors.require_choice(self, field, ('float32', 'bfloat16', 'float16'))
-        errors.require_between(
-            self, 0.0, 0.99, 'embed_dropout', 'attention_dropout', 'residual_dropout'
-        )
+        errors.require_between(self, 0.0, 0.99, 'embed_dropout', 'residual_dropout')
         errors.require_between(
             self, 0.0, 10.0, 'init_std', 'position_init_std', 'residual_init_std'
         )
         errors.require(
-            self.n_kv_heads >= 0 and self.n_heads % self.kv_heads == 0,
-            f'n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}',
-        )
-        errors.require(
             not (self.parallel_residual and self.norm == 'post'),
             "parallel_residual = True has one norm before both branches; set norm = 'pre'",
-        )
-        rotary = self.positions == 'rotary'
-        errors.require(
-            self.rotary_dims % 2 == 0 and rotary * 2 <= self.rotary_dims <= rotary * self.d_head,
-            f'rotary_dims = {self.rotary_dims} does not fit positions = {self.positions!r}: even, '
-            f'from 2 to d_head = {self.d_head} for rotary positions, 0 for learned ones',
-        )
-        errors.require(
-            len(self.rotary_scaling) in (0, 4),
-            'rotary_scaling must be empty or (factor, low_freq_factor, high_freq_factor, '
-            f'original n_ctx), got {self.rotary_scaling}',
-        )
-        kinds = {str(kind) for kind in self.attention}
-        errors.require(
-            bool(kinds) and kinds <= {'dense', 'banded'},
-            f"attention must be a pattern of 'dense' and 'banded', got {self.attention}",
         )
         errors.require(
             self.n_layers % len(self.attention) == 0,
             f'n_layers = {self.n_layers} is not a multiple of the attention pattern '
             f'{self.attention}; use a multiple of {len(self.attention)}',
         )
-        errors.require(
-            ('banded' in kinds) == (self.band_width > 0),
-            f'band_width = {self.band_width} does not fit attention = {self.attention}; '
-            'it is above 0 exactly when a layer is banded',
-        )
-
-    @property
-    def kv_heads(self) -> int:
-        """Heads that have keys and values of their own."""
-        return self.n_kv_heads or self.n_heads
 
     @property
     def width_ratio(self) -> float:
@@ -130,9 +82,9 @@ class Config:
         """The initial standard deviation of hidden weights that have `std` at the base width."""
         return std * self.width_ratio**-0.5
 
-    def rate_scale(self, name: str) -> float:
+    def rate_scale(self, about: axes.Parameter) -> float:
         """muP (Yang et al. 2022, Table 8): Adam's rate of hidden weights falls with the width."""
-        return 1 / self.width_ratio if name.endswith('kernel') else 1.0
+        return 1 / self.width_ratio if about.kind == 'matrix' else 1.0
 
     def network(self) -> 'GPT':
         return GPT(self)
@@ -144,6 +96,8 @@ class Config:
             attention.empty(shape, dtype or self.compute_dtype) for _ in range(self.n_layers)
         )
 
+    has_slots = True
+
     @property
     def most_tokens(self) -> int:
         """How many tokens can be read in one go."""
@@ -153,12 +107,11 @@ class Config:
         """FLOPs of training on a token; what is only looked up does not multiply."""
         looked_up = self.n_ctx if self.positions == 'learned' else 0
         looked_up += 0 if self.tied_embedding else self.n_vocab
-        bands = [self.band_width if kind == 'banded' else 0 for kind in self.attention]
-        seen = sum(flops.mean_seen(self.n_ctx, band) for band in bands)
+        seen = sum(mask.mean_seen(self.n_ctx) for mask in self.layer_masks)
         return flops.per_token(
             n_params - looked_up * self.d_model,
             self.n_heads * self.d_head,
-            seen * self.n_layers / len(bands),
+            seen * self.n_layers / len(self.attention),
         )
 
 
@@ -172,7 +125,7 @@ class Block(nn.Module):
     """
 
     config: Config
-    band_width: int
+    mask: masks.Mask
 
     @nn.compact
     def __call__(
@@ -187,7 +140,7 @@ class Block(nn.Module):
             layers.Norm, cfg.norm_kind, cfg.norm_eps, cfg.norm_bias, cfg.param_dtype
         )
         norm_attention = norm(name='norm_attention')
-        attend = attention.Attention(cfg, self.band_width, name='attention')
+        attend = attention.Attention(cfg, self.mask, name='attention')
         dropout = nn.Dropout(cfg.residual_dropout, deterministic=not self.has_rng('dropout'))
         pre = cfg.norm == 'pre'
 
@@ -195,31 +148,12 @@ class Block(nn.Module):
         att_BxLxD, cache = attend(y_BxLxD, positions_BxL, cache, tree)
         x_BxLxD += dropout(att_BxLxD)
         if cfg.parallel_residual:
-            return x_BxLxD + dropout(self._mlp(y_BxLxD)), cache
+            return x_BxLxD + dropout(mlp.feed_forward(self, cfg, y_BxLxD)), cache
         norm_mlp = norm(name='norm_mlp')
         x_BxLxD = x_BxLxD if pre else norm_attention(x_BxLxD)
         y_BxLxD = norm_mlp(x_BxLxD) if pre else x_BxLxD
-        x_BxLxD += dropout(self._mlp(y_BxLxD))
+        x_BxLxD += dropout(mlp.feed_forward(self, cfg, y_BxLxD))
         return x_BxLxD if pre else norm_mlp(x_BxLxD), cache
-
-    def _mlp(self, x_BxLxD: jax.Array) -> jax.Array:
-        cfg = self.config
-        numerics = (cfg.mlp_bias, cfg.param_dtype, cfg.compute_dtype)
-
-        def widen(name: str) -> jax.Array:
-            y_BxLxF = layers.Linear(
-                'BLD,DF->BLF', (cfg.d_model, cfg.d_ff), ('embed', 'mlp'),
-                cfg.hidden_std(cfg.init_std), *numerics, name=name,
-            )(x_BxLxD)  # fmt: skip
-            return axes.constrain(y_BxLxF, 'batch', 'length', 'act_mlp')
-
-        act = layers.in_float32(_ACTIVATIONS[cfg.activation])
-        y_BxLxF = act(widen('gate')) * widen('up') if cfg.gated_mlp else act(widen('up'))
-        y_BxLxD = layers.Linear(
-            'BLF,FD->BLD', (cfg.d_ff, cfg.d_model), ('mlp', 'embed'),
-            cfg.hidden_std(cfg.residual_init_std), *numerics, name='down',
-        )(y_BxLxF)  # fmt: skip
-        return axes.constrain(y_BxLxD, 'batch', 'length', 'act_embed')
 
 
 class GPT(nn.Module):
@@ -234,39 +168,20 @@ class GPT(nn.Module):
     def setup(self) -> None:
         cfg = self.config
         dtype = jnp.dtype(cfg.param_dtype)
-        self.token_embedding = layers.weight(
-            self,
-            'token_embedding',
-            axes.boxed(nn.initializers.normal(cfg.init_std), 'vocab', 'embed'),
-            (cfg.n_vocab, cfg.d_model),
-            dtype,
-        )
+        normal, shape = nn.initializers.normal, (cfg.n_vocab, cfg.d_model)
+        table = axes.table(normal(cfg.init_std), 'vocab', 'embed', turns=True)
+        self.token_embedding = layers.weight(self, 'token_embedding', table, shape, dtype)
         if cfg.positions == 'learned':
+            positions = axes.table(normal(cfg.position_init_std), 'ctx', 'embed')
             self.position_embedding = self.param(
-                'position_embedding',
-                axes.boxed(nn.initializers.normal(cfg.position_init_std), 'ctx', 'embed'),
-                (cfg.n_ctx, cfg.d_model),
-                dtype,
+                'position_embedding', positions, (cfg.n_ctx, cfg.d_model), dtype
             )
         if not cfg.tied_embedding:
-            self.unembedding = layers.weight(
-                self,
-                'unembedding',
-                axes.boxed(nn.initializers.normal(cfg.init_std), 'vocab', 'embed'),
-                (cfg.n_vocab, cfg.d_model),
-                dtype,
-            )
+            self.unembedding = layers.weight(self, 'unembedding', table, shape, dtype)
         if cfg.head_bias:
-            self.unembedding_bias = self.param(
-                'unembedding_bias',
-                axes.boxed(nn.initializers.zeros, 'vocab'),
-                (cfg.n_vocab,),
-                dtype,
-            )
-        self.pattern = [
-            Block(cfg, cfg.band_width if kind == 'banded' else 0, parent=None)
-            for kind in cfg.attention
-        ]
+            bias = axes.vector(nn.initializers.zeros, 'vocab')
+            self.unembedding_bias = self.param('unembedding_bias', bias, (cfg.n_vocab,), dtype)
+        self.pattern = [Block(cfg, mask, parent=None) for mask in cfg.layer_masks]
         self.blocks = [
             layers.weight(self, f'block_{j}', self._init_stack, block)
             for j, block in enumerate(self.pattern)
@@ -328,7 +243,12 @@ class GPT(nn.Module):
             logits_BxLxV += bias_V.astype(jnp.float32)[None, None]
         return logits_BxLxV
 
-    def nats(self, hidden_BxLxD, targets_BxL, weights_BxL) -> Float[Array, '']:
+    def nats(
+        self,
+        hidden_BxLxD: Float[Array, 'B L D'],
+        targets_BxL: Int[ArrayLike, 'B L'],
+        weights_BxL: Float[ArrayLike, 'B L'],
+    ) -> Float[Array, '']:
         """The weighted sum of -log p(target), without ever holding all logits."""
         hidden_BxLxD /= self.config.width_ratio
         return xent.nats(hidden_BxLxD, *self._output(), targets_BxL, weights_BxL)
@@ -348,19 +268,37 @@ class GPT(nn.Module):
 
         return axes.stacked(jax.vmap(init)(jax.random.split(rng, repeats)))
 
-    def _run(self, x_BxLxD, positions_BxL, tree):
+    def _run(
+        self, x_BxLxD: jax.Array, positions_BxL: jax.Array | None, tree: attention.Tree | None
+    ) -> jax.Array:
         rng = self.make_rng('dropout') if self.has_rng('dropout') else None
 
-        def layer(x_BxLxD, params, place, number):
+        def layer(
+            x_BxLxD: jax.Array, params: Any, place: int, number: Any
+        ) -> tuple[jax.Array, stack.Sown]:
             rngs = {} if rng is None else {'dropout': jax.random.fold_in(rng, number)}
             with jax.named_scope(f'block_{place}'):
                 block = self.pattern[place]
-                arguments = (x_BxLxD, positions_BxL, None, tree)
-                return block.apply({'params': params}, *arguments, rngs=rngs)[0]
+                arguments = ({'params': params}, x_BxLxD, positions_BxL, None, tree)
+                sown = ('losses', 'measures')
+                (x_BxLxD, _), sown = block.apply(*arguments, rngs=rngs, mutable=sown)
+            return x_BxLxD, sown
 
-        return stack.run(layer, x_BxLxD, self.blocks, self.config.scan_layers, self.config.remat)
+        form = (self.config.scan_layers, self.config.remat)
+        x_BxLxD, sown = stack.run(layer, x_BxLxD, self.blocks, *form)
+        for name, of_layers_N in sown.get('losses', {}).items():
+            layers.sow_loss(self, name, of_layers_N.sum())
+        for name, of_layers_N in sown.get('measures', {}).items():
+            layers.sow_measure(self, name, of_layers_N.mean())
+        return x_BxLxD
 
-    def _run_cached(self, x_BxLxD, positions_BxL, cache, tree):
+    def _run_cached(
+        self,
+        x_BxLxD: jax.Array,
+        positions_BxL: jax.Array,
+        cache: Cache,
+        tree: attention.Tree | None,
+    ) -> tuple[jax.Array, Cache]:
         positions_BxL = jnp.broadcast_to(positions_BxL, x_BxLxD.shape[:2])
         kept = []
         for repeat in stack.unstacked(self.blocks):
@@ -371,10 +309,4 @@ class GPT(nn.Module):
         return x_BxLxD, tuple(kept)
 
 
-_ACTIVATIONS = {
-    'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),  # all of OpenAI's released code
-    'gelu': functools.partial(jax.nn.gelu, approximate=False),
-    'relu': jax.nn.relu,
-    'silu': jax.nn.silu,
-}
 _NO_MESH = jax.sharding.AbstractMesh((), ())

@@ -11,7 +11,8 @@ import ml_collections
 from flax import linen as nn
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from gptjax.configs import errors, lookup
+from gptjax.configs import errors, fields, lookup
+from gptjax.models import axes
 
 _FAMILIES = ('gpt', 'ngram', 'rnn')  # modules of gptjax.models
 Section = Mapping[str, Any] | ml_collections.ConfigDict  # the model section of a config
@@ -29,6 +30,7 @@ class Config(Protocol):
         """(tokens, positions, cache) -> (hidden, cache); unembed(hidden) -> logits; nats()."""
 
     most_tokens: int | None  # that can be read in one go; None = any number
+    has_slots: bool  # whether its past is keys and values in slots, one a position
 
     def empty_cache(self, batch: int, slots: int, dtype: str = '') -> Any:
         """The decoding state of `batch` rows of up to `slots` tokens: the first axis is rows.
@@ -39,8 +41,8 @@ class Config(Protocol):
     def flops_per_token(self, n_params: int) -> float:
         """FLOPs of training on a token."""
 
-    def rate_scale(self, name: str) -> float:
-        """What multiplies the learning rate of a parameter, by its path."""
+    def rate_scale(self, about: axes.Parameter) -> float:
+        """What multiplies the learning rate of a parameter."""
 
 
 class LanguageModel(nn.Module):
@@ -126,16 +128,25 @@ def configure(section: Section) -> Config:
         family in _FAMILIES, f'model.family = {family!r} is not one of: {", ".join(_FAMILIES)}'
     )
     config = lookup.module('gptjax.models', family).Config
-    fields = {field.name for field in dataclasses.fields(config)}
-    for name in sorted(fields ^ set(section)):
-        what = 'lacks' if name in fields else 'has the unknown field'
-        raise errors.UsageError(f'the model section of family {family!r} {what} {name!r}')
+    known = (field.name for field in dataclasses.fields(config))
+    fields.check(section, known, f'the model section of family {family!r}')
     return config(**section)
 
 
-def build(section: Section) -> LanguageModel:
-    """The language model that a config's model section describes; errors as in configure()."""
-    return LanguageModel(configure(section))
+def build(section: Section, head: str = 'language_model') -> LanguageModel:
+    """The model of a config's model section, under a head of HEADS.
+
+    Raises:
+      UsageError: there is no such head; errors as in configure().
+    """
+    errors.require(head in HEADS, f'no head {head!r}; there are: {", ".join(HEADS)}')
+    return HEADS[head](configure(section))
+
+
+def describe(model: nn.Module) -> dict[str, axes.Parameter]:
+    """Path -> what is known of the parameter beside its values, its learning rate included."""
+    boxed = jax.eval_shape(model.init_params, jax.random.key(0))
+    return axes.describe(boxed, model.config.rate_scale)
 
 
 def differing(one: Config, other: Config) -> list[str]:
@@ -149,9 +160,12 @@ def differing(one: Config, other: Config) -> list[str]:
     return [name for name in a if a[name] != b[name] and name not in free]
 
 
+HEADS = {'language_model': LanguageModel}  # what stands in a checkpoint's meta -> what it is
 # The same weights under other values of these are the same model.
 _FREE = frozenset(
-    ('init_std', 'position_init_std', 'residual_init_std', 'init_range', 'embed_dropout',
-     'attention_dropout', 'residual_dropout', 'dropout', 'bptt_tokens', 'param_dtype',
-     'compute_dtype', 'scan_layers', 'remat')
-)  # fmt: skip
+    {
+        'init_std', 'position_init_std', 'residual_init_std', 'init_range', 'embed_dropout',
+        'attention_dropout', 'residual_dropout', 'dropout', 'bptt_tokens', 'param_dtype',
+        'compute_dtype', 'scan_layers', 'remat',
+    }
+)

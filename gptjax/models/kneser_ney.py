@@ -21,7 +21,7 @@ from gptjax.configs import errors
 # Where a count of counts is zero or a discount leaves its range, these are used for that order, as
 # by KenLM's --discount_fallback: for counts of 1, 2, and 3 or more.
 FALLBACK = (0.5, 1.0, 1.5)
-_MERGE_ROWS = 1 << 20  # rows of each run that are merged at once
+MERGE_ROWS = 1 << 20  # rows of each run that are merged at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,12 +165,12 @@ class _Run:
 
     def last(self) -> tuple | None:
         """The largest row of the next block; None at the end of the run."""
-        stop = min(self._at + _MERGE_ROWS, len(self._rows))
+        stop = min(self._at + MERGE_ROWS, len(self._rows))
         return tuple(self._rows[stop - 1].tolist()) if self._at < stop else None
 
     def take(self, upto: tuple) -> tuple[np.ndarray, np.ndarray]:
         """The rows of the next block that are at most `upto`."""
-        stop = min(self._at + _MERGE_ROWS, len(self._rows))
+        stop = min(self._at + MERGE_ROWS, len(self._rows))
         block = np.asarray(self._rows[self._at : stop])
         low, high = 0, len(block)
         while low < high:

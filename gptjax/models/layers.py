@@ -2,7 +2,7 @@
 """The layers every model of the line is made of; each weight is declared once."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,43 +44,73 @@ class Linear(nn.Module):
         inputs, output = self.spec.split('->')
         letters = inputs.split(',')[1]
         param_dtype = jnp.dtype(self.param_dtype)
-        init = axes.boxed(nn.initializers.normal(self.init_std), *self.names)
+        summed = tuple(i for i, letter in enumerate(letters) if letter in inputs.split(',')[0])
+        init = axes.matrix(
+            nn.initializers.normal(self.init_std), *self.names, inputs=summed, turns=True
+        )
         kernel = weight(self, 'kernel', init, self.shape, param_dtype)
         bias = None
         if self.use_bias:
             new = [letters.index(letter) for letter in output[2:]]
-            init = axes.boxed(nn.initializers.zeros, *(self.names[i] for i in new))
+            init = axes.vector(nn.initializers.zeros, *(self.names[i] for i in new))
             bias = self.param('bias', init, tuple(self.shape[i] for i in new), param_dtype)
         return dots.linear(self.spec, x.astype(jnp.dtype(self.compute_dtype)), kernel, bias)
 
 
 class Norm(nn.Module):
-    """Normalisation over the last axis, computed in float32.
+    """Normalisation over the last axis, computed in float32; of any rank.
 
     Attributes:
-      kind: 'layer' (Ba et al. 2016), or 'rms', which does not centre (Zhang and Sennrich 2019).
+      kind: a key of NORMS.
+      eps: added to the variance.
+      axis: logical name of the last axis.
     """
 
-    kind: Literal['layer', 'rms']
+    kind: str
     eps: float
     use_bias: bool
     param_dtype: str
+    axis: str = 'embed'
 
     @nn.compact
-    def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
-        param_dtype, shape = jnp.dtype(self.param_dtype), x_BxLxD.shape[-1:]
-        scale_D = self.param('scale', axes.boxed(nn.initializers.ones, 'embed'), shape, param_dtype)
-        y_BxLxD = x_BxLxD.astype(jnp.float32)
-        if self.kind == 'layer':
-            y_BxLxD -= y_BxLxD.mean(axis=-1, keepdims=True)
-        variance_BxLx1 = jnp.square(y_BxLxD).mean(axis=-1, keepdims=True)
-        y_BxLxD *= jax.lax.rsqrt(variance_BxLx1 + self.eps)
-        y_BxLxD *= scale_D.astype(jnp.float32)[None, None]
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def weight(name: str, init: axes.Initializer) -> jax.Array:
+            init = axes.vector(init, self.axis)
+            found = self.param(name, init, x.shape[-1:], jnp.dtype(self.param_dtype))
+            return found.astype(jnp.float32).reshape(*(1,) * (x.ndim - 1), -1)
+
+        y = NORMS[self.kind](x.astype(jnp.float32), self.eps)
+        y *= weight('scale', nn.initializers.ones)
         if self.use_bias:
-            init = axes.boxed(nn.initializers.zeros, 'embed')
-            bias_D = self.param('bias', init, shape, param_dtype)
-            y_BxLxD += bias_D.astype(jnp.float32)[None, None]
-        return y_BxLxD.astype(x_BxLxD.dtype)
+            y += weight('bias', nn.initializers.zeros)
+        return y.astype(x.dtype)
+
+
+def _layer(x: jax.Array, eps: float) -> jax.Array:
+    """LayerNorm (Ba et al. 2016)."""
+    return _rms(x - x.mean(axis=-1, keepdims=True), eps)
+
+
+def _rms(x: jax.Array, eps: float) -> jax.Array:
+    """RMSNorm, which does not centre (Zhang and Sennrich 2019)."""
+    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + eps)
+
+
+NORMS = {'layer': _layer, 'rms': _rms}
+
+
+def sow_loss(module: nn.Module, name: str, mean: jax.Array) -> None:
+    """Adds to the training objective, and logs as train/<name>, the sum over the layers.
+
+    Args:
+      mean: over the tokens of a batch, in nats a token.
+    """
+    module.sow('losses', name, mean, reduce_fn=jnp.add, init_fn=lambda: jnp.zeros(()))
+
+
+def sow_measure(module: nn.Module, name: str, mean: jax.Array) -> None:
+    """Logs as train/<name> the mean over the layers of what is a mean over tokens."""
+    module.sow('measures', name, mean, reduce_fn=jnp.add, init_fn=lambda: jnp.zeros(()))
 
 
 def logits(hidden_BxLxD: jax.Array, table_VxD: jax.Array | quantize.ByOutput) -> jax.Array:

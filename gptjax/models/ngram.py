@@ -26,7 +26,7 @@ Tables = Mapping[str, Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Shape of an n-gram model; the fields are explained in configs/sizes.py."""
+    """Shape of an n-gram model; the fields are explained in configs/sections/models.py."""
 
     family: Literal['ngram']
     order: int
@@ -46,14 +46,15 @@ class Config:
         return NGram(self)
 
     most_tokens = None  # any number can be read, one after the other
+    has_slots = False
 
     def empty_cache(self, batch: int, slots: int, dtype: str = '') -> Int[Array, 'B C']:
         """The last order - 1 tokens; -1 before the text."""
         del slots, dtype
         return jnp.full((batch, self.order - 1), -1, jnp.int32)
 
-    def rate_scale(self, name: str) -> float:
-        del name
+    def rate_scale(self, about: axes.Parameter) -> float:
+        del about
         return 1.0
 
     def flops_per_token(self, n_params: int) -> float:
@@ -71,7 +72,7 @@ class NGram(nn.Module):
         sizes = cfg.entries or (cfg.n_vocab,) + (0,) * (cfg.order - 1)
         self.tables = {
             f'order_{k}': {
-                name: self.param(f'order_{k}_{name}', axes.boxed(_zeros, 'layers'), shape, dtype)
+                name: self.param(f'order_{k}_{name}', axes.vector(_zeros, 'layers'), shape, dtype)
                 for name, shape, dtype in _columns(size, k < cfg.order)
             }
             for k, size in enumerate(sizes, 1)

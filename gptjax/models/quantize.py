@@ -9,6 +9,7 @@ int8. Norms and biases stay as they are. What that costs in perplexity: docs/gen
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -24,7 +25,7 @@ WEIGHTS = ('', 'int8', 'int4')
 _GROUP = 32  # inputs that share a scale in int4
 _LEVELS = 15  # steps from the least to the largest of them
 _TINY = 1e-30  # in place of the scale of zeros
-_TABLES = ('token_embedding', 'unembedding')  # (vocab, embed): one output channel a row
+Described = Mapping[str, axes.Parameter]  # by path
 
 
 @struct.dataclass
@@ -61,14 +62,17 @@ class ByOutput:
         return part.matrix(dtype).reshape(*index_BxL.shape, -1)
 
 
-def for_decoding(params: Any, weights: Weights = '', consume: bool = False) -> Any:
+def for_decoding(
+    params: Any, described: Described, weights: Weights = '', consume: bool = False
+) -> Any:
     """The parameters of a language model in the form that decodes fastest.
 
     Stacked layers are taken apart once, not at every token. On one CPU, weights are turned to
-    outputs first: XLA multiplies few rows up to twice as fast then (LOG.md). An n-gram model's
-    tables and an RNN's recurrent weights stay as they are.
+    outputs first: XLA multiplies few rows up to twice as fast then (LOG.md). What no layer can read
+    turned (an n-gram model's tables, an RNN's recurrent weights) stays as it is.
 
     Args:
+      described: axes.describe() of the boxed parameters, or heads.describe() of the model.
       weights: 'int8' or 'int4' quantises.
       consume: empties `params`, so that a stacked array is freed as soon as it is taken apart.
 
@@ -76,43 +80,59 @@ def for_decoding(params: Any, weights: Weights = '', consume: bool = False) -> A
       UsageError: `weights` is unknown, or the model has no weights that can be quantised.
     """
     errors.require(weights in WEIGHTS, f'weights must be one of {WEIGHTS}, got {weights!r}')
-    network = params['network'] if consume else dict(params['network'])
-    blocks = [name for name in network if name.startswith('block_')]
     errors.require(
-        not weights or bool(blocks), f'weights = {weights!r} is for GPTs; this model has no blocks'
+        not weights or any(about.turns for about in described.values()),
+        f'weights = {weights!r} is for GPTs; this model has no weights that can be quantised',
     )
     turned = bool(weights) or (axes.platform() == 'cpu' and axes.n_devices() == 1)
-    for name in blocks:
-        network[name] = _apart(network.pop(name), weights, turned)
-    for name in _TABLES if blocks and turned else ():
-        if name in network:
-            table = network[name]
-            plain = ByOutput(table, None, None, table.shape)
-            network[name] = _turn(table, -1, 'int8') if weights else plain
+    network = params['network'] if consume else dict(params['network'])
+    for name in list(network):
+        path = f'network/{name}'
+        if path not in described:  # a stack of layers
+            network[name] = _apart(network.pop(name), path, described, weights, turned)
+        elif turned and described[path].turns:
+            network[name] = _turn(network[name], described[path], weights)
     return {**params, 'network': network}
 
 
-def _apart(stacked: Any, weights: Weights, turned: bool) -> tuple:
-    """One tree a layer."""
+def _apart(
+    stacked: Any, above: str, described: Described, weights: Weights, turned: bool
+) -> Any:
+    """One tree a layer; a branch that is not stacked stays as it is."""
     flat = traverse_util.flatten_dict(stacked, sep='/')
+    if not all(described[f'{above}/{name}'].stacked for name in flat):
+        return stacked
     del stacked
     repeats = next(iter(flat.values())).shape[0]
     layers: list[dict] = [{} for _ in range(repeats)]
     for name in sorted(flat):
-        array = flat.pop(name)
+        array, about = flat.pop(name), described[f'{above}/{name}'].unstack()
         for r in range(repeats):
             part = array[r]
-            if turned and name.endswith('kernel'):
-                inputs = part.ndim - 1 if name.endswith('attention/out/kernel') else 1
-                part = _turn(part, inputs, weights)
+            if turned and about.turns:
+                part = _turn(part, about, weights)
             layers[r][name] = part
     return tuple(traverse_util.unflatten_dict(layer, sep='/') for layer in layers)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _turn(weight: jax.Array, inputs: int, weights: Weights) -> ByOutput:
-    """inputs: how many leading axes are summed over; -1 = the last one is, as of a table."""
-    weight_NxK = weight if inputs < 0 else weight.reshape(math.prod(weight.shape[:inputs]), -1).T
+def _turn(weight: jax.Array, about: axes.Parameter, weights: Weights) -> ByOutput:
+    """Tables are int8 in int4, too."""
+    if about.kind == 'table' and weights:
+        weights = 'int8'
+    return turn(weight, about.inputs, about.outputs, weights)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def turn(
+    weight: jax.Array, inputs: tuple[int, ...], outputs: tuple[int, ...], weights: Weights
+) -> ByOutput:
+    """A weight by its output channels, rounded where `weights` asks for it.
+
+    Args:
+      inputs: the axes that are summed over. outputs: the others.
+    """
+    n_outputs = math.prod(weight.shape[axis] for axis in outputs)
+    weight_NxK = weight.transpose(*outputs, *inputs).reshape(n_outputs, -1)
     if not weights:
         return ByOutput(weight_NxK, None, None, weight.shape)
     weight_NxK = weight_NxK.astype(jnp.float32)
@@ -121,7 +141,7 @@ def _turn(weight: jax.Array, inputs: int, weights: Weights) -> ByOutput:
         return ByOutput(
             jnp.round(weight_NxK / scale_Nx1).astype(jnp.int8), scale_Nx1, None, weight.shape
         )
-    n_outputs, n_inputs = weight_NxK.shape
+    n_inputs = weight_NxK.shape[1]
     errors.require(n_inputs % 2 == 0, f'int4 needs an even number of inputs, got {n_inputs}')
     size = _GROUP if n_inputs % _GROUP == 0 else n_inputs
     grouped_NxGxI = weight_NxK.reshape(n_outputs, -1, size)

@@ -24,7 +24,7 @@ State = tuple[jax.Array, ...]  # of one layer: (hidden_BxD, cell_BxD) of an LSTM
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Shape and numerics of an RNN; the fields are explained in configs/sizes.py."""
+    """Shape and numerics of an RNN; the fields are explained in configs/sections/models.py."""
 
     family: Literal['rnn']
     cell: Literal['lstm', 'gru']
@@ -53,6 +53,7 @@ class Config:
         return RNN(self)
 
     most_tokens = None  # any number can be read, one after the other
+    has_slots = False
 
     def empty_cache(self, batch: int, slots: int, dtype: str = '') -> tuple[State, ...]:
         del slots, dtype  # an RNN's past is of one size
@@ -62,8 +63,8 @@ class Config:
             for _ in range(self.n_layers)
         )
 
-    def rate_scale(self, name: str) -> float:
-        del name
+    def rate_scale(self, about: axes.Parameter) -> float:
+        del about
         return 1.0
 
     def flops_per_token(self, n_params: int) -> float:
@@ -130,7 +131,7 @@ class RNN(nn.Module):
 
     def _weight(self, name: str, *names: str) -> jax.Array:
         cfg = self.config
-        init = axes.boxed(_uniform(cfg.init_range), *names)
+        init = axes.table(_uniform(cfg.init_range), *names)
         return self.param(name, init, (cfg.n_vocab, cfg.d_model), jnp.dtype(cfg.param_dtype))
 
 
@@ -153,18 +154,18 @@ class Layer(nn.Module):
         uniform = _uniform(cfg.init_range)
 
         def weight(name: str) -> jax.Array:
-            init = axes.boxed(uniform, 'embed', 'mlp')
+            init = axes.matrix(uniform, 'embed', 'mlp', inputs=(0,))
             return self.param(name, init, (cfg.d_model, width), param_dtype).astype(dtype)
 
         input_DxW, hidden_DxW = weight('input_kernel'), weight('hidden_kernel')
-        bias_W = self.param('bias', axes.boxed(self._bias, 'mlp'), (width,), param_dtype)
+        bias_W = self.param('bias', axes.vector(self._bias, 'mlp'), (width,), param_dtype)
         gates_BxLxW = (
             jnp.einsum('BLD,DW->BLW', x_BxLxD, input_DxW) + bias_W.astype(dtype)[None, None]
         )
         gates_BxLxW = axes.constrain(gates_BxLxW, 'batch', 'length', 'act_mlp')
         cell = _lstm
         if cfg.cell == 'gru':
-            init = axes.boxed(nn.initializers.zeros, 'embed')
+            init = axes.vector(nn.initializers.zeros, 'embed')
             bias_D = self.param('hidden_bias', init, (cfg.d_model,), param_dtype)
             cell = functools.partial(_gru, bias_D=bias_D.astype(dtype))
         cut_L = jnp.zeros(x_BxLxD.shape[1], bool)

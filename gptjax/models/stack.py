@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+# Collection -> name -> value: what a layer says beside its output (models/layers.py).
+Sown = dict[str, dict[str, jax.Array]]
 Remat = Literal['none', 'dots', 'blocks', 'full', 'offload']
 _BORDER = 'border'
 
@@ -30,17 +32,21 @@ class _Policy(NamedTuple):
 
 
 def run(
-    layer: Callable[[jax.Array, Any, int, Any], jax.Array],
-    x: jax.Array,
+    layer: Callable[[Any, Any, int, Any], tuple[Any, Sown]],
+    x: Any,
     stacks: Sequence[Any],
     scan: bool,
     remat: Remat,
-) -> jax.Array:
+) -> tuple[Any, Sown]:
     """Applies all layers.
 
     Args:
-      layer: (x, parameters, place in the pattern, number of the layer) -> x.
+      layer: (x, parameters, place in the pattern, number of the layer) -> (x, what it sows).
+      x: what goes from layer to layer: an array, or a tree of them.
       stacks: for every place of the pattern, its parameters with a leading axis of R repeats.
+
+    Returns:
+      x behind the last layer, and what the layers have sown, one value a layer that does.
     """
     taken_apart = isinstance(stacks[0], tuple)
     pattern = len(stacks)
@@ -48,36 +54,41 @@ def run(
     policy = _POLICIES[remat]
     size = 2 if remat == 'full' and pattern == 1 and repeats % 2 == 0 else 1  # repeats a step
 
-    def one(x, params, place, number):
+    def one(x: Any, params: Any, place: int, number: Any) -> tuple[Any, Sown]:
         @policy.layer
-        def apply(x, params, number):
-            return layer(checkpoint_name(x, _BORDER), params, place, number)
+        def apply(x: Any, params: Any, number: Any) -> tuple[Any, Sown]:
+            x = jax.tree.map(lambda part: checkpoint_name(part, _BORDER), x)
+            return layer(x, params, place, number)
 
         return apply(x, params, number)
 
     @policy.step
-    def step(x, group, indices):
+    def step(x: Any, group: list, indices: list) -> tuple[Any, list[Sown]]:
+        sown = []
         for repeat, index in zip(group, indices, strict=True):
             for place, params in enumerate(repeat):
-                x = one(x, params, place, index * pattern + place)
-        return x
+                x, more = one(x, params, place, index * pattern + place)
+                sown.append(more)
+        return x, sown
 
     if not scan or taken_apart:
-        apart = unstacked(stacks)
+        apart, found = unstacked(stacks), []
         for start in range(0, repeats, size):
-            x = step(x, apart[start : start + size], list(range(start, start + size)))
-        return x
+            x, sown = step(x, apart[start : start + size], list(range(start, start + size)))
+            found += sown
+        return x, _gathered(found)
 
-    def body(x, scanned):
+    def body(x: Any, scanned: tuple) -> tuple[Any, list[Sown]]:
         group, indices = scanned
         if size == 1:
-            return step(x, [group], [indices]), None
-        return step(x, unstacked(group), list(indices)), None
+            return step(x, [group], [indices])
+        return step(x, unstacked(group), list(indices))
 
     scanned = (stacks, jnp.arange(repeats))
     if size > 1:
         scanned = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), scanned)
-    return jax.lax.scan(body, x, scanned)[0]
+    x, sown = jax.lax.scan(body, x, scanned)
+    return x, _gathered(sown)
 
 
 def unstacked(stacks: Any) -> list:
@@ -91,6 +102,19 @@ def unstacked(stacks: Any) -> list:
     repeats = leaves[0].shape[0]
     split = [jax.lax.split(leaf, (1,) * repeats) for leaf in leaves]
     return [tree.unflatten([parts[r].squeeze(0) for parts in split]) for r in range(repeats)]
+
+
+def _gathered(sown: Sequence[Sown]) -> Sown:
+    """What several layers sowed, or stacks of layers, by name: one value a layer."""
+    found: dict[str, dict[str, list[jax.Array]]] = {}
+    for some in sown:
+        for kind, named in some.items():
+            for name, value in named.items():
+                found.setdefault(kind, {}).setdefault(name, []).append(jnp.ravel(value))
+    return {
+        kind: {name: jnp.concatenate(values) for name, values in named.items()}
+        for kind, named in found.items()
+    }
 
 
 def _unchanged(f: Callable) -> Callable:
@@ -107,9 +131,11 @@ def _keep_dots(f: Callable) -> Callable:
 
 def _offload_border(f: Callable) -> Callable:
     policy = jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=(), names_which_can_be_offloaded=(_BORDER,),
-        offload_src='device', offload_dst='pinned_host',
-    )  # fmt: skip
+        names_which_can_be_saved=(),
+        names_which_can_be_offloaded=(_BORDER,),
+        offload_src='device',
+        offload_dst='pinned_host',
+    )
     return jax.checkpoint(f, policy=policy)
 
 

@@ -4,7 +4,7 @@
 CHECKPOINTS/<step>/ holds state/ with params/, rest/, average/ (orbax), meta.json (config, data
 position, clock, shapes) and, written last, manifest.json with a sha256 for every file: orbax
 restores a flipped bit in silence, so ours are verified before anything is read. One without a
-manifest is unfinished.
+manifest is unfinished. best.json beside them names the best by a score.
 """
 
 import concurrent.futures
@@ -15,17 +15,18 @@ import logging
 import os
 import pathlib
 import shutil
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
 from gptjax.configs import errors
-from gptjax.runtime import program, retry
+from gptjax.runtime import manifest, program, retry
 from gptjax.text import files
 
 FOLDER = 'checkpoints'
-_MANIFEST, _META = 'manifest.json', 'meta.json'
+_META, _BEST = 'meta.json', 'best.json'
 _log = logging.getLogger(__name__)
 
 
@@ -36,10 +37,30 @@ class Config:
     every_steps: int
     every_secs: float
     keep: int
+    keep_steps: tuple[int, ...]
+    keep_best: str
+    best_is: Literal['lowest', 'highest']
 
     def __post_init__(self) -> None:
         errors.require_between(self, 0, 2**40, 'every_steps', 'every_secs')
         errors.require(self.keep >= 2, f'checkpoint.keep must be at least 2, got {self.keep}')
+        errors.require(
+            all(isinstance(step, int) and step > 0 for step in self.keep_steps),
+            f'checkpoint.keep_steps are numbers above 0, got {self.keep_steps}',
+        )
+        errors.require_choice(self, 'best_is', ('lowest', 'highest'))
+
+    def is_better(self, value: float, than: float) -> bool:
+        """Whether a score is better than another one."""
+        return value < than if self.best_is == 'lowest' else value > than
+
+
+class Best(NamedTuple):
+    """The best checkpoint of a run so far, and the score that says so."""
+
+    step: int
+    name: str
+    value: float
 
 
 class SaveError(errors.InputError):
@@ -49,9 +70,12 @@ class SaveError(errors.InputError):
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, workdir: pathlib.Path, keep: int) -> None:
+    def __init__(
+        self, workdir: pathlib.Path, keep: int, keep_steps: Collection[int] = ()
+    ) -> None:
+        """Args: keep: newest ones kept, beside those of keep_steps and the best."""
         self._folder = workdir.absolute() / FOLDER  # orbax takes no relative path
-        self._keep = keep
+        self._keep, self._keep_steps = keep, keep_steps
         self._orbax = ocp.AsyncCheckpointer(_handler())
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
         self._pending: concurrent.futures.Future | None = None
@@ -110,6 +134,14 @@ class Checkpoints:
         if jax.process_index() == 0:
             for later in (p for p in _finished(self._folder) if int(p.name) > step):
                 _remove(later)
+            found = best(self._folder.parent)
+            if found and found.step > step:
+                (self._folder / _BEST).unlink()
+
+    def mark_best(self, found: Best) -> None:
+        """From now on this checkpoint, which may still be being saved, is the best."""
+        if jax.process_index() == 0:
+            files.replace(self._folder / _BEST, json.dumps(found._asdict()) + '\n')
 
     def wait(self) -> None:
         """Returns when the last save is whole. Raises SaveError where it failed."""
@@ -129,12 +161,15 @@ class Checkpoints:
         try:
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
-                _write_manifest(target)
+                manifest.write(target)
         except Exception as e:
             raise self._failed(target, e) from e
         if jax.process_index() == 0:
+            found = best(self._folder.parent)
+            kept = {*self._keep_steps, found.step if found else -1}
             for old in _finished(self._folder)[: -self._keep]:
-                _remove(old)
+                if int(old.name) not in kept:
+                    _remove(old)
 
     def _failed(self, target: pathlib.Path, error: Exception) -> SaveError:
         first = jax.process_index() == 0
@@ -157,7 +192,8 @@ def latest(
 ) -> tuple[pathlib.Path, dict] | None:
     """The newest checkpoint that verifies, and its meta; None where the run has none.
 
-    Those of steps beyond `until_step` are passed over.
+    Those of steps beyond `until_step` are passed over. On several hosts the first one says which
+    there are, and each hashes its share of the files.
 
     A damaged one is named in a warning and, unless the run is not ours to change, put aside:
     renamed to <step>.damaged.
@@ -166,25 +202,57 @@ def latest(
       InputError: there are checkpoints, and all of them are damaged.
     """
     folder = pathlib.Path(workdir).absolute() / FOLDER
-    found = [p for p in _finished(folder) if int(p.name) <= until_step]
-    for checkpoint in reversed(found):
-        damage = _damage(checkpoint)
-        if not damage:
-            return checkpoint, json.loads((checkpoint / _META).read_text(encoding='utf-8'))
+    steps = [int(p.name) for p in _finished(folder) if int(p.name) <= until_step]
+    number = program.first_says(len(steps))
+    for place in range(number - 1, -1, -1):
+        step = program.first_says(steps[place] if place < len(steps) else -1)
+        checkpoint = folder / f'{step:08d}'
+        damage = manifest.damage(checkpoint)
+        if not program.agreed(bool(damage))[0]:
+            return checkpoint, _meta(checkpoint)
         aside = checkpoint.with_name(checkpoint.name + '.damaged')
         if put_aside and jax.process_index() == 0:
             shutil.rmtree(aside, ignore_errors=True)
             checkpoint.rename(aside)
         _log.warning(
             'checkpoint %s is damaged (%s); going on from the one before it%s',
-            checkpoint, damage, f', this one put aside as {aside.name}' if put_aside else '',
-        )  # fmt: skip
-    if found:
+            checkpoint,
+            damage or 'says another host',
+            f', this one put aside as {aside.name}' if put_aside else '',
+        )
+    if number:
         raise errors.InputError(
             f'every checkpoint in {folder} is damaged; restore a copy'
             + (' of what is now *.damaged, or run again to start afresh' if put_aside else '')
         )
     return None
+
+
+def at_step(workdir: str | pathlib.Path, step: int) -> tuple[pathlib.Path, dict]:
+    """The checkpoint of one step, verified, and its meta.
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
+    checkpoint = pathlib.Path(workdir).absolute() / FOLDER / f'{step:08d}'
+    if not (checkpoint / manifest.NAME).exists():
+        raise errors.InputError(f'{workdir} has no checkpoint of step {step}')
+    damage = manifest.damage(checkpoint)
+    if program.agreed(bool(damage))[0]:
+        raise errors.InputError(f'checkpoint {checkpoint} is damaged ({damage}); use another one')
+    return checkpoint, _meta(checkpoint)
+
+
+def best(workdir: str | pathlib.Path) -> Best | None:
+    """The best checkpoint by checkpoint.keep_best; None where none is known."""
+    try:
+        found = json.loads((pathlib.Path(workdir) / FOLDER / _BEST).read_text(encoding='utf-8'))
+        return Best(int(found['step']), str(found['name']), float(found['value']))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        _log.warning('%s in %s cannot be read: %s', _BEST, workdir, e)
+        return None
 
 
 def step_before(workdir: str | pathlib.Path, step: int) -> int:
@@ -202,21 +270,35 @@ def newest_meta(workdir: str | pathlib.Path) -> dict:
     if not finished:
         return {}
     try:
-        return json.loads((finished[-1] / _META).read_text(encoding='utf-8'))
+        return _meta(finished[-1])
     except (OSError, ValueError):
         return {}  # latest() will say what is damaged
 
 
-def restore(checkpoint: pathlib.Path, meta: dict, **items: Any) -> dict[str, Any]:
+def digest(checkpoint: pathlib.Path) -> str:
+    """Of a finished checkpoint's manifest, and so of every file: other weights have another."""
+    return files.sha256(checkpoint / manifest.NAME)
+
+
+def restore(
+    checkpoint: pathlib.Path,
+    meta: dict,
+    may_lack: Mapping[str, Iterable[str]] | None = None,
+    **items: Any,
+) -> dict[str, Any]:
     """Reads 'params', 'rest', 'average' as the abstract trees given, wherever they were saved.
 
     Args:
       checkpoint, meta: from latest().
+      may_lack: of items, names at their top that came later: left out where they are absent.
       items: trees of jax.ShapeDtypeStruct with the shardings wanted here, by item.
 
     Raises:
       InputError: a shape differs, or a name is missing; the message names it.
     """
+    for item, names in (may_lack or {}).items():
+        absent = {n for n in names if not any(k.startswith(_key(item, n)) for k in meta['shapes'])}
+        items[item] = {n: tree for n, tree in items[item].items() if n not in absent}
     _check_shapes(checkpoint, meta['shapes'], _shapes(items), tuple(items))
     wanted = ocp.args.Composite(
         **{
@@ -231,6 +313,11 @@ def restore(checkpoint: pathlib.Path, meta: dict, **items: Any) -> dict[str, Any
             'reading the checkpoint', lambda: reader.restore(checkpoint / 'state', args=wanted)
         )
     return {name: restored[name] for name in items}
+
+
+def has_item(meta: dict, item: str) -> bool:
+    """Whether a checkpoint holds an item, as 'average'."""
+    return any(name.startswith(_key(item)) for name in meta['shapes'])
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:
@@ -255,49 +342,24 @@ def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _finished(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(p.parent for p in folder.glob(f'[0-9]*/{_MANIFEST}') if p.parent.name.isdigit())
-
-
-def _files(checkpoint: pathlib.Path) -> list[pathlib.Path]:
-    found = (p for p in checkpoint.rglob('*') if p.is_file() and p.name != _MANIFEST)
-    return sorted(p for p in found if not p.name.endswith('.partial'))
-
-
-def _write_manifest(checkpoint: pathlib.Path) -> None:
-    digests = _digests(checkpoint, [str(p.relative_to(checkpoint)) for p in _files(checkpoint)])
-    files.replace(checkpoint / _MANIFEST, json.dumps(digests, indent=1))
-
-
-def _digests(checkpoint: pathlib.Path, names: list[str]) -> dict[str, str]:
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        return dict(zip(names, pool.map(lambda n: _digest(checkpoint / n), names), strict=True))
-
-
-def _digest(path: pathlib.Path) -> str:
-    return retry.call(f'reading {path}', lambda: files.sha256(path))
+    return sorted(p.parent for p in folder.glob(f'[0-9]*/{manifest.NAME}') if p.parent.name.isdigit())
 
 
 def _remove(checkpoint: pathlib.Path) -> None:
     try:
-        (checkpoint / _MANIFEST).unlink(missing_ok=True)  # first: half-deleted is unfinished
+        (checkpoint / manifest.NAME).unlink(missing_ok=True)  # first: half-deleted is unfinished
         shutil.rmtree(checkpoint, ignore_errors=True)
     except OSError as e:
         _log.warning('could not remove the old checkpoint %s: %s', checkpoint, e)
 
 
-def _damage(checkpoint: pathlib.Path) -> str:
-    """What is wrong with a finished checkpoint; '' if nothing."""
-    try:
-        digests = json.loads((checkpoint / _MANIFEST).read_text(encoding='utf-8'))
-        for name in digests:
-            if not (checkpoint / name).is_file():
-                return f'{name} is missing'
-        for name, digest in _digests(checkpoint, list(digests)).items():
-            if digest != digests[name]:
-                return f'{name} does not have the bytes that were saved'
-    except (ValueError, OSError) as e:
-        return f'unreadable: {e}'
-    return ''
+def _meta(checkpoint: pathlib.Path) -> dict:
+    return json.loads((checkpoint / _META).read_text(encoding='utf-8'))
+
+
+def _key(*names: str) -> str:
+    """How a path in a tree of items begins where it is written out."""
+    return ''.join(f"['{name}']" for name in names)
 
 
 def _shapes(tree: Any) -> dict[str, list]:
@@ -306,7 +368,7 @@ def _shapes(tree: Any) -> dict[str, list]:
 
 
 def _check_shapes(checkpoint: pathlib.Path, saved: dict, wanted: dict, items: tuple) -> None:
-    saved = {k: v for k, v in saved.items() if k.startswith(tuple(f"['{i}']" for i in items))}
+    saved = {k: v for k, v in saved.items() if k.startswith(tuple(_key(i) for i in items))}
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
             raise errors.InputError(

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What lies on the devices: every parameter with its sharding, and how much memory it takes."""
 
+import logging
 import math
 from typing import Any
 
 import jax
+
+_log = logging.getLogger(__name__)
 
 
 def table(params: Any) -> tuple[str, int, int]:
@@ -30,6 +33,25 @@ def table(params: Any) -> tuple[str, int, int]:
     total = per_device(params)
     lines += ['', f'{number:,} parameters, {total:,} bytes on a device']
     return '\n'.join(line.rstrip() for line in lines) + '\n', number, total
+
+
+def describe(state: Any, params: Any, steps: int) -> str:
+    """Logs what is about to be trained and what it takes of every device; the table of params."""
+    text, number, n_bytes = table(params)
+    _log.info(
+        '%s parameters are trained for %s steps, on %d %s device(s)',
+        f'{number:,}',
+        f'{steps:,}',
+        jax.device_count(),
+        jax.devices()[0].platform,
+    )
+    _log.info(
+        'of a device: parameters %s, with the optimizer %s%s; every parameter in parameters.txt',
+        size(n_bytes),
+        size(per_device(state)),
+        memory(),
+    )
+    return text
 
 
 def per_device(tree: Any) -> int:

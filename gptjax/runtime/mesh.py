@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from gptjax.configs import errors
 
 _AXES = ('data', 'fsdp', 'tensor', 'context')
 _BATCH = ('data', 'fsdp')
+_LENGTH = {2: 1, 3: 2}  # rank of an array of a batch -> its axis of length
 
 # Logical axis -> mesh axes. Parameters are split over fsdp along d_model and over tensor along
 # heads, d_ff and the vocabulary (Megatron-LM, section 3); activations by batch, length and heads.
@@ -27,6 +28,7 @@ _RULES = {
     'heads': 'tensor',
     'head_dim': None,
     'mlp': 'tensor',
+    'experts': None,
     'layers': None,
     'ctx': None,
     'batch': _BATCH,
@@ -37,6 +39,25 @@ _RULES = {
     'act_mlp': 'tensor',
     'act_vocab': 'tensor',
 }
+
+
+class _Part(NamedTuple):
+    """A process's share of a batch."""
+
+    rows: list[int]  # which of the data x fsdp shares of the rows
+    columns: slice  # which of the shares of the length; those between are held along
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """What a mesh asks of weights: models.weights.Source."""
+
+    wants_one_device: bool
+
+
+def of_weights(config: 'Config', weights: Weights) -> 'Mesh':
+    """The mesh of a config, or of one device for weights that want no more."""
+    return one_device() if weights.wants_one_device else Mesh(config)
 
 
 def one_device() -> 'Mesh':
@@ -126,37 +147,75 @@ class Mesh:
 
         Rows are listed, for on a torus of devices those of one host need not be neighbours.
         """
-        indices = self._batch_sharding().addressable_devices_indices_map((windows, n_ctx)).values()
-        rows = {row for index in indices for row in range(windows)[index[0]]}
-        columns = [index[1].indices(n_ctx) for index in indices]
-        return np.array(sorted(rows)), slice(min(c[0] for c in columns), max(c[1] for c in columns))
+        part = self._part()
+        size, width = windows // self.rows(), n_ctx // self.mesh.shape['context']
+        rows = np.array(part.rows)[:, None] * size + np.arange(size)[None]
+        return rows.ravel(), slice(part.columns.start * width, part.columns.stop * width)
 
-    def put(self, batch: Mapping[str, np.ndarray], windows: int, n_ctx: int) -> dict[str, Any]:
-        """This process's region of a batch -> arrays sharded over the whole mesh."""
-        sharding = self._batch_sharding()
-        rows, columns = self.region(windows, n_ctx)
+    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """This process's region of a batch -> arrays sharded over the whole mesh.
 
-        def put_one(part: np.ndarray) -> jax.Array:
-            def shard(index: tuple[slice, slice]) -> np.ndarray:
-                mine = np.searchsorted(rows, range(windows)[index[0]])
-                start, stop, _ = index[1].indices(n_ctx)
-                return part[mine, start - columns.start : stop - columns.start]
+        Each array by its own rank: (B,), (B, L), (B, C, L), and (B, ...) of images. Rows are spread
+        over data x fsdp, the length over context.
 
-            return jax.make_array_from_callback((windows, n_ctx), sharding, shard)
-
-        return {name: put_one(part) for name, part in batch.items()}
+        Raises:
+          UsageError: an array's rows or length do not divide over the mesh.
+        """
+        return {name: self._put(name, part) for name, part in batch.items()}
 
     def abstract_batch(self, windows: int, n_ctx: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What put() makes of a batch, without an array: to compile for."""
+        """What put() makes of a batch of text, without an array: to compile for."""
         kinds = {'tokens': np.int32, 'targets': np.int32, 'weights': np.float32}
-        sharding = self._batch_sharding()
         return {
-            name: jax.ShapeDtypeStruct((windows, n_ctx), kind, sharding=sharding)
+            name: jax.ShapeDtypeStruct((windows, n_ctx), kind, sharding=self._of_batch(2))
             for name, kind in kinds.items()
         }
 
-    def _batch_sharding(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec(_RULES['batch'], _RULES['length']))
+    def _of_batch(self, rank: int) -> NamedSharding:
+        axes = [_RULES['batch'], *(None for _ in range(rank - 1))]
+        if rank in _LENGTH:
+            axes[_LENGTH[rank]] = _RULES['length']
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+    def _part(self) -> '_Part':
+        """Which shares of the rows and of the length this process's devices hold."""
+        places = [
+            place
+            for place, device in np.ndenumerate(self.mesh.devices)
+            if device.process_index == jax.process_index()
+        ]
+        fsdp = self.mesh.shape['fsdp']
+        rows = sorted({data * fsdp + shard for data, shard, _, _ in places})
+        columns = [column for *_, column in places]
+        return _Part(rows, slice(min(columns), max(columns) + 1))
+
+    def _put(self, name: str, local: np.ndarray) -> jax.Array:
+        part, shape = self._part(), list(local.shape)
+        axes = [(0, len(part.rows), self.rows())]
+        if local.ndim in _LENGTH:
+            span = part.columns.stop - part.columns.start
+            axes.append((_LENGTH[local.ndim], span, self.mesh.shape['context']))
+        for axis, mine, every in axes:
+            errors.require(
+                local.shape[axis] % mine == 0,
+                f'{name}: axis {axis} of {local.shape} does not divide over {every} devices; use '
+                f'a multiple of {every}, or change --config.mesh',
+            )
+            shape[axis] = local.shape[axis] // mine * every
+        size = shape[0] // self.rows()
+        rows = np.concatenate([np.arange(i * size, (i + 1) * size) for i in part.rows])
+        first = [0] * local.ndim
+        if local.ndim in _LENGTH:
+            axis = _LENGTH[local.ndim]
+            first[axis] = part.columns.start * shape[axis] // self.mesh.shape['context']
+
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            mine = np.searchsorted(rows, np.arange(shape[0])[index[0]])
+            spans = [i.indices(n)[:2] for i, n in zip(index[1:], shape[1:], strict=True)]
+            rest = (slice(a - f, b - f) for (a, b), f in zip(spans, first[1:], strict=True))
+            return local[(mine, *rest)]
+
+        return jax.make_array_from_callback(tuple(shape), self._of_batch(local.ndim), shard)
 
     def _sharding(self, path: tuple, leaf: Any) -> NamedSharding:
         if not _is_box(leaf):
@@ -166,7 +225,7 @@ class Mesh:
             spec = leaf.get_partition_spec()
         except ValueError as e:
             raise errors.UsageError(f'{name}: {e}') from e
-        for size, axis, logical in zip(leaf.unbox().shape, spec, leaf.names, strict=True):
+        for size, axis, logical in zip(leaf.unbox().shape, spec, leaf.about.names, strict=True):
             over = self.mesh.shape[axis] if axis else 1
             errors.require(
                 size % over == 0,

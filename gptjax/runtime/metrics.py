@@ -45,16 +45,23 @@ class Writer:
         self._waiting: list[str] = []
         self._path = workdir / FILE
         kept = [row for row in read(workdir) if row['step'] <= start_step]
-        files.replace(self._path, ''.join(json.dumps(row) + '\n' for row in kept))
-        self._size = self._path.stat().st_size
+        lines = [json.dumps(row) + '\n' for row in kept]
+        files.replace(self._path, ''.join(lines))
+        self._size = sum(map(len, lines))  # JSON is ASCII
+        self._last: tuple[dict, int] = ({}, 0)  # the row written last, and where it begins
+        if kept:
+            self._last = kept[-1], self._size - len(lines[-1])
         self._board = _Board(workdir, start_step)
 
     def write(self, step: int, tokens: int, metrics: Mapping[str, float]) -> None:
-        """Adds to the row of a step."""
+        """Adds to the row of a step, also to the last one that was flushed."""
         if step != self._row.get('step'):
             self._emit()
             flops = tokens * self._flops_per_token
             self._row = {'step': step, 'tokens': tokens, 'flops': flops}
+            last, begins = self._last
+            if last.get('step') == step and not self._waiting:
+                self._row, self._size = dict(last), begins
         self._row |= metrics
         self._board.scalars(step, metrics)
         if self._wandb:
@@ -78,15 +85,16 @@ class Writer:
         data = ''.join(self._waiting).encode()
         try:
             with self._path.open('r+b', buffering=0) as f:
-                f.truncate(self._size)  # a line that was cut short
                 f.seek(self._size)
                 if f.write(data) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                f.truncate()  # what a line that was cut short has left
                 os.fsync(f.fileno())
         except OSError as e:
             _log.warning('%d rows of %s wait to be written: %s', len(self._waiting), FILE, e)
             return
         self._size += len(data)
+        self._last = json.loads(self._waiting[-1]), self._size - len(self._waiting[-1])
         self._waiting.clear()
 
     def close(self) -> None:

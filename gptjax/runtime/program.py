@@ -7,24 +7,27 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 75 preempted with everything saved.
 import contextlib
 import ctypes
 import fcntl
+import functools
 import logging
-import os
 import pathlib
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from absl import flags
 
-from gptjax.configs import cli, errors
+from gptjax.configs import base, cli, errors
+from gptjax.configs import help as help_lib
 from gptjax.runtime import progress
+from gptjax.text import files
 
 _log = logging.getLogger(__name__)
 
 FAILED, WRONG_USAGE, PREEMPTED = 1, 2, 75
-_LOCK_SECS = 60.0
+LOCK_SECS = 60.0
 _HEARTBEAT_SECS = 60  # after which a lost host ends the others, which would wait for ever
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
@@ -42,6 +45,7 @@ class _Stop:
 def run(
     main: Callable[[cli.Args], None],
     doc: str,
+    reads: Sequence[str],
     define: Callable[[flags.FlagValues], None] = lambda values: None,
     default_config: str = '',
     uses_jax: bool = True,
@@ -51,6 +55,7 @@ def run(
     Args:
       main: the program.
       doc: its docstring, printed for --help.
+      reads: sections and top-level fields of the config that it reads; others must not be given.
       define: adds the program's own flags.
       default_config: the config file where the command line names none.
       uses_jax: whether to set JAX up.
@@ -59,15 +64,39 @@ def run(
     signal.signal(signal.SIGTERM, _on_signal)
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGUSR1, _on_profile)
-    sys.exit(_exit_code(main, doc, define, default_config, uses_jax))
-
-
-def _exit_code(main, doc, define, default_config, uses_jax) -> int:
     if {'--help', '-h', '-help'} & set(sys.argv[1:]):
-        print(doc.strip())
-        return 0
+        sys.exit(_help(doc, reads, define, default_config, uses_jax))
+    sys.exit(_exit_code(main, reads, define, default_config, uses_jax))
+
+
+def _help(
+    doc: str, reads: Sequence[str], define: Callable, default_config: str, uses_jax: bool
+) -> int:
+    values = flags.FlagValues()
+    flags.DEFINE_string('workdir', None, 'Folder that holds the run.', flag_values=values)
+    _define(values, define, uses_jax)
+    asked = [arg for arg in sys.argv if arg not in ('--help', '-h', '-help')]
     try:
-        args = cli.parse(sys.argv, lambda v: _define(v, define, uses_jax), default_config)
+        config = cli.parse([*asked, '--workdir=.'], lambda v: _define(v, define, uses_jax),
+                           default_config or base.__file__).config
+    except errors.InputError as e:
+        print(f'error: {e}', file=sys.stderr)
+        return WRONG_USAGE
+    print(help_lib.text(doc, values, config, reads))
+    return 0
+
+
+def _exit_code(
+    main: Callable[[cli.Args], None],
+    reads: Sequence[str],
+    define: Callable,
+    default_config: str,
+    uses_jax: bool,
+) -> int:
+    try:
+        args = cli.parse(
+            sys.argv, lambda v: _define(v, define, uses_jax), default_config, reads
+        )
         if uses_jax:
             set_up_jax(args.flags)
         main(args)
@@ -109,18 +138,12 @@ def set_up_logging() -> None:
     logging.captureWarnings(True)
 
 
-def cache_dir() -> pathlib.Path:
-    """The user's cache folder, where compiled programs are kept."""
-    home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    return pathlib.Path(home) / 'gptjax'
-
-
 def set_up_jax(given: flags.FlagValues) -> None:
     """Memory, persistent compilation cache; on several hosts, the connection between them."""
     import jax
 
     keep_memory()
-    jax.config.update('jax_compilation_cache_dir', str(cache_dir() / 'xla'))
+    jax.config.update('jax_compilation_cache_dir', str(files.cache_dir() / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
     if given.distributed or given.coordinator:
@@ -187,6 +210,24 @@ def agreed(*decisions: bool) -> tuple[bool, ...]:
     return tuple(bool(on) for on in everywhere.any(axis=0))
 
 
+@functools.cache
+def commit() -> str:
+    """The checkout that this runs from: its HEAD, and whether files differ; '' where it is none."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(
+            ['git', *command], cwd=pathlib.Path(__file__).parent, capture_output=True, text=True,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        git('ls-files', '--error-unmatch', pathlib.Path(__file__).name)  # not another's checkout
+        changed = ', changed' if git('status', '--porcelain') else ''
+        return git('rev-parse', '--short', 'HEAD') + changed
+    except (OSError, subprocess.CalledProcessError):
+        return ''
+
+
 @contextlib.contextmanager
 def graceful_stop() -> Iterator[None]:
     """While open, a signal only sets stop_requested(); a second one ends the program at once."""
@@ -211,7 +252,7 @@ def only_one(workdir: pathlib.Path) -> Iterator[None]:
         return
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / '.lock').open('w') as f:
-        deadline = time.monotonic() + _LOCK_SECS
+        deadline = time.monotonic() + LOCK_SECS
         while True:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import tqdm
 
-_LOG_SECS = 30.0
+LOG_SECS = 30.0
 _log = logging.getLogger(__name__)
 
 
@@ -35,7 +35,7 @@ class Progress:
             if note:
                 self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(amount)
-        elif time.monotonic() - self._logged >= _LOG_SECS:
+        elif time.monotonic() - self._logged >= LOG_SECS:
             self._log()
 
     def __enter__(self) -> 'Progress':

@@ -7,7 +7,7 @@ from typing import Any
 
 from gptjax.runtime import checkpoint, program, retry
 
-_FIRST_SECS, _LONGEST_SECS = 5.0, 600.0
+FIRST_SECS, _LONGEST_SECS = 5.0, 600.0
 _log = logging.getLogger(__name__)
 
 
@@ -16,7 +16,7 @@ class Saver:
 
     def __init__(self, checkpoints: checkpoint.Checkpoints) -> None:
         self._checkpoints = checkpoints
-        self._wait_secs = _FIRST_SECS
+        self._wait_secs = FIRST_SECS
         self._retry_at = float('inf')
 
     def save(self, step: int, items: dict[str, Any], meta: dict) -> None:
@@ -71,7 +71,7 @@ class Saver:
             except checkpoint.SaveError as e:
                 self._later(e)
             else:
-                self._wait_secs = _FIRST_SECS
+                self._wait_secs = FIRST_SECS
 
     def _later(self, error: checkpoint.SaveError) -> None:
         _log.warning('training goes on: %s. Trying again in %.0f s', error, self._wait_secs)

@@ -183,7 +183,7 @@ def _search(
     """The ended sequences of all groups once nothing can change them."""
     number, wide = tokens_IxL.shape
     each = n_groups * n_beams
-    shared = decoder.most_tokens is not None
+    shared = decoder.has_slots
     place_1xL = jnp.arange(wide)[None]
     positions_IxL = jnp.where(place_1xL < asked.prompt[:, None], place_1xL, -1)
     slots = wide + n_new * each if shared else room

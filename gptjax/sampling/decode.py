@@ -40,7 +40,7 @@ class Decoder:
     def __post_init__(self) -> None:
         errors.require_choice(self, 'cache_dtype', ('', 'int8'))
         errors.require(
-            not self.cache_dtype or self.most_tokens is not None,
+            not self.cache_dtype or self.has_slots,
             f'a model of family {self.model.config.family!r} has no keys and values to quantise',
         )
 
@@ -49,7 +49,13 @@ class Decoder:
         """Tokens that can be read in one go; None = any number."""
         return self.model.config.most_tokens
 
+    @property
+    def has_slots(self) -> bool:
+        """Whether the past is keys and values in slots, so that tokens can be taken back."""
+        return self.model.config.has_slots
+
     def empty_cache(self, rows: int, slots: int) -> Any:
+        """The past of rows that have read nothing."""
         return self.model.config.empty_cache(rows, slots, self.cache_dtype)
 
     def extend(

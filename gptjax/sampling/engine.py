@@ -135,6 +135,18 @@ class Engine:
         self._queue.push(request)
         return request
 
+    def load(self, params: Any) -> None:
+        """Goes on with other weights of the same model; what slots hold of the old ones is forgotten.
+
+        Raises:
+          InputError: requests are being decoded, or wait.
+        """
+        if self.busy:
+            raise errors.InputError('an engine takes other weights only when it is done; run() it')
+        self.params = params
+        for slot in self._slots:
+            slot.held = []
+
     @property
     def busy(self) -> bool:
         """Whether a request waits or is being decoded."""
@@ -184,7 +196,7 @@ class Engine:
         free = [b for b, slot in enumerate(self._slots) if slot.request is None]
         b = max(free, key=lambda b: (common[b], -self._slots[b].used))
         best = max(range(len(common)), key=common.__getitem__)
-        if self.decoder.most_tokens is None:  # no positions in that cache: only whole texts fit
+        if not self.decoder.has_slots:  # no positions in that cache: only whole texts fit
             self._state = _clear(self.decoder, self._state, b)
             common = [0] * len(common)
         elif common[best] >= common[b] + _WORTH:

@@ -13,7 +13,7 @@ _MANY = 4  # batches; from so many on, rows of more sizes are worth their compil
 
 
 class Piece(NamedTuple):
-    """What is read in one go: texts that begin alike, and the requests that they are parts of."""
+    """What is read in one go: texts that begin alike, and the queries that they are parts of."""
 
     context: tuple[int, ...]
     targets: tuple[tuple[int, ...], ...]
@@ -25,7 +25,7 @@ class Piece(NamedTuple):
         return len(self.context) + sum(len(target) - 1 for target in self.targets)
 
 
-class Batch(NamedTuple):
+class Packed(NamedTuple):
     """Rows of tokens, and which of their places are asked about."""
 
     tokens_BxL: np.ndarray
@@ -34,11 +34,11 @@ class Batch(NamedTuple):
     branch_BxL: np.ndarray  # 0 = its context, else which of its targets
     place_P: np.ndarray  # of each scored token the one before it, rows behind one another
     target_P: np.ndarray
-    owner_P: np.ndarray  # its request
+    owner_P: np.ndarray  # its query
     pieces: list[Piece]
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[Piece]], number: int, size: int, shared: int) -> 'Batch':
+    def of(cls, rows: Sequence[Sequence[Piece]], number: int, size: int, shared: int) -> 'Packed':
         """Rows of pieces as arrays; `shared` tokens of each context stand in the cache."""
         tokens, positions, text, branch = (
             np.full((number, size), x, np.int32) for x in (0, -1, -1, 0)
@@ -86,7 +86,7 @@ def split(
 
 def batches(
     pieces: Sequence[Piece], batch_tokens: int, multiple: int, shared: int, together: bool
-) -> Iterator[Batch]:
+) -> Iterator[Packed]:
     """Pieces in rows and rows in batches of about `batch_tokens`, the longest first.
 
     Args:
@@ -112,7 +112,7 @@ def batches(
     for size, number, rows in reversed(planned):
         for start in range(0, len(rows), max(number, 1)):
             some = rows[start : start + number]
-            yield Batch.of(some, number, size, shared)
+            yield Packed.of(some, number, size, shared)
 
 
 def _rows(

@@ -7,19 +7,17 @@ generate('The capital of France is', max_new_tokens=20, num_beams=5)[0]['generat
 """
 
 import contextlib
-import json
 import numbers
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from gptjax.configs import base, errors
-from gptjax.models import pretrained, quantize
+from gptjax.models import quantize
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.sampling import batch, beam, decode, options, speculative, texts
-from gptjax.text import tokenizer as tokenizer_lib
+from gptjax.sampling import decode, options, router, speculative, texts
+from gptjax.sampling import loaded as loaded_lib
 
-_CONFIG = 'generation_config.json'
 _NEW_TOKENS = 256  # as transformers' pipeline, where nothing says otherwise
 _CALL = ('return_full_text', 'return_tensors', 'batch_size', 'pad_token_id')
 
@@ -50,128 +48,22 @@ def pipeline(
     """
     errors.require(task == 'text-generation', f"no task {task!r}; there is 'text-generation'")
     with _scope(mesh):
-        loaded = load(model, dtype, weights, cache_dtype, mesh)
-        drafted = None
-        if draft is not None:
-            other = load(draft, dtype, '', '', mesh)
-            drafted = speculative.Draft(other.decoder, other.params)
+        loaded = loaded_lib.load(model, dtype, weights, cache_dtype, mesh)
+        drafted = loaded_lib.draft(draft, dtype, mesh)
     return TextGeneration(loaded, drafted, mesh)
-
-
-class Loaded:
-    """Weights ready to decode, with what stands beside them."""
-
-    def __init__(
-        self,
-        decoder: decode.Decoder,
-        params: Any,
-        tokenizer: Any,
-        defaults: dict[str, Any],
-        raw: bool = False,
-    ) -> None:
-        """Args: raw: the parameters lie as they are stored; prepare() lays them for decoding."""
-        self.decoder, self.params, self.tokenizer = decoder, params, tokenizer
-        self.defaults = defaults  # generation options that were published with the weights
-        self._raw = raw
-        self._stops = texts.Stops(tokenizer) if tokenizer else None
-
-    def prepare(self) -> None:
-        """Lays raw parameters out as decoding is fastest; they are not held twice."""
-        if self._raw:
-            self.params, self._raw = quantize.for_decoding(self.params, consume=True), False
-
-    def texts(
-        self,
-        prompts: Sequence[Sequence[int]],
-        asked: options.Options,
-        draft: speculative.Draft | None,
-        draft_tokens: int,
-        first: int = 0,
-    ) -> list[list[decode.Text]]:
-        """The texts of every prompt: by beams, with drafts, or plainly, as the options ask.
-
-        Args:
-          draft_tokens: that the draft proposes at a time.
-          first: the number of the first prompt, where there were others; it enters the draws.
-
-        Raises:
-          InputError: as decode.check(), and speculative.generate() where there is a draft.
-        """
-        if asked.num_beams > 1:
-            errors.require(draft is None, 'a draft is for decoding without beams')
-            places = range(first, first + len(prompts))
-            each = [asked] * len(prompts)
-            return beam.search(self.decoder, self.params, prompts, each, self._stops, places)
-        n = asked.num_return_sequences
-        rows = [prompt for prompt in prompts for _ in range(n)]
-        copies = range(first * n, first * n + len(rows))
-        arguments = (self.decoder, self.params, rows, [asked] * len(rows))
-        if lookup := asked.prompt_lookup_num_tokens:
-            found, _ = speculative.generate(*arguments, None, lookup, copies, self._stops)
-        elif draft is not None:
-            found, _ = speculative.generate(*arguments, draft, draft_tokens, copies, self._stops)
-        else:
-            found = batch.generate(*arguments, copies, self._stops)
-        return [found[i : i + n] for i in range(0, len(found), n)]
-
-
-def load(
-    path: str | pathlib.Path,
-    dtype: str | None = None,
-    weights: quantize.Weights = '',
-    cache_dtype: str = '',
-    mesh: mesh_lib.Mesh | None = None,
-    progress: Any = lambda parameters: None,
-    raw: bool = False,
-) -> Loaded:
-    """Weights in the form that decodes fastest, and generation_config.json.
-
-    Args:
-      raw: leave them as they are stored, which reads fastest; Loaded.prepare() is for later.
-    """
-    shardings = None if mesh is None else mesh.shardings
-    model, params, tokenizer = pretrained.load(path, dtype, shardings, progress)
-    n_vocab = model.config.n_vocab
-    if tokenizer is not None:
-        n_vocab = min(n_vocab, tokenizer.n_vocab)
-    decoder = decode.Decoder(model, n_vocab, cache_dtype)
-    if not raw:
-        params = quantize.for_decoding(params, weights, consume=True)
-    return Loaded(decoder, params, tokenizer, published(path, tokenizer), raw)
-
-
-def published(
-    path: str | pathlib.Path, tokenizer: tokenizer_lib.Tokenizer | None
-) -> dict[str, Any]:
-    """Generation options beside weights: generation_config.json, else the end token they name.
-
-    pad_token_id may be among them; what is not an option of ours is left out.
-    """
-    known = {*base.get_config().decode, 'pad_token_id'}
-    found = {}
-    file = pathlib.Path(path) / _CONFIG
-    if file.is_file():
-        try:
-            stored = json.loads(file.read_text(encoding='utf-8'))
-            found = {k: v for k, v in stored.items() if k in known and v is not None}
-        except (ValueError, AttributeError) as e:
-            raise errors.InputError(f'{file} is no JSON object: {e}; mend or remove it') from e
-    if 'eos_token_id' not in found:
-        end = pretrained.token_ids(path).get('eos_token_id')
-        if end is None and tokenizer is not None and tokenizer.end_of_text >= 0:
-            end = tokenizer.end_of_text
-        found |= {} if end is None else {'eos_token_id': end}
-    return found
 
 
 class TextGeneration:
     """What pipeline('text-generation') gives."""
 
     def __init__(
-        self, loaded: Loaded, draft: speculative.Draft | None, mesh: mesh_lib.Mesh | None
+        self,
+        loaded: loaded_lib.Loaded,
+        draft: speculative.Draft | None,
+        mesh: mesh_lib.Mesh | None,
     ) -> None:
-        self._loaded, self.tokenizer = loaded, loaded.tokenizer
-        self._defaults, self._draft, self._mesh = loaded.defaults, draft, mesh
+        self._router = router.Router(loaded, draft, base.get_config().engine.draft_tokens)
+        self.tokenizer, self._defaults, self._mesh = loaded.tokenizer, loaded.defaults, mesh
 
     def __call__(self, prompts: Any, **given: Any) -> Any:
         """Texts of prompts.
@@ -208,8 +100,7 @@ class TextGeneration:
         with _scope(self._mesh):
             for start in range(0, len(ids), size):
                 some = ids[start : start + size]
-                number = base.get_config().engine.draft_tokens
-                found += self._loaded.texts(some, asked, self._draft, number, start)
+                found += self._router.texts(some, asked, range(start, start + len(some)))
         answers = [
             self._answer(*each, asked, pad, call) for each in zip(prompts, ids, found, strict=True)
         ]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How likely given continuations are: log-likelihoods, in batches, of any model of the lineage.
 
-Requests with the same context share it: a row of a batch holds contexts, each followed by all its
-continuations side by side, and every token sees its own text alone. What all requests begin with
+Queries with the same context share it: a row of a batch holds contexts, each followed by all its
+continuations side by side, and every token sees its own text alone. What all queries begin with
 (few-shot examples) is read once for all rows. Models without attention (RNNs, n-grams) get one
 text a row.
 """
@@ -21,11 +21,11 @@ from gptjax.configs import errors
 from gptjax.models import attention
 from gptjax.sampling import decode, packing
 
-_SHORTEST_PREFIX = 32  # tokens that all requests must share to be read apart
+_SHORTEST_PREFIX = 32  # tokens that all queries must share to be read apart
 _PLACES = 128  # whose logits are held at once
 
 
-class Request(NamedTuple):
+class Query(NamedTuple):
     """Token ids of a text that is read, at least one, and of what follows and is scored."""
 
     context: tuple[int, ...]
@@ -33,7 +33,7 @@ class Request(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Of one request."""
+    """Of one query."""
 
     log_prob: float  # nats, summed over the target's tokens
     greedy: bool  # every token was the most likely one; among equals the lowest id is
@@ -41,8 +41,8 @@ class Score(NamedTuple):
     truncated: bool  # the beginning of the context did not fit
 
 
-def windows(tokens: Sequence[int], n_ctx: int, stride: int = 0) -> list[Request]:
-    """Requests that score every token but the first exactly once.
+def windows(tokens: Sequence[int], n_ctx: int, stride: int = 0) -> list[Query]:
+    """Queries that score every token but the first exactly once.
 
     Args:
       tokens: of a text, behind the token that conditions its first one.
@@ -59,7 +59,7 @@ def windows(tokens: Sequence[int], n_ctx: int, stride: int = 0) -> list[Request]
     found, done = [], 1
     while done < len(tokens):
         end = min(done + (stride if found else n_ctx), len(tokens))
-        found.append(Request(tokens[max(end - 1 - n_ctx, 0) : done], tokens[done:end]))
+        found.append(Query(tokens[max(end - 1 - n_ctx, 0) : done], tokens[done:end]))
         done = end
     return found
 
@@ -85,29 +85,29 @@ class Scorer:
 
     def score(
         self,
-        requests: Sequence[Request],
-        progress: Callable[[int], None] = lambda requests: None,
+        queries: Sequence[Query],
+        progress: Callable[[int], None] = lambda queries: None,
     ) -> Iterator[list[tuple[int, Score]]]:
-        """Scores of requests in an order of its own: lists of (number of the request, score).
+        """Scores of queries in an order of its own: lists of (number of the query, score).
 
         Every list is a batch that is done, so that a caller can keep it.
 
         Args:
-          progress: is told the requests done.
+          progress: is told the queries done.
 
         Raises:
           InputError: a context is empty, or an id outside the vocabulary.
         """
-        for i, request in enumerate(requests):
-            self._check(i, request)
-        cut, pieces = self._pieces(requests)
+        for i, query in enumerate(queries):
+            self._check(i, query)
+        cut, pieces = self._pieces(queries)
         prefix = self._shared(pieces)
         cache = self._read(prefix)
-        left = np.zeros(len(requests), int)
+        left = np.zeros(len(queries), int)
         for piece in pieces:
             np.add.at(left, list(piece.owners), 1)
-        sums, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
-        empty = [i for i in range(len(requests)) if not left[i]]
+        sums, greedy = np.zeros(len(queries)), np.ones(len(queries), bool)
+        empty = [i for i in range(len(queries)) if not left[i]]
         if empty:
             progress(len(empty))
             yield [(i, Score(0.0, True, 0, False)) for i in empty]
@@ -124,42 +124,42 @@ class Scorer:
             yield [
                 (
                     int(i),
-                    Score(float(sums[i]), bool(greedy[i]), len(requests[i].target), cut[i]),
+                    Score(float(sums[i]), bool(greedy[i]), len(queries[i].target), cut[i]),
                 )
                 for i in done
             ]
 
-    def scores(self, requests: Sequence[Request]) -> list[Score]:
-        """score() of few requests, in their order."""
-        found = dict(pair for batch in self.score(requests) for pair in batch)
-        return [found[i] for i in range(len(requests))]
+    def scores(self, queries: Sequence[Query]) -> list[Score]:
+        """score() of few queries, in their order."""
+        found = dict(pair for batch in self.score(queries) for pair in batch)
+        return [found[i] for i in range(len(queries))]
 
-    def _check(self, i: int, request: Request) -> None:
-        ids = (*request.context, *request.target)
-        if not request.context:
-            raise errors.InputError(f'request {i} has no context; begin it with end-of-text')
+    def _check(self, i: int, query: Query) -> None:
+        ids = (*query.context, *query.target)
+        if not query.context:
+            raise errors.InputError(f'query {i} has no context; begin it with end-of-text')
         if min(ids) < 0 or max(ids) >= self.decoder.n_vocab:
             raise errors.InputError(
-                f'request {i} has a token outside the vocabulary of {self.decoder.n_vocab} ids'
+                f'query {i} has a token outside the vocabulary of {self.decoder.n_vocab} ids'
             )
 
     @property
     def _forks(self) -> bool:
         """Whether a row can hold several texts."""
-        return self.decoder.most_tokens is not None
+        return self.decoder.has_slots
 
-    def _pieces(self, requests: Sequence[Request]) -> tuple[list[bool], list[packing.Piece]]:
-        """Which requests lost the beginning of their context, and what is to be read."""
+    def _pieces(self, queries: Sequence[Query]) -> tuple[list[bool], list[packing.Piece]]:
+        """Which queries lost the beginning of their context, and what is to be read."""
         most = self.n_ctx or self.decoder.most_tokens
-        cut = [False] * len(requests)
+        cut = [False] * len(queries)
         found: dict[Any, list[tuple[tuple[int, ...], int]]] = {}
-        for i, (context, target) in enumerate(requests):
+        for i, (context, target) in enumerate(queries):
             if not target:
                 continue
-            parts = [Request(tuple(context), tuple(target))]
+            parts = [Query(tuple(context), tuple(target))]
             if most is not None and len(context) + len(target) - 1 > most:
                 cut[i] = True
-                parts = [Request(tuple(context[len(target) - 1 - most :]), tuple(target))]
+                parts = [Query(tuple(context[len(target) - 1 - most :]), tuple(target))]
                 if len(target) > most:
                     parts = windows((*context[-1:], *target), most)
             for part in parts:
@@ -193,9 +193,9 @@ class Scorer:
         return _prefix(self.decoder, self.params, tokens_1xP, positions_1xP)
 
     def _run(
-        self, batch: packing.Batch, prefix: tuple[int, ...], cache: Any
+        self, batch: packing.Packed, prefix: tuple[int, ...], cache: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(request, log-prob, whether most likely) of every scored token of a batch."""
+        """(query, log-prob, whether most likely) of every scored token of a batch."""
         hidden_BxLxD = _hidden(
             self.decoder, self.params, cache, np.int32(len(prefix)), batch.tokens_BxL,
             batch.positions_BxL, batch.text_BxL, batch.branch_BxL,
@@ -246,7 +246,7 @@ def _hidden(
     """Hidden states of rows, behind what is shared."""
     rows, length = tokens_BxL.shape
     more: tuple = (None,) if prefix is None else (_begin(decoder, prefix, rows, length),)
-    if decoder.most_tokens is not None:
+    if decoder.has_slots:
         more += (_tree(prefix, shared, positions_BxL, text_BxL, branch_BxL),)
 
     def run(model: Any) -> jax.Array:
@@ -291,7 +291,7 @@ def _begin(decoder: decode.Decoder, prefix: Any, rows: int, length: int) -> Any:
         spare = [(0, w - x) for x, w in zip(one.shape, whole.shape, strict=True)]
         return jnp.pad(one, spare)
 
-    slots = length if decoder.most_tokens is None else _slots(prefix) + length
+    slots = _slots(prefix) + length if decoder.has_slots else length
     return jax.tree.map(widened, prefix, decoder.empty_cache(rows, slots))
 
 

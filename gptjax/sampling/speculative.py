@@ -59,7 +59,7 @@ def generate(
     drafts = [] if draft is None else [draft.decoder]
     for one in (decoder, *drafts):
         errors.require(
-            one.most_tokens is not None,
+            one.has_slots,
             f'speculative decoding takes tokens back, which a {one.model.config.family} cannot',
         )
         errors.require(

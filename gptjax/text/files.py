@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that a reader sees whole or not at all."""
 
+import contextlib
 import hashlib
+import json
 import os
 import pathlib
 
@@ -20,3 +22,29 @@ def sha256(path: pathlib.Path) -> str:
     """Hex digest of a file."""
     with path.open('rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def cache_dir() -> pathlib.Path:
+    """The user's cache folder: what may be lost is kept there."""
+    home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    return pathlib.Path(home) / 'gptjax'
+
+
+def remembered_sha256(path: pathlib.Path) -> str:
+    """Hex digest of a file, computed once for every change of it.
+
+    Remembered in cache_dir() with the file's size, times and inode.
+    """
+    found = path.resolve().stat()
+    state = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    note = cache_dir() / 'digests' / f'{name}.json'
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        kept = json.loads(note.read_text(encoding='utf-8'))
+        if kept['state'] == state:
+            return str(kept['sha256'])
+    digest = sha256(path)
+    with contextlib.suppress(OSError):  # a cache that cannot be written is none
+        note.parent.mkdir(parents=True, exist_ok=True)
+        replace(note, json.dumps({'path': str(path), 'state': state, 'sha256': digest}))
+    return digest

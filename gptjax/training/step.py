@@ -2,7 +2,7 @@
 """The train step, and the state it carries."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,19 +11,17 @@ import optax
 from flax import linen as nn
 
 from gptjax.training import guard as guard_lib
-
-Batch = dict[str, jax.Array]
-# (params, batch, dropout key) -> (sum of nats, weight)
-Loss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array]]
+from gptjax.training import losses, optim, parameters
 
 
 class State(NamedTuple):
-    """What a step changes."""
+    """What a step changes, and what it needs beside."""
 
     step: jax.Array  # updates made or skipped, int32
-    params: Any
+    params: Any  # that are trained
+    frozen: Any  # that are not; {} where all are trained
     opt_state: Any
-    average: Any  # of the parameters, float32; None where none is kept
+    average: Any  # of the trained parameters, float32; None where none is kept
     guard: guard_lib.Guard  # what losses look like, to know a spike from them
 
 
@@ -38,6 +36,7 @@ class Options:
     skip_spikes: whether a spike's update is left out.
     layer_norms: whether to measure every parameter's norm, its gradient's and its update's.
     offload: whether the moments wait in the host's memory between steps.
+    frozen: paths of parameters that are not trained: without moments, clipping and decay.
     """
 
     accum_steps: int = 1
@@ -46,14 +45,17 @@ class Options:
     skip_spikes: bool = False
     layer_norms: bool = False
     offload: bool = False
+    frozen: frozenset[str] = frozenset()
 
 
 _PLAIN = Options()
+# What checkpoints of earlier days lack beside the parameters, and how it begins then.
+LATER = {'guard': guard_lib.empty}
 
 
 def abstract(
     init_params: Callable[[jax.Array], Any],
-    optimizer: optax.GradientTransformation,
+    optimizer: optim.Optimizer,
     shardings: Callable[[Any], Any],
     options: Options = _PLAIN,
 ) -> State:
@@ -76,7 +78,7 @@ def abstract(
 
 def init(
     init_params: Callable[[jax.Array], Any],
-    optimizer: optax.GradientTransformation,
+    optimizer: optim.Optimizer,
     seed: int,
     target: State,
     options: Options = _PLAIN,
@@ -90,128 +92,190 @@ def init(
 
 
 def init_from(
-    params: Any,
-    optimizer: optax.GradientTransformation,
-    target: State,
-    options: Options = _PLAIN,
+    params: Any, optimizer: optim.Optimizer, target: State, options: Options = _PLAIN
 ) -> State:
     """A state that starts from given parameters, which it takes over; otherwise as init()."""
-    return jax.jit(
+    start = jax.jit(
         lambda params: _start(params, optimizer, options),
-        out_shardings=_shardings(target), donate_argnums=0,
-    )(params)  # fmt: skip
+        out_shardings=_shardings(target),
+        donate_argnums=0,
+    )
+    return start(params)
+
+
+def n_params(state: State) -> int:
+    """How many parameters there are, trained or not."""
+    return sum(x.size for x in jax.tree.leaves((state.params, state.frozen)))
+
+
+def items(state: State) -> dict[str, Any]:
+    """A state as the items of a checkpoint: 'params' and 'average' have the frozen ones, too."""
+    rest = {'step': state.step, 'opt_state': state.opt_state, 'guard': state.guard}
+    found = {'params': parameters.merge(state.params, state.frozen), 'rest': rest}
+    if state.average is not None:
+        wide = jax.tree.map(_float32, state.frozen)
+        found['average'] = parameters.merge(state.average, wide)
+    return found
+
+
+def from_items(found: Mapping[str, Any], options: Options, target: State) -> State:
+    """The state of such items; what came later than they begins as in a fresh state."""
+    params, frozen = parameters.split(found['params'], options.frozen)
+    average = None
+    if options.ema_decay:
+        average = parameters.split(found['average'], options.frozen)[0]
+    rest = dict(found['rest'])
+    for name, fresh in LATER.items():
+        if name not in rest:
+            rest[name] = jax.device_put(fresh(), _shardings(getattr(target, name)))
+    return State(params=params, frozen=frozen, average=average, **rest)
 
 
 def make_train_step(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
+    loss: losses.Loss,
+    optimizer: optim.Optimizer,
     seed: int,
     options: Options,
     target: State | None = None,
-) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+    merge: Callable[[Any, Any], Any] = lambda params, frozen: params,
+) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """A jitted (state, batch) -> (state, metrics); the old state's memory is reused.
 
-    Nats and weights are summed over all microbatches and divided once, so that masked microbatches
-    count by their tokens.
+    Sums are made over all microbatches and divided once, so that masked microbatches count by
+    their weight.
 
     Args:
       target: from abstract(), for states on a mesh: the new state keeps its shardings.
+      merge: (trained, frozen) -> the parameters that the loss takes.
     """
+    gradients = _gradients(loss, merge, options.accum_steps)
+    fetched, put_away = (_on_device, _on_host) if options.offload else (_unchanged, _unchanged)
+    averaged = _averaging(options.ema_decay) if options.ema_decay else lambda average, _: average
+    settled = _unless_spiked if options.skip_spikes else lambda spike, old, new: new
+    norms = _norms if options.layer_norms else lambda **trees: {}
 
-    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def train_step(
+        state: State, batch: Mapping[str, jax.Array]
+    ) -> tuple[State, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(seed + 1), state.step)
-        nats, weight, grads = _gradients(loss, state.params, batch, rng, options.accum_steps)
-        weight = jnp.maximum(weight, 1.0)
+        total, sums, grads = gradients(state.params, state.frozen, batch, rng)
+        weight = jnp.maximum(sums['weight'], 1.0)
+        means = {name: value / weight for name, value in sums.items() if name != 'weight'}
         grads = jax.tree.map(lambda g: g.astype(jnp.float32) / weight, grads)
         grad_norm = optax.tree.norm(grads)
-        opt_state = state.opt_state
-        if options.offload:
-            opt_state = jax.device_put(opt_state, jax.memory.Space.Device)
-        updates, opt_state = optimizer.update(grads, opt_state, state.params)
+        opt_state = fetched(state.opt_state)
+        updates, new_opt_state = optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        guard, spike = guard_lib.look(state.guard, nats / weight, grad_norm, options.spike_sigmas)
-        average = state.average
-        if options.ema_decay:
-            average = optax.incremental_update(
-                jax.tree.map(lambda p: p.astype(jnp.float32), params),
-                average,
-                1 - options.ema_decay,
-            )
-        new = State(state.step + 1, params, opt_state, average, guard)
-        if options.skip_spikes:
-            kept = state._replace(step=state.step + 1)
-            if options.offload:
-                kept = kept._replace(
-                    opt_state=jax.device_put(kept.opt_state, jax.memory.Space.Device)
-                )
-            new = jax.tree.map(lambda old, new: jnp.where(spike, old, new), kept, new)
-        if options.offload:
-            new = new._replace(opt_state=jax.device_put(new.opt_state, jax.memory.Space.Host))
+        average = averaged(state.average, params)
+        guard, spike = guard_lib.look(state.guard, total / weight, grad_norm, options.spike_sigmas)
+        new = State(state.step + 1, params, state.frozen, new_opt_state, average, guard)
+        kept = state._replace(step=state.step + 1, opt_state=opt_state)
+        new = settled(spike, kept, new)
         metrics = {
-            'train/loss': nats / weight,
-            'train/spike': spike.astype(jnp.float32),
+            'train/loss': total / weight,
+            **{f'train/{name}': mean for name, mean in means.items()},
+            'train/spike': _float32(spike),
+            'opt/lr': optimizer.rate(state.step),
             'opt/grad_norm': grad_norm,
             'opt/update_norm': optax.tree.norm(updates),
         }
-        if options.layer_norms:
-            trees = {'param': params, 'grad': grads, 'update': updates}
-            metrics |= {f'norm/{kind}': _norms(tree) for kind, tree in trees.items()}
-        return new, metrics
+        metrics |= norms(param=params, grad=grads, update=updates)
+        return new._replace(opt_state=put_away(new.opt_state)), metrics
 
     shardings = None if target is None else (_shardings(target), None)
     return jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
 
 
-def make_eval_step(
-    loss: Callable[[Any, Batch], tuple[jax.Array, jax.Array]],
-) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
-    """A jitted (params, batch) -> (sum of nats, weight), without dropout."""
-    return jax.jit(loss)
+def make_eval_step(measure: Callable[[Any, Mapping[str, jax.Array]], Any]) -> Callable[..., Any]:
+    """A jitted measure: (params, batch) -> sums of a batch."""
+    return jax.jit(measure)
 
 
-def _gradients(loss: Loss, params: Any, batch: Batch, rng: jax.Array, accum_steps: int) -> tuple:
-    """(nats, weight, gradients) summed over the microbatches of a batch."""
-    differentiate = jax.value_and_grad(loss, has_aux=True)
-    if accum_steps == 1:
-        (nats, weight), grads = differentiate(params, batch, jax.random.fold_in(rng, 0))
-        return nats, weight, grads
+def _gradients(loss: losses.Loss, merge: Callable, accum_steps: int) -> Callable[..., tuple]:
+    """(params, frozen, batch, rng) -> (objective, sums, gradients), over all microbatches."""
 
-    def add(carry, scanned):
-        microbatch, index = scanned
-        (nats, weight), grads = differentiate(params, microbatch, jax.random.fold_in(rng, index))
-        return jax.tree.map(jnp.add, carry, (nats, weight, grads)), None
+    def one(params: Any, frozen: Any, batch: Any, rng: jax.Array) -> tuple:
+        def merged(params: Any) -> tuple[jax.Array, losses.Sums]:
+            return loss(merge(params, frozen), batch, rng)
 
-    def microbatches(x: jax.Array) -> jax.Array:
-        return x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1)
+        (total, sums), grads = jax.value_and_grad(merged, has_aux=True)(params)
+        return total, sums, grads
 
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    scanned = (jax.tree.map(microbatches, batch), jnp.arange(accum_steps))
-    return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(()), zeros), scanned)[0]
+    def whole(params: Any, frozen: Any, batch: Any, rng: jax.Array) -> tuple:
+        return one(params, frozen, batch, jax.random.fold_in(rng, 0))
+
+    def summed(params: Any, frozen: Any, batch: Any, rng: jax.Array) -> tuple:
+        def add(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
+            microbatch, index = scanned
+            found = one(params, frozen, microbatch, jax.random.fold_in(rng, index))
+            return jax.tree.map(jnp.add, carry, found), None
+
+        def microbatches(x: jax.Array) -> jax.Array:
+            return x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1)
+
+        scanned = (jax.tree.map(microbatches, batch), jnp.arange(accum_steps))
+        first = jax.tree.map(lambda x: x[0], scanned[0])
+        shapes = jax.eval_shape(one, params, frozen, first, rng)
+        # Gradients are summed in float32, whatever the weights are.
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+        return jax.lax.scan(add, zeros, scanned)[0]
+
+    return whole if accum_steps == 1 else summed
 
 
-def _norms(tree: Any) -> dict[str, jax.Array]:
+def _averaging(decay: float) -> Callable[[Any, Any], Any]:
+    def averaged(average: Any, params: Any) -> Any:
+        return optax.incremental_update(jax.tree.map(_float32, params), average, 1 - decay)
+
+    return averaged
+
+
+def _unless_spiked(spike: jax.Array, old: State, new: State) -> State:
+    return jax.tree.map(lambda a, b: jnp.where(spike, a, b), old, new)
+
+
+def _norms(**trees: Any) -> dict[str, dict[str, jax.Array]]:
     """The norm of every array by its path; where the first axis is of layers, one a layer."""
-    found = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        name = '/'.join(str(key.key) for key in path)
-        over = tuple(range(1 if '/block_' in name else 0, x.ndim))
-        found[name] = jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), over))
+    found: dict[str, dict[str, jax.Array]] = {}
+    for kind, tree in trees.items():
+        norms = found[f'norm/{kind}'] = {}
+        for path, x in zip(parameters.paths(tree), jax.tree.leaves(tree), strict=True):
+            over = tuple(range(1 if '/block_' in path else 0, x.ndim))
+            norms[path] = jnp.sqrt(jnp.sum(jnp.square(_float32(x)), over))
     return found
+
+
+def _unchanged(x: Any) -> Any:
+    return x
+
+
+def _on_device(x: Any) -> Any:
+    return jax.device_put(x, jax.memory.Space.Device)
+
+
+def _on_host(x: Any) -> Any:
+    return jax.device_put(x, jax.memory.Space.Host)
+
+
+def _float32(x: Any) -> Any:
+    return x.astype(jnp.float32)
 
 
 def _shardings(target: State) -> Any:
     return jax.tree.map(lambda x: x.sharding, target)
 
 
-def _create(init_params: Callable, optimizer: Any, seed: int, options: Options) -> State:
+def _create(
+    init_params: Callable, optimizer: optim.Optimizer, seed: int, options: Options
+) -> State:
     return _start(init_params(jax.random.key(seed)), optimizer, options)
 
 
-def _start(params: Any, optimizer: optax.GradientTransformation, options: Options) -> State:
+def _start(params: Any, optimizer: optim.Optimizer, options: Options) -> State:
+    params, frozen = parameters.split(params, options.frozen)
     # Gradients are summed in float32, so the moments are float32 whatever the weights are.
-    wide = jax.tree.map(lambda p: p.astype(jnp.float32), params)
-    average = wide if options.ema_decay else None
-    if options.ema_decay:  # not the same buffers as the weights, which every step gives up
-        average = jax.tree.map(jnp.copy, wide)
+    wide = jax.tree.map(_float32, params)
+    # Not the same buffers as the weights, which every step gives up.
+    average = jax.tree.map(jnp.copy, wide) if options.ema_decay else None
     moments = optimizer.init(wide)
-    return State(jnp.zeros((), jnp.int32), params, moments, average, guard_lib.empty())
+    return State(jnp.zeros((), jnp.int32), params, frozen, moments, average, guard_lib.empty())

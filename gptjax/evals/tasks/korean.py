@@ -27,7 +27,7 @@ def _alike(record: fewshot.Record, k: int) -> list[fewshot.Item]:
         '질문: 두 문장의 뜻이 같습니까?\n답:'
     )
     return [fewshot.Item(context, ('아니요', '예'), (int(record['score'] >= 3),),
-                         group=f'{record["score"]}')]  # fmt: skip
+                         number=float(record['score']))]  # fmt: skip
 
 
 def _translation(source: str, target: str) -> fewshot.Task:

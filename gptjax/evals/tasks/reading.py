@@ -12,7 +12,7 @@ def _turns(head: str, turns: list[fewshot.Record], unanswerable: str = '') -> li
         text += f'\n\nQ: {turn["question"].strip()}\n\nA:'
         items.append((text, answers))
         text += f' {answers[0]}'
-    return [fewshot.Item(context, answers, group=head, shown=text) for context, answers in items]
+    return [fewshot.Item(context, answers, shown=text, passage=head) for context, answers in items]
 
 
 def _coqa(record: fewshot.Record, k: int) -> list[fewshot.Item]:
@@ -40,7 +40,7 @@ def _quac(record: fewshot.Record, k: int) -> list[fewshot.Item]:
 def _drop(record: fewshot.Record, k: int) -> list[fewshot.Item]:
     del k
     context = f'Passage: {record["passage"]}\nQuestion: {record["question"]}\nAnswer:'
-    return [fewshot.Item(context, tuple(record['answers']), group=record['passage'])]
+    return [fewshot.Item(context, tuple(record['answers']))]
 
 
 def _race(record: fewshot.Record, k: int) -> list[fewshot.Item]:
@@ -53,7 +53,7 @@ def _race(record: fewshot.Record, k: int) -> list[fewshot.Item]:
         items.append((text, tuple(asked['options']), asked['gold']))
         text += f' {asked["options"][asked["gold"]]}'
     return [
-        fewshot.Item(context, options, (gold,), group=head, shown=text)
+        fewshot.Item(context, options, (gold,), shown=text, passage=head)
         for context, options, gold in items
     ]
 

@@ -53,9 +53,9 @@ def _wsc(record: fewshot.Record, k: int) -> list[fewshot.Item]:
 def _multirc(record: fewshot.Record, k: int) -> list[fewshot.Item]:
     del k
     answers = tuple(f'- [{truth}] {record["answer"]}' for truth in ('False', 'True'))
-    group = f'{record["paragraph"]}\0{record["question"]}'
+    question = f'{record["paragraph"]}\0{record["question"]}'
     context = f'{record["paragraph"]}\n\n{record["question"]}\n'
-    return [fewshot.Item(context, answers, (record['label'],), group=group)]
+    return [fewshot.Item(context, answers, (record['label'],), together=question)]
 
 
 def _record(record: fewshot.Record, k: int) -> list[fewshot.Item]:

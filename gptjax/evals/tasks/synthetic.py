@@ -28,7 +28,8 @@ def _corrected(record: fewshot.Record, k: int) -> list[fewshot.Item]:
 
 def _used(record: fewshot.Record, k: int) -> list[fewshot.Item]:
     del k
-    return [fewshot.Item(record['query'], (record['answer'],), group=record['query'].split('"')[1])]
+    word = record['query'].split('"')[1]
+    return [fewshot.Item(record['query'], (record['answer'],), word=word)]
 
 
 def _arithmetic(name: str, figure: str) -> fewshot.Task:

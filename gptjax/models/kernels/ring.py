@@ -13,6 +13,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from gptjax.models import masks
+
 _TILE = 512  # queries and keys of a tile, at most
 
 
@@ -21,25 +23,27 @@ def attend(
     query_BxLxHxK: jax.Array,
     key_BxLxGxK: jax.Array,
     value_BxLxGxK: jax.Array,
-    band_width: int,
+    mask: masks.Mask,
     axis: str,
     size: int,
 ) -> jax.Array:
-    """Attention of this device's scaled queries, as flash.causal.
+    """Attention of this device's scaled queries, as flash.attend.
 
     Args:
+      mask: causal.
       axis: the mesh axis over which the length is split, in order.
       size: how many devices it has.
     """
-    return _forward(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, band_width, axis, size)[0]
+    return _forward(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, mask, axis, size)[0]
 
 
-def _forward(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, band_width, axis, size):
+def _forward(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, mask, axis, size):
     shape = query_BxLxHxK.shape
     query = _grouped(query_BxLxHxK, key_BxLxGxK.shape[2])
 
     def hop(soft, pair, offset):
-        return _merge(soft, _attend_tiles(query, *pair, offset, band_width))
+        keys_at = jax.lax.axis_index(axis) * shape[1] - offset
+        return _merge(soft, _attend_tiles(query, *pair, offset, keys_at, mask))
 
     start = (
         jnp.full(query.shape[:-1], -jnp.inf, jnp.float32),
@@ -47,12 +51,12 @@ def _forward(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, band_width, axis, size):
         jnp.zeros(query.shape, jnp.float32),
     )
     pair = (key_BxLxGxK, value_BxLxGxK)
-    (highest, total, out), _ = _round(hop, start, pair, shape[1], band_width, axis, size)
+    (highest, total, out), _ = _round(hop, start, pair, shape[1], mask, axis, size)
     out = (out / total[..., None]).astype(query.dtype)
     return out.reshape(shape), (query, *pair, out, highest + jnp.log(total))
 
 
-def _backward(band_width, axis, size, kept, cotangent_BxLxHxK):
+def _backward(mask, axis, size, kept, cotangent_BxLxHxK):
     query, key, value, out, log_total = kept
     shape = cotangent_BxLxHxK.shape
     cotangent = _grouped(cotangent_BxLxHxK, key.shape[2])
@@ -61,17 +65,18 @@ def _backward(band_width, axis, size, kept, cotangent_BxLxHxK):
 
     def hop(dquery, travelling, offset):
         k, v, dk, dv = travelling
-        found = _differentiate_tiles(rows, k, v, offset, band_width)
+        keys_at = jax.lax.axis_index(axis) * shape[1] - offset
+        found = _differentiate_tiles(rows, k, v, offset, keys_at, mask)
         return dquery + found[0], (k, v, dk + found[1], dv + found[2])
 
     zeros = jnp.zeros(key.shape, jnp.float32)
     start = jnp.zeros(query.shape, jnp.float32)
     travelling = (key, value, zeros, zeros)
     dquery, (_, _, dkey, dvalue) = _round(
-        hop, start, travelling, shape[1], band_width, axis, size, carries=True
+        hop, start, travelling, shape[1], mask, axis, size, carries=True
     )
     # After h hops they are h - 1 devices away from home.
-    hops = _hops(shape[1], band_width, size)
+    hops = _hops(shape[1], mask, size)
     home = [(i, (i - hops + 1) % size) for i in range(size)]
     dkey, dvalue = (jax.lax.ppermute(x, axis, home) for x in (dkey, dvalue))
     return (
@@ -84,12 +89,12 @@ def _backward(band_width, axis, size, kept, cotangent_BxLxHxK):
 attend.defvjp(_forward, _backward)
 
 
-def _hops(length: int, band_width: int, size: int) -> int:
+def _hops(length: int, mask: masks.Mask, size: int) -> int:
     """How many devices' keys some query of a device may see, its own included."""
-    return min(size, 1 + -(-(band_width - 1) // length)) if band_width else size
+    return min(size, 1 + -(-(mask.window - 1) // length)) if mask.window else size
 
 
-def _round(hop, carry, travelling, length, band_width, axis, size, carries=False):
+def _round(hop, carry, travelling, length, mask, axis, size, carries=False):
     """Hop h meets the keys of the device h before this one, if there is one.
 
     `hop(carry, travelling, offset)` gives the new carry; with `carries` what travels, too.
@@ -110,20 +115,20 @@ def _round(hop, carry, travelling, length, band_width, axis, size, carries=False
         return meet((carry, travelling), h)
 
     state = meet((carry, travelling), 0)
-    return jax.lax.fori_loop(1, _hops(length, band_width, size), move_and_meet, state)
+    return jax.lax.fori_loop(1, _hops(length, mask, size), move_and_meet, state)
 
 
 def _grouped(x_BxLxHxK: jax.Array, n_kv_heads: int) -> jax.Array:
     return x_BxLxHxK.reshape(*x_BxLxHxK.shape[:2], n_kv_heads, -1, x_BxLxHxK.shape[3])
 
 
-def _scores(query, key, query_start, key_start, band_width):
+def _scores(query, key, query_start, key_start, mask):
     """Scores of a tile (B, L, G, S, M) in float32; -inf where a query may not look."""
     att = jnp.einsum('blgsk,bmgk->blgsm', query, key, preferred_element_type=jnp.float32)
-    distance = (query_start + jnp.arange(query.shape[1]))[:, None] - (
-        key_start + jnp.arange(key.shape[1])
-    )[None]
-    seen = (distance >= 0) & ((distance < band_width) if band_width else True)
+    seen = mask.seen(
+        (query_start + jnp.arange(query.shape[1]))[:, None],
+        (key_start + jnp.arange(key.shape[1]))[None],
+    )
     return jnp.where(seen[None, :, None, None], att, -jnp.inf)
 
 
@@ -136,8 +141,11 @@ def _merge(one, other):
     return highest, a * one[1] + b * other[1], out
 
 
-def _attend_tiles(query, key, value, offset, band_width):
-    """The softmax accumulation of local queries, `offset` places after the keys at hand."""
+def _attend_tiles(query, key, value, offset, keys_at, mask):
+    """The softmax accumulation of local queries, `offset` places after the keys at hand.
+
+    Those are at positions from `keys_at` on.
+    """
     size = _tile(query.shape[1])
 
     def rows(start):
@@ -145,7 +153,7 @@ def _attend_tiles(query, key, value, offset, band_width):
 
         def meet(index, soft):
             k, v = (jax.lax.dynamic_slice_in_dim(x, index * size, size, 1) for x in (key, value))
-            att = _scores(q, k, start + offset, index * size, band_width)
+            att = _scores(q, k, keys_at + start + offset, keys_at + index * size, mask)
             highest = att.max(-1)
             safe = jnp.where(jnp.isfinite(highest), highest, 0.0)
             weights = jnp.exp(att - safe[..., None])
@@ -159,14 +167,14 @@ def _attend_tiles(query, key, value, offset, band_width):
             jnp.zeros(q.shape[:-1], jnp.float32),
             jnp.zeros(q.shape, jnp.float32),
         )
-        first, last = _reach(start + offset, size, key.shape[1], band_width)
+        first, last = _reach(start + offset, size, key.shape[1], mask)
         return jax.lax.fori_loop(first, last, meet, empty)
 
     found = jax.lax.map(rows, jnp.arange(0, query.shape[1], size))
     return tuple(_joined(x) for x in found)
 
 
-def _differentiate_tiles(rows, key, value, offset, band_width):
+def _differentiate_tiles(rows, key, value, offset, keys_at, mask):
     """Gradients (queries, keys, values) in float32 of local queries against the keys at hand."""
     size = _tile(key.shape[1])
 
@@ -179,9 +187,8 @@ def _differentiate_tiles(rows, key, value, offset, band_width):
                 jax.lax.dynamic_slice_in_dim(x, index * size, size, 1)
                 for x in (key, value, dkey, dvalue)
             )
-            weights = jnp.exp(
-                _scores(q, k, start + offset, index * size, band_width) - log_total[..., None]
-            )
+            att = _scores(q, k, keys_at + start + offset, keys_at + index * size, mask)
+            weights = jnp.exp(att - log_total[..., None])
             dweights = jnp.einsum('blgsk,bmgk->blgsm', cot, v, preferred_element_type=jnp.float32)
             datt = (weights * (dweights - delta[..., None])).astype(q.dtype)
             weights = weights.astype(q.dtype)
@@ -193,7 +200,7 @@ def _differentiate_tiles(rows, key, value, offset, band_width):
             dvalue = jax.lax.dynamic_update_slice_in_dim(dvalue, dv, index * size, 1)
             return dq, dkey, dvalue
 
-        first, last = _reach(start + offset, size, key.shape[1], band_width)
+        first, last = _reach(start + offset, size, key.shape[1], mask)
         dq, *carry = jax.lax.fori_loop(first, last, meet, (jnp.zeros(q.shape, jnp.float32), *carry))
         return tuple(carry), dq
 
@@ -204,10 +211,10 @@ def _differentiate_tiles(rows, key, value, offset, band_width):
     return _joined(dquery), dkey, dvalue
 
 
-def _reach(start, size, length, band_width):
+def _reach(start, size, length, mask):
     """The tiles of keys [first, last) that queries from `start` on may see."""
     last = jnp.minimum((start + size - 1) // size + 1, length // size)
-    first = jnp.maximum(0, (start - band_width + 1) // size) if band_width else 0
+    first = jnp.maximum(0, (start - mask.window + 1) // size) if mask.window else 0
     return jnp.minimum(first, last), last
 
 

@@ -8,10 +8,13 @@ Softmax is float32 and products are accumulated in float32, whatever the dtype o
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from gptjax.models import masks
 
 _BLOCKS = 4  # of queries
 _SMALLEST = 64  # a block below this costs more than it saves
@@ -22,34 +25,40 @@ def attend(
     query_BxLxHxK: jax.Array,
     key_BxLxGxK: jax.Array,
     value_BxLxGxK: jax.Array,
-    band_width: int,
+    mask: masks.Mask,
     halve: bool,
 ) -> jax.Array:
-    """Attention of scaled queries, as flash.causal.
+    """Attention of scaled queries, as flash.attend.
 
     Args:
       halve: whether to work on two halves of the batch independently, where all of it is here.
     """
-    return _forward(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, band_width, halve)[0]
+    return _forward(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, mask, halve)[0]
 
 
-def _forward(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, band_width, halve):
+def _forward(
+    query_BxLxHxK: jax.Array,
+    key_BxLxGxK: jax.Array,
+    value_BxLxGxK: jax.Array,
+    mask: masks.Mask,
+    halve: bool,
+) -> tuple[jax.Array, tuple]:
     shape = query_BxLxHxK.shape
     grouped = query_BxLxHxK.reshape(*shape[:2], key_BxLxGxK.shape[2], -1, shape[3])
     query = grouped.transpose(0, 2, 3, 1, 4)  # BxGxSxLxK
     key, value = key_BxLxGxK.swapaxes(1, 2), value_BxLxGxK.swapaxes(1, 2)  # BxGxLxK
     outs, weights = [], []
     for q, k, v in zip(*(_halves(x, halve) for x in (query, key, value)), strict=True):
-        found = [
-            _block_forward(q, k, v, *block, band_width) for block in _blocks(shape[1], band_width)
-        ]
+        found = [_block_forward(q, k, v, block, mask) for block in _blocks(shape[1], mask)]
         weights.append([w for w, _ in found])
         outs.append(jnp.concatenate([out for _, out in found], axis=3))
     out = jnp.concatenate(outs)
     return out.transpose(0, 3, 1, 2, 4).reshape(shape), (query, key, value, weights, out)
 
 
-def _backward(band_width, halve, kept, cotangent_BxLxHxK):
+def _backward(
+    mask: masks.Mask, halve: bool, kept: tuple, cotangent_BxLxHxK: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     query, key, value, weights, out = kept
     shape = cotangent_BxLxHxK.shape
     grouped = cotangent_BxLxHxK.reshape(*shape[:2], key.shape[1], -1, shape[3])
@@ -59,8 +68,8 @@ def _backward(band_width, halve, kept, cotangent_BxLxHxK):
     grads = []
     for *arrays, kept_weights in zip(*halved, weights, strict=True):
         dquery, dkey, dvalue = [], 0.0, 0.0
-        for block, w in zip(_blocks(shape[1], band_width), kept_weights, strict=True):
-            dq, dk, dv = _block_backward(*arrays, w, *block)
+        for block, w in zip(_blocks(shape[1], mask), kept_weights, strict=True):
+            dq, dk, dv = _block_backward(*arrays, w, block)
             dquery.append(dq)
             dkey, dvalue = dkey + dk, dvalue + dv
         grads.append((jnp.concatenate(dquery, axis=3), dkey, dvalue))
@@ -75,14 +84,22 @@ def _backward(band_width, halve, kept, cotangent_BxLxHxK):
 attend.defvjp(_forward, _backward)
 
 
-def _blocks(length: int, band_width: int) -> list[tuple[int, int, int]]:
-    """(first query, end of queries and keys, first key) of every block."""
+class _Block(NamedTuple):
+    """Queries start .. end - 1, which see keys among first .. last - 1."""
+
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+def _blocks(length: int, mask: masks.Mask) -> list[_Block]:
     number = _BLOCKS
     while number > 1 and (length % number or length // number < _SMALLEST):
         number //= 2
     size = length // number
-    starts = range(0, length, size)
-    return [(at, at + size, max(0, at - band_width + 1) if band_width else 0) for at in starts]
+    borders = ((at, at + size) for at in range(0, length, size))
+    return [_Block(start, end, *mask.span(start, end, length)) for start, end in borders]
 
 
 def _halves(x: jax.Array, halve: bool) -> list[jax.Array]:
@@ -93,23 +110,35 @@ def _dot(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
-def _block_forward(query, key, value, start, end, first, band_width):
-    att = _dot('bgslk,bgmk->bgslm', query[:, :, :, start:end], key[:, :, first:end])
-    distance = np.arange(start, end)[:, None] - np.arange(first, end)[None]
-    seen = (distance >= 0) & (distance < (band_width or end))
+def _block_forward(
+    query: jax.Array, key: jax.Array, value: jax.Array, block: _Block, mask: masks.Mask
+) -> tuple[jax.Array, jax.Array]:
+    keys = slice(block.first, block.last)
+    att = _dot('bgslk,bgmk->bgslm', query[:, :, :, block.start : block.end], key[:, :, keys])
+    seen = mask.seen(
+        np.arange(block.start, block.end)[:, None], np.arange(block.first, block.last)[None]
+    )
     att = jnp.where(seen[None, None, None], att, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(att, axis=-1).astype(value.dtype)
-    out = _dot('bgslm,bgmk->bgslk', weights, value[:, :, first:end])
+    out = _dot('bgslm,bgmk->bgslk', weights, value[:, :, keys])
     return weights, out.astype(query.dtype)
 
 
-def _block_backward(query, key, value, cotangent, delta, weights, start, end, first):
-    query, cotangent, delta = (x[:, :, :, start:end] for x in (query, cotangent, delta))
-    dweights = _dot('bgslk,bgmk->bgslm', cotangent, value[:, :, first:end])
+def _block_backward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    cotangent: jax.Array,
+    delta: jax.Array,
+    weights: jax.Array,
+    block: _Block,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    queries, keys = slice(block.start, block.end), slice(block.first, block.last)
+    query, cotangent, delta = (x[:, :, :, queries] for x in (query, cotangent, delta))
+    dweights = _dot('bgslk,bgmk->bgslm', cotangent, value[:, :, keys])
     datt = (weights.astype(jnp.float32) * (dweights - delta)).astype(query.dtype)
-    dquery = _dot('bgslm,bgmk->bgslk', datt, key[:, :, first:end]).astype(query.dtype)
+    dquery = _dot('bgslm,bgmk->bgslk', datt, key[:, :, keys]).astype(query.dtype)
     dkey = _dot('bgskl,bgslm->bgkm', query.swapaxes(3, 4), datt)
     dvalue = _dot('bgskl,bgslm->bgkm', cotangent.swapaxes(3, 4), weights)
-    beyond = key.shape[2] - end
-    padding = ((0, 0), (0, 0), (0, 0), (first, beyond))
+    padding = ((0, 0), (0, 0), (0, 0), (block.first, key.shape[2] - block.last))
     return dquery, jnp.pad(dkey, padding), jnp.pad(dvalue, padding)

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from gptjax.models import axes
 from gptjax.models.kernels import dots
 
-_CHUNK_BYTES = 2**26  # of float32 logits, on one device
+CHUNK_BYTES = 2**26  # of float32 logits, on one device
 
 
 def nats(
@@ -137,5 +137,5 @@ def _chunks(differentiate, split, vocab, embed, hidden, table, bias, targets, we
 
 def _chunk(rows: int, length: int, vocab: int) -> int:
     """Places of every row in a chunk: the most that fit, of those that divide the length."""
-    fit = max(1, _CHUNK_BYTES // (4 * rows * vocab))
+    fit = max(1, CHUNK_BYTES // (4 * rows * vocab))
     return max(size for size in range(1, length + 1) if length % size == 0 and size <= fit)

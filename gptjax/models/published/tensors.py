@@ -93,9 +93,12 @@ def write(
         one = len(shards) == 1
         path = f'model-{number:05d}-of-{len(shards):05d}.safetensors' if not one else _ONE
         partial = folder / f'{path}.partial'
+        partial.touch()
+        mode = partial.stat().st_mode  # as other files have it; save_file makes private ones
         safetensors_numpy.save_file(
             {name: get() for name, _, get in shard}, partial, {'format': 'pt'}
         )
+        partial.chmod(mode)
         partial.replace(folder / path)
         index |= dict.fromkeys((name for name, _, _ in shard), path)
         progress(sum(size for _, size, _ in shard))

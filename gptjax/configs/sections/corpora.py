@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From sources to token shards, and to the windows of a run."""
+
+from gptjax.configs.fields import fixed, free
+
+CORPUS = {
+    'set': free('stdlib', 'a module of gptjax.data.sets'),
+    'path': free('', "what the set reads: folder, file, glob or TFDS name; '' = nothing"),
+    'text_field': free('text', 'the field of JSONL or TFDS records that holds the text'),
+    'dir': free('corpus', 'where the documents are written'),
+    'shard_bytes': free(64 * 2**20, 'text per document shard; above 0'),
+}
+TOKENIZER = {
+    'kind': free('bpe', 'bpe (byte-level), sentencepiece, bytes, or file (see path)'),
+    'path': free('', 'kind=file: tokenizer.json, *.model, encoder.json, or a folder'),
+    'dir': free('tokenizer', 'where it is written and read'),
+    'n_vocab': free(4096, 'ids, end-of-text included; above 257 for bpe'),
+    'sample_bytes': free(256 * 2**20, 'text it is trained on, from the start of the corpus'),
+}
+TOKENS = {
+    'dir': free('tokens', 'where the shards and their manifest are written'),
+    'valid_fraction': free(0.05, 'share of documents held out, by document hash; 0 <= x < 1'),
+    'processes': free(2, 'tokenising processes; at least 1'),
+}
+DATA = {
+    'sets': free(
+        ('tokens',), 'folders of token shards to train on; gs:// and the like are staged first'
+    ),
+    'weights': fixed((1.0,), 'their shares, in windows; normalised'),
+    'eval_sets': free(
+        {'tokens': 'tokens'},
+        "label -> folder whose held-out split is scored as eval/<label>/...; '' = none",
+    ),
+    'prefetch_steps': free(4, 'batches made ahead of the device'),
+    'stage_dir': free('staged', 'where remote shards are copied before training'),
+}

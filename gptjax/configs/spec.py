@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options written as text: 'key=value,key=value', of config files and of plug-ins."""
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+from gptjax.configs import errors
+
+
+def parse(text: str, types: Mapping[str, type], what: str) -> dict[str, Any]:
+    """Typed values of the keys that the text names.
+
+    >>> parse('steps=3,rate=1', {'steps': int, 'rate': float, 'name': str}, 'argument')
+    {'steps': 3, 'rate': 1.0}
+
+    Args:
+      types: of the keys there are: str, bool, int, float or tuple.
+      what: the text is, for errors.
+
+    Raises:
+      UsageError: a part is not key=value, its key is unknown or named twice, or its value has
+        another type.
+    """
+    found: dict[str, Any] = {}
+    for part in filter(None, text.split(',')):
+        key, equals, value = part.partition('=')
+        if not equals or key not in types:
+            keys = ', '.join(types) or 'none'
+            raise errors.UsageError(f'{what} {part!r} is not key=value with a key of: {keys}')
+        errors.require(key not in found, f'{what} names {key!r} twice')
+        found[key] = _typed(key, value, types[key], what)
+    return found
+
+
+def _typed(key: str, text: str, kind: type, what: str) -> Any:
+    if kind is str:
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise errors.UsageError(f'{what} {key}={text!r} must be a {kind.__name__}')
+    return value

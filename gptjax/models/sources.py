@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""open(path): where weights come from, asked once.
+
+A workdir of ours, WORKDIR/average, WORKDIR/best, WORKDIR/checkpoints/<step>; a published folder; a
+GGUF file.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from gptjax.configs import errors
+from gptjax.models import weights, workdirs
+from gptjax.models.published import families, gguf, stream, tensors
+from gptjax.text import files
+from gptjax.text import tokenizer as tokenizer_lib
+
+CONFIG = 'config.json'  # of a published folder
+NOTE = 'gptjax_provenance'  # our field of it
+_WEIGHTS = ('*.safetensors', '*.bin', CONFIG)
+
+
+def open(path: str | pathlib.Path) -> weights.Source:  # noqa: A001 - sources.open(path)
+    """The source of the weights at a path.
+
+    Raises:
+      InputError: there are none.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == '.gguf' and path.is_file():
+        return Gguf(path)
+    if workdir := workdirs.find(path):
+        return workdir
+    if not path.exists():
+        raise errors.InputError(f'{path} does not exist; name a workdir, a folder or a .gguf file')
+    if (path / CONFIG).is_file() and 'model_type' in (found := _config(path)):
+        return Published(path, found)
+    raise errors.InputError(
+        f'no checkpoint in {path}, and it is no published folder (config.json with a model_type) '
+        'nor a .gguf file; train one with python -m gptjax.train, or name another with '
+        '--config.init_from'
+    )
+
+
+class Published(weights.Source):
+    """A Hugging Face folder of gpt2, openai-gpt, gptj or llama."""
+
+    def __init__(self, path: pathlib.Path, config: dict[str, Any]) -> None:
+        """Args: config: config.json."""
+        super().__init__(path)
+        self._said = config
+
+    def load(
+        self,
+        dtype: str | None,
+        shardings: weights.Shardings | None,
+        progress: weights.Progress,
+    ) -> weights.Pretrained:
+        kind = self._said['model_type']
+        if kind not in list(families.ALL):
+            known = ', '.join(families.ALL)
+            raise errors.InputError(f'{self.path} holds a {kind!r}; there are: {known}')
+        with _reading(self.path / CONFIG):
+            config = families.ALL[kind].config(self._said)
+        stored, tokenizer = tensors.find(self.path), tokenizer_lib.find(self.path)
+        form = (dtype, shardings, progress)
+        return stream.read(self.path, families.ALL[kind], config, stored, tokenizer, *form)
+
+    def identity(self) -> str:
+        found = sorted({file for pattern in _WEIGHTS for file in self.path.glob(pattern)})
+        each = '\n'.join(f'{file.name} {files.remembered_sha256(file)}' for file in found)
+        return hashlib.sha256(each.encode()).hexdigest()
+
+    @property
+    def provenance(self) -> str:
+        return self._said.get(NOTE, '')
+
+    @property
+    def token_ids(self) -> dict[str, Any]:
+        names = ('bos_token_id', 'eos_token_id')
+        return {name: self._said[name] for name in names if name in self._said}
+
+
+class Gguf(weights.Source):
+    """A GGUF file of the llama architecture."""
+
+    def load(
+        self,
+        dtype: str | None,
+        shardings: weights.Shardings | None,
+        progress: weights.Progress,
+    ) -> weights.Pretrained:
+        with _reading(self.path):
+            file = self._file
+            config, stored, tokenizer = file.config(), file.tensors(), file.tokenizer()
+        form = (dtype, shardings, progress)
+        return stream.read(self.path, families.LLAMA_GGUF, config, stored, tokenizer, *form)
+
+    def identity(self) -> str:
+        return files.remembered_sha256(self.path)
+
+    @property
+    def provenance(self) -> str:
+        return f'{self.path.name}, quantised as {self._file.quantisation()}'
+
+    @property
+    def token_ids(self) -> dict[str, Any]:
+        return self._file.token_ids()
+
+    @property
+    def _file(self) -> gguf.File:
+        return _gguf(self.path)
+
+
+@functools.lru_cache(maxsize=1)
+def _gguf(path: pathlib.Path) -> gguf.File:
+    """Opening takes seconds: it reads the vocabulary."""
+    return gguf.File(path)
+
+
+def _config(path: pathlib.Path) -> dict[str, Any]:
+    with _reading(path / CONFIG):
+        found = json.loads((path / CONFIG).read_text(encoding='utf-8-sig'))
+    return found if isinstance(found, dict) else {}
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+    """What a damaged file makes libraries raise, as one clear line."""
+    try:
+        yield
+    except errors.InputError:
+        raise
+    except KeyError as e:
+        raise errors.InputError(f'{path} has no field {e}; fetch it again') from e
+    except Exception as e:
+        raise errors.InputError(f'cannot read {path}: {e}; fetch it again') from e

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What trained weights are, wherever they come from."""
+
+import abc
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+from jax.sharding import SingleDeviceSharding
+
+from gptjax.models import heads
+from gptjax.text import tokenizer as tokenizer_lib
+
+Shardings = Callable[[Any], Any]  # boxed abstract parameters -> shardings, as runtime.mesh's
+Progress = Callable[[int], None]  # is told the parameters read
+
+
+class Pretrained(NamedTuple):
+    """A model: `model.apply({'params': params}, tokens_BxL)` gives logits."""
+
+    model: heads.LanguageModel
+    params: Any
+    tokenizer: tokenizer_lib.Tokenizer | None  # None where the weights have none
+
+
+class Source(abc.ABC):
+    """Where weights come from; models.sources.open() tells which. What is asked twice is kept."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+
+    @abc.abstractmethod
+    def load(self, dtype: str | None, shardings: Shardings | None, progress: Progress) -> Pretrained:
+        """Arguments and errors as pretrained.load()."""
+
+    @abc.abstractmethod
+    def identity(self) -> str:
+        """Changes with the weights: other ones under the same path have another identity."""
+
+    @property
+    @abc.abstractmethod
+    def provenance(self) -> str:
+        """What must stand beside every score: how they were quantised; '' = nothing."""
+
+    @property
+    @abc.abstractmethod
+    def token_ids(self) -> dict[str, Any]:
+        """bos_token_id and eos_token_id as published with them; empty where nothing says."""
+
+    @property
+    def objective(self) -> str:
+        """What they were trained on, as train.objective says it."""
+        return 'next_token'
+
+    @property
+    def train_tokens(self) -> int:
+        """How many tokens they were trained on; 0 = unknown."""
+        return 0
+
+    @property
+    def wants_one_device(self) -> bool:
+        """Whether it is an n-gram model, which is looked up on the host.
+
+        Host callbacks of a program over several devices wait for one another until they time out.
+        """
+        return False
+
+    @functools.cached_property
+    def said(self) -> str:
+        """The path with its provenance: how results name the weights."""
+        return ', '.join(filter(None, (str(self.path), self.provenance)))
+
+
+def target(model: nn.Module, shardings: Shardings | None) -> Any:
+    """Abstract parameters in the shardings wanted; None = one device."""
+    boxed = jax.eval_shape(model.init_params, jax.random.key(0))
+    plain = nn.meta.unbox(boxed)
+    one = SingleDeviceSharding(jax.devices()[0])
+    placed = jax.tree.map(lambda _: one, plain) if shardings is None else shardings(boxed)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plain, placed
+    )
+
+
+def with_dtype(config: Any, dtype: str) -> Any:
+    """A model's config with its parameters in another dtype, and computed with in it."""
+    compute = 'float32' if dtype == 'float16' else dtype  # float16 overflows too easily
+    return dataclasses.replace(config, param_dtype=dtype, compute_dtype=compute)

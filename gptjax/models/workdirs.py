@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in workdirs of ours: read from their checkpoints, written as one."""
+
+import dataclasses
+import functools
+import json
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gptjax.configs import base, errors, upgrade
+from gptjax.models import heads, weights
+from gptjax.runtime import checkpoint
+from gptjax.text import files
+from gptjax.text import tokenizer as tokenizer_lib
+
+TOKENIZER = 'tokenizer'  # folder below a workdir
+_AVERAGE, _BEST = 'average', 'best'  # names below a workdir that stand for other weights of it
+_log = logging.getLogger(__name__)
+
+
+class Workdir(weights.Source):
+    """The newest whole checkpoint of a workdir, another one, or the average of its weights."""
+
+    def __init__(
+        self, path: pathlib.Path, workdir: pathlib.Path, item: str, step: int | None
+    ) -> None:
+        """Use find().
+
+        Args:
+          item: of the checkpoint: 'params' or 'average'.
+          step: of the checkpoint; None = the newest.
+        """
+        super().__init__(path)
+        self._workdir, self._item, self._step = workdir, item, step
+
+    def load(
+        self,
+        dtype: str | None,
+        shardings: weights.Shardings | None,
+        progress: weights.Progress,
+    ) -> weights.Pretrained:
+        folder, meta = self._checkpoint
+        model = self._model(meta)
+        target = weights.target(model, shardings)
+        if self._item == _AVERAGE:
+            if not checkpoint.has_item(meta, _AVERAGE):
+                raise errors.InputError(
+                    f'{self._workdir} keeps no average; it was trained with ema_decay = 0'
+                )
+            target = jax.tree.map(lambda x: x.update(dtype=jnp.float32), target)
+            dtype = dtype or model.config.param_dtype
+        params = checkpoint.restore(folder, meta, **{self._item: target})[self._item]
+        if dtype and not hasattr(model.config, 'param_dtype'):
+            raise errors.InputError(
+                f'{self.path} holds a model of family {model.config.family!r}: no dtype'
+            )
+        if dtype and dtype != model.config.param_dtype:
+            model = dataclasses.replace(model, config=weights.with_dtype(model.config, dtype))
+        if dtype:
+            params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
+        progress(sum(x.size for x in jax.tree.leaves(params)))
+        _log.info('read step %d of %s', meta['step'], self.path)
+        return weights.Pretrained(model, params, self._tokenizer(meta))
+
+    def identity(self) -> str:
+        return f'{self._item} of {checkpoint.digest(self._checkpoint[0])}'
+
+    @property
+    def provenance(self) -> str:
+        return self._meta.get('provenance', '')
+
+    @property
+    def token_ids(self) -> dict[str, Any]:
+        return self._meta.get('token_ids', {})
+
+    @property
+    def objective(self) -> str:
+        config = upgrade.config(self._meta['config']) if self._meta else {}
+        return config['train']['objective'] if 'train' in config else super().objective
+
+    @property
+    def train_tokens(self) -> int:
+        windows = self._meta.get('data', {}).get('windows', 0)
+        return windows * self._meta['config']['model']['n_ctx'] if windows else 0
+
+    @property
+    def wants_one_device(self) -> bool:
+        return bool(self._meta) and self._meta['config']['model']['family'] == 'ngram'
+
+    @property
+    def _meta(self) -> dict[str, Any]:
+        """Of the newest checkpoint, not verified: what all checkpoints of a run share."""
+        return checkpoint.newest_meta(self._workdir)
+
+    @functools.cached_property
+    def _checkpoint(self) -> tuple[pathlib.Path, dict[str, Any]]:
+        if self._step is not None:
+            return checkpoint.at_step(self._workdir, self._step)
+        found = checkpoint.latest(self._workdir, put_aside=False)
+        if found is None:
+            raise errors.InputError(
+                f'no whole checkpoint in {self._workdir}; train on, or name another workdir'
+            )
+        return found
+
+    def _model(self, meta: Mapping[str, Any]) -> heads.LanguageModel:
+        section = upgrade.section('model', meta['config']['model'])
+        try:
+            return heads.build(section, meta.get('head', upgrade.HEAD))
+        except errors.UsageError as e:
+            raise errors.InputError(
+                f'the weights in {self.path} are of a model that is not known here: {e}; use the '
+                'version of gptjax that made them'
+            ) from e
+
+    def _tokenizer(self, meta: Mapping[str, Any]) -> tokenizer_lib.Tokenizer | None:
+        if not meta['tokenizer']:
+            return None
+        tokenizer = tokenizer_lib.load(self._workdir / TOKENIZER)
+        if tokenizer_lib.fingerprint(tokenizer) != meta['tokenizer']:
+            raise errors.InputError(
+                f'the tokenizer in {self._workdir}/{TOKENIZER} is not the one that the weights '
+                'were trained with; put that one back'
+            )
+        return tokenizer
+
+
+def find(path: pathlib.Path) -> Workdir | None:
+    """The workdir that a path names; None where it names none.
+
+    WORKDIR, WORKDIR/average (of optim.ema_decay), WORKDIR/best (by checkpoint.keep_best), or
+    WORKDIR/checkpoints/<step>.
+
+    Raises:
+      InputError: it has no such checkpoint.
+    """
+    if (path / checkpoint.FOLDER).is_dir():
+        return Workdir(path, path, 'params', None)
+    if path.parent.name == checkpoint.FOLDER and path.name.isdigit():
+        return Workdir(path, path.parent.parent, 'params', int(path.name))
+    if path.name not in (_AVERAGE, _BEST) or not (path.parent / checkpoint.FOLDER).is_dir():
+        return None
+    if path.name == _AVERAGE:
+        return Workdir(path, path.parent, 'average', None)
+    best = checkpoint.best(path.parent)
+    if best is None:
+        raise errors.InputError(
+            f'{path.parent} knows no best checkpoint; train with --config.checkpoint.keep_best'
+        )
+    return Workdir(path, path.parent, 'params', best.step)
+
+
+def save(
+    path: pathlib.Path,
+    model: heads.LanguageModel,
+    params: Any,
+    tokenizer: tokenizer_lib.Tokenizer | None,
+    note: str = '',
+    token_ids: Mapping[str, Any] | None = None,
+    head: str = upgrade.HEAD,
+) -> None:
+    """Writes a workdir whose only checkpoint, of step 0, holds the weights. See pretrained."""
+    path = pathlib.Path(path)
+    if path.exists() and any(path.iterdir()):
+        raise errors.InputError(f'{path} is not empty; choose another folder, or remove it')
+    config = base.get_config()
+    config.model = dataclasses.asdict(model.config)
+    written = json.loads(config.to_json())
+    if tokenizer is not None:
+        tokenizer_lib.save(tokenizer, path / TOKENIZER)
+    meta = {
+        'config': written,
+        'head': head,
+        'tokenizer': '' if tokenizer is None else tokenizer_lib.fingerprint(tokenizer),
+        'provenance': note,
+        'token_ids': dict(token_ids or {}),
+    }
+    checkpoints = checkpoint.Checkpoints(path, keep=2)
+    try:
+        checkpoints.save(0, {'params': params}, meta)
+    finally:
+        checkpoints.close()
+    files.replace(path / 'config.json', json.dumps(written, indent=1) + '\n')

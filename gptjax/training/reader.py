@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a step's metrics off the device one step late: knows spikes, averages, writes."""
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gptjax.runtime import clock as clock_lib
+from gptjax.runtime import metrics as metrics_lib
+from gptjax.training import plan as plan_lib
+
+MOST_SKIPS = 20  # in a row: then the weights are lost, not the batches
+_log = logging.getLogger(__name__)
+
+
+class Spike(Exception):
+    """A loss that is not finite, or far above the usual; nothing of it was saved."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f'{what} at step {step}')
+        self.step = step
+
+
+class Reader:
+    """Metrics on their way from the device to the log."""
+
+    def __init__(
+        self,
+        log_every_steps: int,
+        skips_spikes: bool,
+        plan: plan_lib.Plan,
+        writer: metrics_lib.Writer | metrics_lib.Silent,
+        clock: clock_lib.Clock,
+    ) -> None:
+        self._every, self._skips_spikes, self._plan = log_every_steps, skips_spikes, plan
+        self._writer, self._clock = writer, clock
+        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._means: dict[str, list[float]] = {}  # of the steps since the last row
+        self._seen = False
+        self._skipped = self._in_a_row = 0
+        self._note = self._evaluation = ''
+
+    def push(self, step: int, found: Mapping[str, Any]) -> str:
+        """Takes a step's metrics, reads those of the step before; what to show behind a bar.
+
+        Raises:
+          Spike: the step before was one, and its update was not skipped, or too many were.
+        """
+        note = self.read()
+        self._pending = (step, dict(found))
+        return note
+
+    def read(self) -> str:
+        """Reads what was pushed last. Returns and raises as push()."""
+        if self._pending is None:
+            return self._note + self._evaluation
+        step, found = self._pending
+        self._pending = None
+        norms = {name: found.pop(name) for name in list(found) if name.startswith('norm/')}
+        values = {name: float(value) for name, value in found.items()}
+        if values.pop('train/spike'):
+            self._spike(step, values)
+        else:
+            self._in_a_row = 0
+            for name in (name for name in values if name.startswith('train/')):
+                self._means.setdefault(name, []).append(values[name])
+        if not self._seen:
+            self._seen = True
+            _log.info('first step done: step %d, loss %.4f', step, values['train/loss'])
+        if step % self._every == 0 or step == self._plan.total_steps:
+            self._write(step, values, norms)
+        return self._note + self._evaluation
+
+    def evaluated(self, scores: Mapping[str, float]) -> None:
+        """Takes note of an evaluation."""
+        self._evaluation = ''.join(
+            f', held-out {value:.3f} bits/byte'
+            for name, value in scores.items()
+            if name.startswith('eval/') and name.endswith('bits_per_byte')
+        )
+
+    def _spike(self, step: int, values: Mapping[str, float]) -> None:
+        what = f'loss {values["train/loss"]:.4g}, gradient norm {values["opt/grad_norm"]:.4g}'
+        self._skipped += 1
+        self._in_a_row += 1
+        if not self._skips_spikes or self._in_a_row >= MOST_SKIPS:
+            raise Spike(step, what)
+        _log.warning('%s at step %d: its update is skipped', what, step)
+
+    def _write(self, step: int, values: dict[str, float], norms: Mapping[str, Any]) -> None:
+        tokens = self._plan.tokens(step)
+        self._writer.histogram(step, 'perf/step_secs', self._clock.step_secs())
+        perf = self._clock.read(self._plan.tokens(self._plan.total_steps) - tokens)
+        row = {'opt/lr': values['opt/lr'], 'batch/windows': self._plan.size(step - 1)}
+        row['train/skipped_steps'] = self._skipped
+        if self._means:  # nothing but spikes: no number is better than one of them
+            row |= values | {name: sum(some) / len(some) for name, some in self._means.items()}
+        row |= _flat(norms)
+        row = {name: value for name, value in row.items() if math.isfinite(value)}
+        self._writer.write(step, tokens, row | perf)
+        self._note = f'{perf["perf/tokens_per_sec"]:,.0f} tokens/s'
+        if 'train/loss' in row:
+            self._note = f'loss {row["train/loss"]:.3f}, ' + self._note
+        self._means.clear()
+
+
+def _flat(norms: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """{'norm/grad': {'network/up': (layers,)}} -> {'norm/grad/network/up/0': ...}."""
+    found = {}
+    for kind, tree in norms.items():
+        for name, value in tree.items():
+            values = np.asarray(value)
+            if values.ndim == 0:
+                found[f'{kind}/{name}'] = float(values)
+            else:
+                found |= {f'{kind}/{name}/{i}': float(v) for i, v in enumerate(values)}
+    return found

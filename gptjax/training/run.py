@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run: what every program that trains shares, from claiming its workdir to its results.
+
+  with run.Run(config, workdir, READS, train, checkpoints) as this:
+      state = this.begin(recipe, fresh)
+      for step, batch in ...:
+          state, metrics = train_step(state, batch)
+          this.after(step + 1, state, metrics)
+      this.finish(state)
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import ml_collections
+
+from gptjax.configs import errors
+from gptjax.runtime import checkpoint, clock, inventory, metrics, program, progress, saver
+from gptjax.text import files
+from gptjax.training import claim
+from gptjax.training import plan as plan_lib
+from gptjax.training import reader as reader_lib
+from gptjax.training import step as step_lib
+
+RESULTS, CONFIG = 'results.json', 'config.json'
+Spike = reader_lib.Spike
+_MOST_ROLLBACKS = 10  # of one process: then it is not the batches
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The train section of the config."""
+
+    objective: str
+    total_tokens: int
+    total_epochs: float
+    log_every_steps: int
+    eval_every_steps: int
+    on_spike: Literal['stop', 'skip', 'rollback']
+    spike_sigmas: float
+    rollback_steps: int
+    layer_norms: bool
+    profile_at_step: int
+    profile_steps: int
+    wandb_project: str
+
+    def __post_init__(self) -> None:
+        errors.require_between(
+            self, 0, 2**60, 'total_tokens', 'total_epochs', 'eval_every_steps', 'profile_at_step'
+        )
+        errors.require_positive(self, 'log_every_steps', 'rollback_steps', 'profile_steps')
+        errors.require_choice(self, 'on_spike', ('stop', 'skip', 'rollback'))
+        errors.require_between(self, 0.0, 1e6, 'spike_sigmas')
+        errors.require(
+            (self.total_tokens > 0) != (self.total_epochs > 0),
+            'exactly one of train.total_tokens and train.total_epochs must be above 0, got '
+            f'{self.total_tokens} and {self.total_epochs}',
+        )
+
+
+class Evaluation(NamedTuple):
+    """How a state is scored: the names of the scores there will be, and the scores.
+
+    A score that is None is missing.
+    """
+
+    names: Sequence[str]
+    scores: Callable[[step_lib.State], Mapping[str, float | None]]
+
+
+class Recipe(NamedTuple):
+    """What a run is made by.
+
+    plan: which examples the steps read. target: of step.abstract(). options: of its steps.
+    evaluation: how its states are scored. head: of models.heads.HEADS. tokenizer: its fingerprint.
+    data: what must be the same whenever the run goes on. flops_per_token: of training.
+    """
+
+    plan: plan_lib.Plan
+    target: step_lib.State
+    options: step_lib.Options
+    evaluation: Evaluation
+    head: str
+    tokenizer: str
+    data: Mapping[str, Any]
+    flops_per_token: float
+
+
+class Run:
+    """A run in its workdir: from its newest checkpoint, or a beginning, to its end."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: pathlib.Path,
+        reads: Sequence[str],
+        train: Config,
+        checkpoints: checkpoint.Config,
+    ) -> None:
+        """Args: reads: sections and top-level fields of the config that the program reads."""
+        self._config, self._workdir, self._reads = config, workdir, reads
+        self._train, self._kept = train, checkpoints
+        self._claimed, self._open = contextlib.ExitStack(), contextlib.ExitStack()
+        self._spikes, self._limit = 0, 2**62  # the step that a rollback goes back to
+        self._provenance, self._began = '', time.monotonic()
+        self._scores: dict[str, float] = {}
+
+    def __enter__(self) -> 'Run':
+        """Claims the workdir: no other process is at work in it meanwhile."""
+        self._claimed.enter_context(program.only_one(self._workdir))
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        with self._claimed:
+            self._open.close()
+
+    def begin(
+        self, recipe: Recipe, fresh: Callable[[], tuple[step_lib.State, str]]
+    ) -> step_lib.State | None:
+        """The state to train from: of the newest whole checkpoint, else fresh().
+
+        Args:
+          fresh: gives the state to begin with, and the provenance of its weights, '' = none.
+
+        Returns:
+          None where all is done already.
+
+        Raises:
+          InputError: the workdir holds another run.
+        """
+        self._open.close()
+        self._recipe, self._plan = recipe, recipe.plan
+        self._check_best()
+        found = checkpoint.latest(self._workdir, until_step=self._limit)
+        self._claim(found[1] if found else None)
+        if found and found[1]['step'] >= self.total_steps and (self._workdir / RESULTS).exists():
+            _log.info('training in %s is done already', self._workdir)
+            return None
+        if not self._spikes and program.is_first():
+            table = inventory.describe(recipe.target, recipe.target.params, self.total_steps)
+            files.replace(self._workdir / 'parameters.txt', table)
+        if found:
+            wanted = step_lib.items(recipe.target)
+            items = checkpoint.restore(*found, may_lack={'rest': step_lib.LATER}, **wanted)
+            state = step_lib.from_items(items, recipe.options, recipe.target)
+            self._provenance = found[1]['provenance']
+            _log.info('going on from step %d', int(state.step))
+        else:
+            state, self._provenance = fresh()
+        self._prepare(int(state.step), found[1]['clock'] if found else None)
+        self._catch_up(state)
+        return state
+
+    @property
+    def total_steps(self) -> int:
+        """When the run is done."""
+        return self._plan.total_steps
+
+    @contextlib.contextmanager
+    def fetching(self, step: int) -> Iterator[None]:
+        """While a step's batch is waited for: the time is counted, and told of where it is long."""
+        began = time.monotonic()
+        self._profiler.before(step, program.profile_requested())
+        with self._watchdog:
+            yield
+        self._clock.waited(time.monotonic() - began)
+
+    def after(self, step: int, state: step_lib.State, found: Mapping[str, Any]) -> None:
+        """What is due once a step was dispatched: log, save, evaluate, stop.
+
+        The metrics of step n - 1 are fetched after step n was dispatched, so the device never waits
+        for a log; before a save or an evaluation step n's are read too, so no NaN is ever saved.
+
+        Args:
+          step: the number of updates, this one included.
+          found: its metrics.
+
+        Raises:
+          Spike: the loss is not finite, or a spike, and steps are not skipped for it.
+          program.Preempted: a signal came; the state was saved.
+        """
+        note = self._reader.push(step, found)
+        tokens = self._plan.tokens(step) - self._plan.tokens(step - 1)
+        self._clock.trained(tokens, time.monotonic() - self._mark)
+        self._bar.advance(tokens, note)
+        last = step == self._plan.total_steps
+        due = self._save_due(step) or self._saver.due() or step in self._kept.keep_steps
+        stop, saving = program.agreed(program.stop_requested(), due)
+        evaluating = (last or self._eval_due(step)) and not stop
+        saving = saving or stop or last
+        if saving or evaluating:
+            self._reader.read()
+            self._clock.pause()
+            if saving:
+                self._save(step, state, wait=stop or last)
+            if evaluating:
+                self._evaluate(step, state, saved=saving)
+            self._clock.go_on()
+        self._mark = time.monotonic()
+        if stop:  # of the last step, too: its evaluation is caught up with
+            raise program.Preempted
+
+    def go_back(self, spike: Spike) -> None:
+        """Prepares to begin again without the batches before a spike.
+
+        Goes back to the newest checkpoint that is rollback_steps old, to the oldest where none is,
+        to the beginning where there is no checkpoint.
+
+        Raises:
+          InputError: spikes end the run, or will not end.
+        """
+        self._spikes += 1
+        if self._train.on_spike != 'rollback' or self._spikes > _MOST_ROLLBACKS:
+            raise errors.InputError(f'{spike}; nothing of it was saved. {self._advice()}') from spike
+        self._open.close()  # a save under way ends, and counts
+        wanted = spike.step - self._train.rollback_steps
+        step = program.first_says(checkpoint.step_before(self._workdir, wanted))
+        self._plan.skip(step, spike.step)
+        _log.warning('%s: going back to step %d, without the batches since', spike, step)
+        closing = self._checkpointing()
+        closing.drop_after(step)
+        closing.close()
+        self._limit = program.first_says(step)  # not before they are dropped
+
+    def finish(self, state: step_lib.State) -> dict[str, Any]:
+        """Ends the run: writes WORKDIR/results.json, and gives what is in it."""
+        self._open.close()
+        steps = self._plan.total_steps
+        results: dict[str, Any] = {'steps': steps, 'tokens': self._plan.tokens(steps)}
+        results['parameters'] = step_lib.n_params(state)
+        results['train_secs'] = round(self._clock.totals()['train_secs'], 1)
+        results |= self._scores | {'commit': program.commit()}
+        if self._provenance:
+            results['initialised_from'] = self._provenance
+        if program.is_first():
+            files.replace(self._workdir / RESULTS, json.dumps(results, indent=1) + '\n')
+        _log.info('done in %.0f s: %s', time.monotonic() - self._began, json.dumps(results))
+        return results
+
+    def _claim(self, meta: Mapping[str, Any] | None) -> None:
+        """Makes the workdir this run's. Raises InputError where it holds another."""
+        if meta:
+            config = json.loads(self._config.to_json())
+            claim.check(self._workdir, meta, config, self._reads, self._recipe.data)
+            if not self._spikes:
+                self._plan.restore(meta['step'], meta['data'])
+        if program.is_first():
+            files.replace(self._workdir / CONFIG, self._config.to_json(indent=1) + '\n')
+
+    def _prepare(self, step: int, totals: dict[str, float] | None) -> None:
+        """Opens what a run writes to, and what watches it."""
+        train, plan, flops = self._train, self._plan, self._recipe.flops_per_token
+        self._clock = clock.Clock(flops)
+        if totals:
+            self._clock.restore(totals)
+        rows = metrics.read(self._workdir)
+        self._clock.lost(max((row.get('perf/total_secs', 0.0) for row in rows), default=0.0))
+        self._scores = {
+            name: value
+            for row in rows[-1:]
+            for name, value in row.items()
+            if row['step'] == step and name.startswith('eval')
+        }
+        self._save_due = clock.Due(self._kept.every_steps, self._kept.every_secs)
+        self._eval_due = clock.Due(train.eval_every_steps)
+        self._writer = metrics.Silent()
+        if program.is_first():
+            self._writer = metrics.Writer(self._workdir, step, flops, train.wandb_project)
+        self._open.callback(self._writer.close)
+        self._checkpoints = self._checkpointing()
+        self._open.callback(self._close_checkpoints)
+        self._saver = saver.Saver(self._checkpoints)
+        self._profiler = clock.Profiler(self._workdir, train.profile_at_step, train.profile_steps)
+        self._open.callback(self._profiler.close)
+        self._reader = reader_lib.Reader(
+            train.log_every_steps, train.on_spike == 'skip', plan, self._writer, self._clock
+        )
+        ahead = (plan.tokens(plan.total_steps), ' tokens', plan.tokens(step))
+        self._bar = self._open.enter_context(progress.Progress('train', *ahead))
+        self._watchdog = clock.Watchdog('the next batch: the data pipeline is slow, or dead')
+        self._open.callback(self._watchdog.close)
+        self._open.enter_context(program.graceful_stop())
+        self._mark = time.monotonic()
+
+    def _checkpointing(self) -> checkpoint.Checkpoints:
+        return checkpoint.Checkpoints(self._workdir, self._kept.keep, self._kept.keep_steps)
+
+    def _close_checkpoints(self) -> None:
+        try:
+            self._checkpoints.close()
+        except checkpoint.SaveError as e:
+            _log.warning('%s', e)  # an earlier save; the last one is waited for
+
+    def _catch_up(self, state: step_lib.State) -> None:
+        """Makes the evaluation that a stop behind its checkpoint has cost."""
+        step = int(state.step)
+        last = step == self._plan.total_steps
+        if step and (last or self._eval_due(step)) and not self._scores and self._recipe.evaluation.names:
+            self._evaluate(step, state, saved=True)
+
+    def _save(self, step: int, state: step_lib.State, wait: bool) -> None:
+        self._writer.flush()
+        self._save_due.done()
+        meta = {
+            'config': json.loads(self._config.to_json()),
+            'head': self._recipe.head,
+            'tokenizer': self._recipe.tokenizer,
+            'data': {**self._plan.saved(step), **self._recipe.data},
+            'provenance': self._provenance,
+            'clock': self._clock.totals(),
+            'commit': program.commit(),
+        }
+        (self._saver.insist if wait else self._saver.save)(step, step_lib.items(state), meta)
+
+    def _evaluate(self, step: int, state: step_lib.State, saved: bool) -> None:
+        """Scores a state; a mistake in that costs no step, and nothing that is not finite is kept."""
+        try:
+            found = self._recipe.evaluation.scores(state)
+        except Exception:
+            if not saved:
+                self._save(step, state, wait=True)
+            raise
+        self._scores = {name: value for name, value in found.items() if value is not None}
+        for name, value in self._scores.items():
+            if not math.isfinite(value):
+                self._checkpoints.drop_after(step - 1)
+                raise Spike(step, f'{name} is {value}')
+        self._writer.write(step, self._plan.tokens(step), self._scores)
+        self._reader.evaluated(self._scores)
+        name, best = self._kept.keep_best, checkpoint.best(self._workdir)
+        if name in self._scores:
+            value = self._scores[name]
+            if not best or best.name != name or self._kept.is_better(value, best.value):
+                self._checkpoints.mark_best(checkpoint.Best(step, name, value))
+                if not saved:
+                    self._save(step, state, wait=False)
+
+    def _check_best(self) -> None:
+        name = self._kept.keep_best
+        errors.require(
+            not name or name in self._recipe.evaluation.names,
+            f'checkpoint.keep_best = {name!r} is no score of this run; there are: '
+            f'{", ".join(self._recipe.evaluation.names) or "none"}',
+        )
+
+    def _advice(self) -> str:
+        """What to do about a spike that ends the run."""
+        calmer = 'Lower --config.optim.peak_lr or clip_norm, in a new workdir'
+        if self._train.on_spike == 'stop':
+            return (
+                f'{calmer}; or let --config.train.on_spike=skip or rollback leave its batches out: '
+                'the same command then goes on from the last checkpoint'
+            )
+        if self._train.on_spike == 'skip':
+            return f'Updates were skipped until then, one after another: no batch is at fault. {calmer}'
+        return f'Going back does not help any more. {calmer}'
+
