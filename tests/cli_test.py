@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mistakes on the command line: one line each, never a traceback."""
 
+import importlib
 import random
+import re
 import traceback
 
 import pytest
+from absl import flags
 
-from gptjax import train
+from gptjax import convert, evaluate, generate, train
 from gptjax.configs import base, cli, errors
-from tests import helpers
+from gptjax.configs import help as help_lib
+from gptjax.data import loader
+from tests import conftest, helpers
 
 CONFIG = 'experiments/quickstart.py'
 
@@ -63,6 +68,123 @@ def test_programs_exit_with_their_codes(tmp_path):
     shown = helpers.run_program('train', '--help')
     assert shown.returncode == 0
     assert 'TPU VM' in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ('program', 'flag', 'said'),
+    [
+        (train, '--config.engine.slots=16', r"'engine' is read by generate, quickstart; leave it out"),
+        (train, '--config.ngram.memory_tokens=3', "'ngram' is read by count_ngrams, quickstart"),
+        (generate, '--config.optim.peak_lr=1.0', "'optim' is read by quickstart, train"),
+        (generate, '--noconfig.suite.download', "'suite' is read by evaluate, quickstart, train"),
+        (evaluate, '--config.seed=1', "'seed' is read by quickstart, train"),
+        (convert, '--config.model.n_layers=1', "'model' is read by count_ngrams, quickstart, train"),
+    ],
+)
+def test_what_a_program_does_not_read_is_told(program, flag, said, tmp_path):
+    argv = ['x', f'--config={CONFIG}', f'--workdir={tmp_path}', flag]
+    define = getattr(program, 'define', lambda values: None)
+    with pytest.raises(errors.UsageError, match=said) as caught:
+        cli.parse(argv, define, reads=program.READS)
+    assert '\n' not in str(caught.value)
+    cli.parse(argv, define)  # of all sections it is a good flag
+
+
+def test_every_program_says_what_it_reads():
+    """And every field is read by some program; the quickstart reads what its programs do."""
+    readings = cli.readings()
+    programs = {path.stem for path in (conftest.ROOT / 'gptjax').glob('*.py')} - {'__init__'}
+    assert set(readings) == programs
+    known = {*base.TOP, *base.SECTIONS}
+    assert set().union(*readings.values()) == known
+    assert set(readings['quickstart']) == known
+    for name, reads in readings.items():
+        source = (conftest.ROOT / 'gptjax' / f'{name}.py').read_text()
+        assert reads == importlib.import_module(f'gptjax.{name}').READS
+        named = set(re.findall(r"(?<!--)config\.(\w+)|section\('(\w+)'", source))
+        used = {a or b for a, b in named} & known
+        assert name == 'quickstart' or used <= set(reads), f'{name} reads {used - set(reads)}'
+
+
+@pytest.mark.parametrize('program', sorted(cli.readings()))
+def test_help_lists_exactly_the_fields_of_a_program(program):
+    module = importlib.import_module(f'gptjax.{program}')
+    values = flags.FlagValues()
+    getattr(module, 'define', lambda values: None)(values)
+    text = help_lib.text(module.__doc__, values, base.get_config(), module.READS)
+    listed = re.findall(r'--config\.([\w.]+)=', text.split('Config, with')[1])
+    wanted = []
+    for name in module.READS:
+        section = base.get_config()[name]
+        wanted += [f'{name}.{leaf}' for leaf in section] if name in base.SECTIONS else [name]
+    assert listed == wanted
+    assert 'unknown here' not in text
+    assert module.__doc__.strip() in text
+    for name in values:
+        assert f'--{name}' in text
+
+
+def test_every_field_has_a_meaning_in_one_line():
+    sections = [*base.SECTIONS.values(), base.TOP, *base.models.FAMILIES.values()]
+    for section in sections:
+        for name, field in section.items():
+            assert field.meaning, name
+            assert '\n' not in field.meaning, name
+
+
+def test_help_of_a_process_shows_the_config_it_is_given():
+    shown = helpers.run_program('train', '--help', '--config=experiments/gpt1/pretrain.py')
+    assert shown.returncode == 0
+    assert '* --config.optim.peak_lr=0.00025' in shown.stdout
+    assert '  --config.mesh.data=-1' in shown.stdout
+    assert '--distributed' in shown.stdout
+    assert 'engine' not in shown.stdout.split('Config, with')[1]
+    wrong = helpers.run_program('train', '--help', '--config=experiments/gpt9.py')
+    assert (wrong.returncode, wrong.stderr.count('\n')) == (2, 1)
+
+
+def test_a_label_of_a_held_out_set_may_be_new(tmp_path):
+    added = helpers.args(CONFIG, tmp_path, '--config.data.eval_sets.wiki=wiki/tokens')
+    assert added.config.data.eval_sets.to_dict() == {'tokens': 'tokens', 'wiki': 'wiki/tokens'}
+    gone = helpers.args(CONFIG, tmp_path, '--config.data.eval_sets.tokens=')
+    assert loader.configure(gone.config.data).eval_sets == ()
+    with pytest.raises(errors.UsageError, match='is now --config.data.eval_sets.<label>'):
+        helpers.args(CONFIG, tmp_path, '--config.data.eval_set=x')
+
+
+def test_a_program_is_given_the_module_of_its_config(tmp_path):
+    found = helpers.args('experiments/shakespeare_char.py:size=gpu', tmp_path)
+    assert found.path == 'experiments/shakespeare_char.py'
+    assert len(list(found.module.sweep())) == 6
+    assert found.module.get_config('size=gpu').model.n_layers == found.config.model.n_layers
+
+
+def test_flags_of_a_pipeline_go_to_who_reads_them():
+    flags_ = ['--config=a.py', '--config.optim.peak_lr', '1', '--workdir=w', '--config.seed=2']
+    assert cli.for_program(flags_, 'generate') == ['--config=a.py', '--workdir=w']
+    assert '--config.optim.peak_lr=1' in cli.for_program(flags_, 'train')
+
+
+@pytest.mark.parametrize(
+    ('flag', 'said'),
+    [
+        ('--config.train.objective=next_tokn', "no 'next_tokn' in gptjax.training.objectives"),
+        ('--config.train.objective=next_token:a=1', 'not key=value with a key of: none'),
+        ('--config.optim.optimizer=adam', 'there are: adamw'),
+        ('--config.model.mlp=mixture', 'there are: dense'),
+        ("--config.evaluate.measures=('entropi',)", 'there are: entropy, nats'),
+        ('--config.optim.schedule=cosin', 'schedule must be one of cosine'),
+        ("--config.model.attention=('dens',)", "pattern of 'dense' and 'banded'"),
+        ("--config.model.attention=('banded:wide=3',)", 'not key=value with a key of: width'),
+        ('--config.model.norm_kind=batch', 'norm_kind must be one of layer, rms'),
+        ('--config.checkpoint.best_is=best', 'best_is must be one of lowest, highest'),
+        ('--config.checkpoint.keep_steps=(0,)', 'are numbers above 0'),
+    ],
+)
+def test_names_that_do_not_exist_are_told(flag, said, tmp_path):
+    with pytest.raises(errors.UsageError, match=said) as caught:
+        train.Sections(helpers.args(CONFIG, tmp_path, flag).config)
+    assert '\n' not in str(caught.value)
 
 
 def _mutate(rng: random.Random, fields: dict) -> list[str]:

@@ -38,6 +38,12 @@ def test_stdlib_is_english_and_imports_nothing():
     assert 'antigravity' not in __import__('sys').modules
 
 
+def test_no_paragraph_of_stdlib_stands_twice():
+    """So that none is held out and trained on."""
+    paragraphs = [p.strip() for d in stdlib.documents_of('', '') for p in d.text.split('\n\n')]
+    assert len(paragraphs) == len(set(paragraphs)) > 10_000
+
+
 def test_files_of_every_kind(tmp_path):
     (tmp_path / 'b.txt').write_text('second', encoding='utf-8')
     (tmp_path / 'a.jsonl').write_text('{"text": "first"}\n\n{"text": "held", "split": "valid"}\n')

@@ -244,3 +244,25 @@ def test_trouble_of_one_request_is_its_own(tiny):
         bad.result()
     assert len(bad.text.tokens) < 30
     assert good.result().tokens == decode_alone(*tiny, good).tokens
+
+
+@pytest.mark.parametrize('kind', ['', 'lstm'])
+def test_other_weights_read_no_keys_and_values_of_the_old_ones(kind, tiny):
+    """As PPO does: after every update the engine goes on with new weights."""
+    decoder, params = helpers.baseline_decoder(kind) if kind else tiny
+    other = helpers.params_of(decoder.model, seed=5)
+    server = make(decoder, params)
+    prompt, options = list(range(30)), asked(max_new_tokens=8, logprobs=0)
+    server.submit(prompt, options)
+    waiting = server.submit(prompt, options)
+    with pytest.raises(errors.InputError, match='only when it is done'):
+        server.load(other)
+    server.run()
+    server.load(other)
+    request = server.submit(prompt, options)
+    server.run()
+    alone = batch.generate(decoder, other, [prompt], [options])[0]
+    assert request.reused == 0
+    assert request.result().tokens == alone.tokens
+    np.testing.assert_allclose(request.result().logprobs, alone.logprobs, atol=1e-5)
+    assert waiting.result().logprobs != request.result().logprobs

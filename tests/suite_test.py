@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Suites through the program: results, resume, what is absent, comparisons, clean subsets."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -9,7 +10,7 @@ import pytest
 from gptjax import evaluate, train
 from gptjax.configs import base, errors
 from gptjax.data.labelled import rows, sets, synthetic
-from gptjax.evals import answers, contamination, report, suite
+from gptjax.evals import answers, contamination, fewshot, report, suite
 from gptjax.models import workdirs
 from gptjax.text import detokenize
 from tests import helpers
@@ -101,6 +102,73 @@ def test_a_stopped_suite_goes_on_in_the_middle(run, tmp_path, monkeypatch):
     monkeypatch.setattr(workdirs.Workdir, 'identity', lambda self: 'another')
     with pytest.raises(errors.InputError, match='items of another state'):
         _evaluate(run, tmp_path / 'cut', *flags)
+
+
+def test_sampled_answers_are_of_seed_and_item_alone(run, tmp_path):
+    """Whatever is generated side by side, and wherever it was stopped."""
+    folder = tmp_path / 'data' / 'cnn_dailymail'
+    folder.mkdir(parents=True)
+    lines = [{'article': 'x' * (40 + 7 * i % 23), 'highlights': 'y'} for i in range(6)]
+    (folder / 'test.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    task = fewshot.find('gpt2_cnn_dailymail')
+    small = dataclasses.replace(task, max_new_tokens=8)
+    config, workdir = run
+
+    def texts(out: str, batch: int, seed: int = 0, keep: int = 0):
+        flags = (f'--config.init_from={workdir}', f'--config.data_dir={tmp_path / "data"}',
+                 "--config.suite.tasks=('gpt2_cnn_dailymail',)",
+                 f'--config.suite.batch_prompts={batch}', f'--config.suite.seeds=({seed},)')  # fmt: skip
+        path = tmp_path / out / suite.ITEMS / f'gpt2_cnn_dailymail-0shot-seed{seed}.jsonl'
+        if keep:
+            path.write_text('\n'.join(path.read_text().split('\n')[: keep + 1]) + '\n')
+        _evaluate((config, workdir), tmp_path / out, *flags)
+        rows = map(json.loads, path.read_text().splitlines()[1:])
+        return {row['i']: row['text'] for row in rows}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fewshot, 'find', lambda name: small)
+        whole = texts('a', 8)
+        assert len(set(whole.values())) > 1
+        assert texts('b', 1) == whole
+        assert texts('b', 1, keep=2) == whole
+        assert texts('c', 2, seed=1) != whole
+
+
+@pytest.mark.parametrize(
+    ('flags', 'said'),
+    [
+        (('--config.suite.n_ctx=99999',), "is beyond the model's n_ctx"),
+        (('--config.data_dir=nowhere',), 'is no folder'),
+        (('--config.data_dir={data}',), 'validation.jsonl:1 is no JSON'),
+    ],
+)
+def test_mistakes_in_tasks_of_a_training_show_before_its_first_step(run, tmp_path, flags, said):
+    config, workdir = run
+    path = tmp_path / 'data' / 'piqa' / 'validation.jsonl'
+    path.parent.mkdir(parents=True)
+    path.write_text('{broken')
+    fresh = helpers.fresh(tmp_path / 'run', workdir)
+    flags = [flag.format(data=tmp_path / 'data') for flag in flags]
+    with pytest.raises(errors.InputError, match=said):
+        train.main(helpers.args(config, fresh, "--config.suite.tasks=('piqa',)", *flags))
+    assert not (fresh / 'metrics.jsonl').exists()
+
+
+def test_a_metric_without_a_value_ends_no_training(run, tmp_path):
+    """A correlation of one item is not defined."""
+    config, workdir = run
+    folder = tmp_path / 'data' / 'korsts'
+    folder.mkdir(parents=True)
+    line = {'sentence1': 'a', 'sentence2': 'b', 'score': 3.5}
+    (folder / 'test.jsonl').write_text(json.dumps(line))
+    fresh = helpers.fresh(tmp_path / 'run', workdir)
+    flags = ("--config.suite.tasks=('korsts',)", f'--config.data_dir={tmp_path / "data"}',
+             '--config.suite.n_ctx=0', '--config.model.n_ctx=512', '--config.batch.batch_tokens=8192',
+             '--config.train.total_tokens=8192', '--config.optim.warmup_tokens=0')  # fmt: skip
+    train.main(helpers.args(config, fresh, *flags))
+    results = json.loads((fresh / 'results.json').read_text())
+    assert 'eval/tokens/bits_per_byte' in results
+    assert not any('spearman' in name for name in results)
 
 
 def test_a_long_text_goes_on_in_the_middle(run, tmp_path):

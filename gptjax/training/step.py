@@ -261,7 +261,7 @@ def _float32(x: Any) -> Any:
     return x.astype(jnp.float32)
 
 
-def _shardings(target: State) -> Any:
+def _shardings(target: Any) -> Any:
     return jax.tree.map(lambda x: x.sharding, target)
 
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The embedded corpus: the documentation of the Python that runs this, about 2 MB of English.
 
-One document a module, its docstrings in source order, and one a topic of `pydoc_data.topics`.
+One document a module, its docstrings in source order, and one a topic of `pydoc_data.topics`. A
+paragraph that stands in several is kept in the first alone: what is held out is not trained on.
 Sources are parsed, never imported: some modules act on import. It differs by Python version.
 """
 
 import ast
 import inspect
+import itertools
 import pathlib
 import platform
 import sysconfig
@@ -23,13 +25,24 @@ def documents_of(path: str, text_field: str) -> Iterator[documents.Document]:
     """Every module's docstrings, then the language topics; takes no path."""
     del path, text_field
     root = pathlib.Path(sysconfig.get_paths()['stdlib'])
-    for source in sorted(root.rglob('*.py')):
-        if _SKIPPED.isdisjoint(source.relative_to(root).parts):
-            text = _docstrings(source)
-            if len(text) >= _SHORTEST:
-                yield documents.Document(text, '')
-    for text in _topics(root / 'pydoc_data' / 'topics.py'):
-        yield documents.Document(text, '')
+    sources = (
+        source
+        for source in sorted(root.rglob('*.py'))
+        if _SKIPPED.isdisjoint(source.relative_to(root).parts)
+    )
+    texts = itertools.chain(
+        map(_docstrings, sources), _topics(root / 'pydoc_data' / 'topics.py')
+    )
+    seen: set[str] = set()
+    for text in texts:
+        kept = []
+        for paragraph in text.split('\n\n'):
+            if paragraph.strip() and paragraph.strip() not in seen:
+                seen.add(paragraph.strip())
+                kept.append(paragraph)
+        text = '\n\n'.join(kept)
+        if len(text) >= _SHORTEST:
+            yield documents.Document(text, '')
 
 
 def identity(path: str) -> str:
