@@ -59,9 +59,10 @@ def main() -> None:
             'copy': (copy, copied),
             'to workdir': (converting(source, folder / 'run', 'workdir'), folder / 'run'),
             'to huggingface': (
-                converting(folder / 'run', folder / 'out', 'huggingface'), folder / 'out',
+                converting(folder / 'run', folder / 'out', 'huggingface'),
+                folder / 'out',
             ),
-        }  # fmt: skip
+        }
         secs: dict[str, list[float]] = {run: [] for run in runs}
         for number in range(ROUNDS + 1):
             for run, (work, target) in runs.items():

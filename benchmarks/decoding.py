@@ -76,16 +76,28 @@ def main() -> None:
     for name, options in _METHODS.items():
         n = _SAMPLES if options.get('do_sample') else 1
         found = generate(
-            prompts, max_new_tokens=_NEW, num_return_sequences=n, logprobs=0, return_tensors=True,
-            eos_token_id=-1, batch_size=1 if 'num_beams' in options else len(prompts), **options,
-        )  # fmt: skip
+            prompts,
+            max_new_tokens=_NEW,
+            num_return_sequences=n,
+            logprobs=0,
+            return_tensors=True,
+            eos_token_id=-1,
+            batch_size=1 if 'num_beams' in options else len(prompts),
+            **options,
+        )
         texts, nats = [], []
         for prompt, answers in zip(prompts, found, strict=True):
             for answer in answers:
                 texts.append(answer['generated_token_ids'][len(prompt) :])
                 nats += answer['logprobs']
-        rows.append((name, statistics.mean(map(repeated, texts)), distinct(texts[::n]),
-                     math.exp(statistics.mean(nats))**-1))  # fmt: skip
+        rows.append(
+            (
+                name,
+                statistics.mean(map(repeated, texts)),
+                distinct(texts[::n]),
+                math.exp(statistics.mean(nats)) ** -1,
+            )
+        )
         shown.append((name, _PROMPTS[1] + generate.tokenizer.decode(texts[n][:60])))
         print('{}: repeated {:.2f}, distinct {:.2f}, perplexity {:.1f}'.format(*rows[-1]))
     _write(args.out, pathlib.Path(args.model).name, rows, shown)

@@ -36,9 +36,10 @@ _CASES = {
     'engine16': (16, 1, '', '', 'float32', True),
 }
 _PEERS = {
-    'batch1': ('transformers', 'llama'), 'batch8': ('transformers', 'llama'),
+    'batch1': ('transformers', 'llama'),
+    'batch8': ('transformers', 'llama'),
     'beams5': ('transformers',),
-}  # fmt: skip
+}
 
 
 def prompts(case: str, round_: int) -> list[list[int]]:
@@ -55,11 +56,12 @@ def ours(case: str, folder: str):
     """(a function from prompts and a number of new tokens to how many came, programs compiled)."""
     from gptjax.configs import base
     from gptjax.runtime import program
-    from gptjax.sampling import batch, beam, decode, engine, options, pipeline
+    from gptjax.sampling import batch, beam, decode, engine, options
+    from gptjax.sampling import loaded as loaded_lib
 
     program.keep_memory()
     _, beams, weights, cache, dtype, served = _CASES[case]
-    loaded = pipeline.load(folder, dtype, weights, cache)
+    loaded = loaded_lib.load(folder, dtype, weights, cache)
     defaults = base.get_config().decode.to_dict() | {'eos_token_id': (-1,)}
     config = base.get_config().engine.to_dict() | {'slots': 16, 'max_tokens': 256}
     server = engine.Engine(loaded.decoder, loaded.params, engine.Config(**config)) if served else 0
@@ -101,9 +103,14 @@ def transformers(case: str, folder: str):
         tokens = torch.tensor(asked_prompts)
         with torch.inference_mode():
             found = model.generate(
-                tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new,
-                min_new_tokens=new, do_sample=False, num_beams=beams, pad_token_id=0,
-            )  # fmt: skip
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=new,
+                min_new_tokens=new,
+                do_sample=False,
+                num_beams=beams,
+                pad_token_id=0,
+            )
         return (found.shape[1] - tokens.shape[1]) * len(tokens)
 
     return run, lambda: 0
@@ -140,8 +147,13 @@ def llama(case: str, folder: str):
     def run(asked_prompts: list[list[int]], new: int) -> int:
         lc.llama_memory_clear(lc.llama_get_memory(context), True)
         length = len(asked_prompts[0])
-        fill([(t, p, b, p == length - 1) for b, one in enumerate(asked_prompts)
-              for p, t in enumerate(one)])  # fmt: skip
+        fill(
+            [
+                (t, p, b, p == length - 1)
+                for b, one in enumerate(asked_prompts)
+                for p, t in enumerate(one)
+            ]
+        )
         last = [best((b + 1) * length - 1) for b in range(rows)]
         for step in range(new - 1):
             fill([(token, length + step, b, True) for b, token in enumerate(last)])
@@ -170,10 +182,19 @@ def write_weights(folder: str) -> None:
     writer.add_tokenizer_model('gpt2')
     writer.add_token_list([f't{i}' for i in range(_VOCAB)])
     writer.add_token_merges(['t 0'])
-    names = {'wte.weight': 'token_embd.weight', 'wpe.weight': 'position_embd.weight',
-             'ln_f': 'output_norm'}  # fmt: skip
-    parts = {'ln_1': 'attn_norm', 'attn.c_attn': 'attn_qkv', 'attn.c_proj': 'attn_output',
-             'ln_2': 'ffn_norm', 'mlp.c_fc': 'ffn_up', 'mlp.c_proj': 'ffn_down'}  # fmt: skip
+    names = {
+        'wte.weight': 'token_embd.weight',
+        'wpe.weight': 'position_embd.weight',
+        'ln_f': 'output_norm',
+    }
+    parts = {
+        'ln_1': 'attn_norm',
+        'attn.c_attn': 'attn_qkv',
+        'attn.c_proj': 'attn_output',
+        'ln_2': 'ffn_norm',
+        'mlp.c_fc': 'ffn_up',
+        'mlp.c_proj': 'ffn_down',
+    }
     for name, tensor in model.state_dict().items():
         if name == 'lm_head.weight':
             continue
@@ -215,9 +236,12 @@ class Contender:
     def __init__(self, python: str, side: str, case: str, folder: str) -> None:
         command = [python, __file__, '--worker', side, case, folder]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
-        )  # fmt: skip
+        )
         self.run(0, 1)
 
     def run(self, round_: int, new: int) -> list[float]:
@@ -288,8 +312,9 @@ def main() -> None:
             for side, x in found.items():
                 print(
                     f'{case:17}{side:13}{medians[side]:7.1f} tokens/s ({min(x):.1f}-{max(x):.1f})'
-                    f', first {statistics.median(first[side]) * 1e3:.0f} ms', flush=True,
-                )  # fmt: skip
+                    f', first {statistics.median(first[side]) * 1e3:.0f} ms',
+                    flush=True,
+                )
             ratios = [f'{medians["gptjax"] / medians[s]:.2f} of {s}' for s in list(sides)[1:]]
             rate = statistics.median(rates)
             if case == 'batch1':

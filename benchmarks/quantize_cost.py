@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.sampling import pipeline
+from gptjax.sampling import loaded as loaded_lib
 
 _WINDOW = 512
 
@@ -39,7 +39,7 @@ def main() -> None:
     args = parser.parse_args()
     first = None
     for weights, cache in (('', ''), ('int8', ''), ('int4', ''), ('', 'int8'), ('int8', 'int8')):
-        loaded = pipeline.load(args.model, 'float32', weights, cache)
+        loaded = loaded_lib.load(args.model, 'float32', weights, cache)
         ids = loaded.tokenizer.encode(args.text.read_text(encoding='utf-8')[: 8 * 10**5])
         ids = np.array(ids[: args.windows * _WINDOW], np.int32).reshape(-1, 1, _WINDOW)
         total = sum(float(nats(loaded.decoder, loaded.params, window)) for window in ids)
@@ -49,8 +49,9 @@ def main() -> None:
         slot = sum(x.nbytes for x in jax.tree.leaves(loaded.decoder.empty_cache(1, 1)))
         print(
             f'weights {weights or "float32":8} cache {cache or "float32":8} perplexity {found:.3f} '
-            f'({found / first - 1:+.2%}), {size:.0f} MiB, {slot} bytes a cached token', flush=True,
-        )  # fmt: skip
+            f'({found / first - 1:+.2%}), {size:.0f} MiB, {slot} bytes a cached token',
+            flush=True,
+        )
 
 
 if __name__ == '__main__':

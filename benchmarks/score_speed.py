@@ -55,8 +55,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, params, tokenizer = pretrained.load(args.weights)
         pretrained.save(pathlib.Path(folder), model, jax.device_get(params), tokenizer, 'float32')
-        theirs = huggingface.HFLM(folder, device='cpu', dtype='float32', batch_size=1,
-                                  max_length=ours.max_length)  # fmt: skip
+        theirs = huggingface.HFLM(
+            folder, device='cpu', dtype='float32', batch_size=1, max_length=ours.max_length
+        )
     for task in args.tasks:
         for k in args.k:
             items, asked = requests_of(task, k, args.limit, args.data_dir)
@@ -74,9 +75,11 @@ def main() -> None:
             medians = {name: statistics.median(some) for name, some in speeds.items()}
             best = max(value for name, value in medians.items() if name != 'ours')
             apart = max(abs(a[0] - b[0]) for a, b in zip(*list(answers.values())[:2], strict=True))
-            print(f'{task}, K = {k}: {medians} items/s; ours / best of theirs '
-                  f'{medians["ours"] / best:.2f}; largest difference {apart:.1e} nats',
-                  flush=True)  # fmt: skip
+            print(
+                f'{task}, K = {k}: {medians} items/s; ours / best of theirs '
+                f'{medians["ours"] / best:.2f}; largest difference {apart:.1e} nats',
+                flush=True,
+            )
 
 
 if __name__ == '__main__':

@@ -25,9 +25,11 @@ def one_run(prepared: pathlib.Path, cache: pathlib.Path) -> float:
         command = [sys.executable, '-m', 'gptjax.train', '--config=experiments/quickstart.py']
         began = time.perf_counter()
         process = subprocess.Popen(
-            [*command, f'--workdir={name}'], stderr=subprocess.PIPE, text=True,
+            [*command, f'--workdir={name}'],
+            stderr=subprocess.PIPE,
+            text=True,
             env=os.environ | {'XDG_CACHE_HOME': str(cache)},
-        )  # fmt: skip
+        )
         for line in process.stderr:
             if 'first step done' in line:
                 seconds = time.perf_counter() - began

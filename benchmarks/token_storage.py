@@ -21,7 +21,7 @@ import tensorstore as ts
 from array_record.python import array_record_module
 
 from gptjax.data import loader, tokens
-from gptjax.training import optim
+from gptjax.training import plan as plan_lib
 
 N_CTX, TOKENS, READS, ROUNDS = 1024, 50_000_000, 3000, 5
 
@@ -46,10 +46,12 @@ def array_record(folder: pathlib.Path, stream: np.ndarray) -> Callable[[int], np
 def tensorstore(folder: pathlib.Path, stream: np.ndarray) -> Callable[[int], np.ndarray]:
     store = ts.open(
         {'driver': 'zarr3', 'kvstore': {'driver': 'file', 'path': str(folder / 'zarr')}},
-        create=True, dtype=ts.uint16, shape=[TOKENS],
+        create=True,
+        dtype=ts.uint16,
+        shape=[TOKENS],
         chunk_layout=ts.ChunkLayout(chunk_shape=[64 * N_CTX]),
         codec=ts.CodecSpec({'driver': 'zarr3', 'codecs': [{'name': 'bytes'}]}),
-    ).result()  # fmt: skip
+    ).result()
     store.write(stream).result()
     return lambda i: store[i * N_CTX : i * N_CTX + N_CTX + 1].read().result()
 
@@ -59,13 +61,19 @@ def through_the_loader(folder: pathlib.Path, stream: np.ndarray) -> tuple[float,
     path = folder / 'flat.bin'
     mapped = np.memmap(path, np.uint16, mode='r')
     token_set = tokens.TokenSet(folder, 'train', 0, 50257, '', '', [mapped], [len(stream)], [])
-    config = loader.Config(('x', 'y'), (0.7, 0.3), 'x', 4, 'staged')
-    plan = optim.Plan(optim.Batch(32 * N_CTX, 1, 0, 0, 1), N_CTX)
+    config = loader.Config(('x', 'y'), (0.7, 0.3), (('x', 'x'),), 4, 'staged')
+    plan = plan_lib.of_tokens(plan_lib.Config(32 * N_CTX, 1, 0, 0, 1), N_CTX, 10**12)
     began = time.perf_counter()
     batches = loader.batches(
-        [token_set, token_set], config, N_CTX, 0, plan.position,
-        lambda n: (np.arange(n), slice(0, N_CTX)), 300_000, 301_000,
-    )  # fmt: skip
+        [token_set, token_set],
+        config,
+        N_CTX,
+        0,
+        plan.examples,
+        lambda n: (np.arange(n), slice(0, N_CTX)),
+        300_000,
+        301_000,
+    )
     next(batches)
     first = time.perf_counter() - began
     speeds = []

@@ -29,8 +29,10 @@ from jax.experimental import topologies
 from gptjax.configs import base, sizes
 from gptjax.models import heads
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.training import losses, optim
+from gptjax.training import optim
+from gptjax.training import plan as plan_lib
 from gptjax.training import step as step_lib
+from gptjax.training.objectives import next_token
 
 _COLLECTIVE = re.compile(
     r'= \(?([a-z0-9]+\[[\d,]*\]).* '
@@ -51,15 +53,14 @@ def compile_step(
     n_ctx, config = section.n_ctx, base.get_config()
     batch = windows * len(devices) // (mesh.mesh.shape['tensor'] * mesh.mesh.shape['context'])
     config.batch.batch_tokens = batch * n_ctx
-    plan = optim.Plan(optim.Batch(**config.batch), n_ctx)
-    optimizer = optim.make(optim.Config(**config.optim), 10**12, plan, model.config.rate_scale)
+    plan = plan_lib.of_tokens(plan_lib.Config(**config.batch), n_ctx, 10**12)
+    optimizer = optim.make(optim.configure(config.optim), plan, heads.describe(model))
     options = step_lib.Options(offload=offload)
     began = time.monotonic()
     with mesh.scope():
         target = step_lib.abstract(model.init_params, optimizer, mesh.shardings, options)
-        train_step = step_lib.make_train_step(
-            losses.next_token(model.apply, dropout=True), optimizer, 0, options, target
-        )
+        loss = next_token.make(model.apply, None)
+        train_step = step_lib.make_train_step(loss, optimizer, 0, options, target)
         compiled = train_step.lower(target, mesh.abstract_batch(batch, n_ctx)).compile()
     memory = compiled.memory_analysis()
     n_params = sum(x.size for x in jax.tree.leaves(target.params))
@@ -83,8 +84,10 @@ def compile_step(
     counts = collections.Counter(f'{op} {shape}' for shape, op in _COLLECTIVE.findall(text))
     kernels = sorted(set(re.findall(r'splash_[a-z_]+', text)))
     return found | {
-        'collectives': dict(counts), 'kernels': kernels, 'lines': len(text.splitlines())
-    }  # fmt: skip
+        'collectives': dict(counts),
+        'kernels': kernels,
+        'lines': len(text.splitlines()),
+    }
 
 
 def main() -> None:

@@ -24,8 +24,10 @@ from gptjax.configs import base, sizes
 from gptjax.models import heads
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program
-from gptjax.training import losses, optim
+from gptjax.training import optim
+from gptjax.training import plan as plan_lib
 from gptjax.training import step as step_lib
+from gptjax.training.objectives import next_token
 
 # layers, heads, width, context, vocabulary, batch
 _SETTINGS = {
@@ -40,19 +42,25 @@ def ours(shape: tuple[int, ...], dtype: str, scan: bool):
     """A function that makes one training step and waits for it."""
     n_layers, n_heads, d_model, n_ctx, n_vocab, batch = shape
     section = sizes.model(
-        'tiny', n_layers=n_layers, n_heads=n_heads, d_model=d_model, d_head=d_model // n_heads,
-        d_ff=4 * d_model, n_ctx=n_ctx, n_vocab=n_vocab, compute_dtype=dtype, scan_layers=scan,
-    )  # fmt: skip
+        'tiny',
+        n_layers=n_layers,
+        n_heads=n_heads,
+        d_model=d_model,
+        d_head=d_model // n_heads,
+        d_ff=4 * d_model,
+        n_ctx=n_ctx,
+        n_vocab=n_vocab,
+        compute_dtype=dtype,
+        scan_layers=scan,
+    )
     config = base.get_config()
     config.batch.batch_tokens = batch * n_ctx
     model = heads.build(section)
     mesh = mesh_lib.Mesh(mesh_lib.Config(**config.mesh), jax.devices()[:1])
-    plan = optim.Plan(optim.Batch(**config.batch), n_ctx)
-    optimizer = optim.make(optim.Config(**config.optim), 10**9, plan)
-
-    train_step = step_lib.make_train_step(
-        losses.next_token(model.apply), optimizer, 0, step_lib.Options()
-    )
+    plan = plan_lib.of_tokens(plan_lib.Config(**config.batch), n_ctx, 10**9)
+    optimizer = optim.make(optim.configure(config.optim), plan, heads.describe(model))
+    loss = next_token.make(model.apply, None)
+    train_step = step_lib.make_train_step(loss, optimizer, 0, step_lib.Options())
     with mesh.scope():
         target = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
         state = step_lib.init(model.init_params, optimizer, 0, target)
@@ -66,7 +74,7 @@ def ours(shape: tuple[int, ...], dtype: str, scan: bool):
     def step() -> None:
         nonlocal state
         with mesh.scope():
-            state, metrics = train_step(state, mesh.put(host, batch, n_ctx))
+            state, metrics = train_step(state, mesh.put(host))
         float(metrics['train/loss'])
 
     return step
@@ -82,10 +90,15 @@ def torchs(shape: tuple[int, ...], dtype: str, compiled: bool, checkout: str):
     n_layers, n_heads, d_model, n_ctx, n_vocab, batch = shape
     peer = nanogpt.GPT(
         nanogpt.GPTConfig(
-            block_size=n_ctx, vocab_size=n_vocab, n_layer=n_layers, n_head=n_heads,
-            n_embd=d_model, dropout=0.0, bias=True,
+            block_size=n_ctx,
+            vocab_size=n_vocab,
+            n_layer=n_layers,
+            n_head=n_heads,
+            n_embd=d_model,
+            dropout=0.0,
+            bias=True,
         )
-    )  # fmt: skip
+    )
     optimizer = peer.configure_optimizers(0.1, 1e-3, (0.9, 0.95), 'cpu')
     call = torch.compile(peer) if compiled else peer
     tokens = torch.randint(0, n_vocab, (batch, n_ctx + 1))

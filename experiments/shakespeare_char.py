@@ -36,10 +36,16 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.tokenizer.update(kind='bytes', n_vocab=257)
     config.model = sizes.model(
         'char_cpu' if arg.size == 'cpu' else 'char',
-        n_ctx=n_ctx, n_vocab=257, attention_bias=False, mlp_bias=False, norm_bias=False,
+        n_ctx=n_ctx,
+        n_vocab=257,
+        attention_bias=False,
+        mlp_bias=False,
+        norm_bias=False,
         position_init_std=0.02,
-        embed_dropout=dropout, attention_dropout=dropout, residual_dropout=dropout,
-    )  # fmt: skip
+        embed_dropout=dropout,
+        attention_dropout=dropout,
+        residual_dropout=dropout,
+    )
     config.batch.batch_tokens = windows * n_ctx
     config.optim.update(peak_lr=1e-3, b2=0.99, warmup_tokens=100 * windows * n_ctx)
     config.train.update(total_tokens=steps * windows * n_ctx, eval_every_steps=250)

@@ -47,9 +47,11 @@ def define(values: flags.FlagValues) -> None:
         'prompt', [], 'A prompt; may be given several times.', flag_values=values
     )
     flags.DEFINE_string(
-        'prompts', '', 'A file of prompts, one a line, or .jsonl; - reads stdin.',
+        'prompts',
+        '',
+        'A file of prompts, one a line, or .jsonl; - reads stdin.',
         flag_values=values,
-    )  # fmt: skip
+    )
     flags.DEFINE_enum(
         'out', 'text', ['text', 'jsonl'], 'What is printed; the file is JSONL.', flag_values=values
     )
@@ -134,9 +136,7 @@ def _job(args: cli.Args, loaded: loaded_lib.Loaded, i: int, wanted: dict[str, An
     return texts.prompt_ids(loaded.tokenizer, wanted['prompt']), asked
 
 
-def _fingerprint(
-    args: cli.Args, source: weights.Source, wanted: list[dict[str, Any]]
-) -> str:
+def _fingerprint(args: cli.Args, source: weights.Source, wanted: list[dict[str, Any]]) -> str:
     """Equal for commands that would write the same file."""
     of = args.config.engine
     parts = [source.identity(), wanted, args.config.decode.to_dict()]
@@ -192,10 +192,14 @@ class _Out:
         """The whole lines that this very command wrote before."""
         if not self.path.exists():
             return []
-        found, expected = [], [
-            (i, sample) for i, (_, asked) in enumerate(self._jobs)
-            for sample in range(asked.num_return_sequences)
-        ]  # fmt: skip
+        found, expected = (
+            [],
+            [
+                (i, sample)
+                for i, (_, asked) in enumerate(self._jobs)
+                for sample in range(asked.num_return_sequences)
+            ],
+        )
         ours = True
         for line in self.path.read_text(encoding='utf-8', errors='replace').split('\n'):
             try:

@@ -40,9 +40,11 @@ def _main(args: cli.Args) -> None:
     with progress.Progress('collect', None, ' bytes') as bar:
         shards = documents.write(folder, found, config.shard_bytes, source, bar.advance)
     _log.info(
-        'corpus %s: %s documents, %s bytes of text', folder,
-        f'{sum(s.documents for s in shards):,}', f'{sum(s.text_bytes for s in shards):,}',
-    )  # fmt: skip
+        'corpus %s: %s documents, %s bytes of text',
+        folder,
+        f'{sum(s.documents for s in shards):,}',
+        f'{sum(s.text_bytes for s in shards):,}',
+    )
 
 
 if __name__ == '__main__':

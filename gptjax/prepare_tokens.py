@@ -83,10 +83,13 @@ def _main(args: cli.Args) -> None:
     manifest = tokens.write_manifest(folder, records, tokenizer, source)
     for split, found in manifest['splits'].items():
         _log.info(
-            'tokens %s, %s: %s tokens of %s documents, %s bytes', folder, split,
-            f'{sum(r["tokens"] for r in found):,}', f'{sum(r["documents"] for r in found):,}',
+            'tokens %s, %s: %s tokens of %s documents, %s bytes',
+            folder,
+            split,
+            f'{sum(r["tokens"] for r in found):,}',
+            f'{sum(r["documents"] for r in found):,}',
             f'{sum(r["text_bytes"] for r in found):,}',
-        )  # fmt: skip
+        )
 
 
 def _run(jobs: list[_Job], processes: int, bar: progress.Progress) -> list[dict]:

@@ -29,8 +29,24 @@ from gptjax.text import files
 CONFIG = 'experiments/quickstart.py'
 # What the programs read that it runs.
 READS = (
-    'seed', 'init_from', 'data_dir', 'corpus', 'tokenizer', 'tokens', 'data', 'model', 'ngram',
-    'batch', 'optim', 'train', 'evaluate', 'suite', 'checkpoint', 'mesh', 'decode', 'engine',
+    'seed',
+    'init_from',
+    'data_dir',
+    'corpus',
+    'tokenizer',
+    'tokens',
+    'data',
+    'model',
+    'ngram',
+    'batch',
+    'optim',
+    'train',
+    'evaluate',
+    'suite',
+    'checkpoint',
+    'mesh',
+    'decode',
+    'engine',
 )
 # Short, so that they fit small contexts too.
 _PROMPTS = ('Return a list of', 'The following example', 'This module provides')

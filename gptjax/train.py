@@ -28,9 +28,20 @@ from gptjax.training import run as run_lib
 from gptjax.training import step as step_lib
 
 READS = (
-    'seed', 'init_from', 'data_dir', 'tokenizer', 'data', 'model', 'batch', 'optim', 'train',
-    'evaluate', 'suite', 'checkpoint', 'mesh',
-)  # fmt: skip
+    'seed',
+    'init_from',
+    'data_dir',
+    'tokenizer',
+    'data',
+    'model',
+    'batch',
+    'optim',
+    'train',
+    'evaluate',
+    'suite',
+    'checkpoint',
+    'mesh',
+)
 _log = logging.getLogger('gptjax')
 
 
@@ -62,9 +73,13 @@ def main(args: cli.Args) -> None:
         tokenizer_dir = workdir / pretrained.TOKENIZER
         with progress.Progress('open tokens', None, ' tokens staged') as bar:
             data = inputs.open_all(
-                sections.data, workdir / config.tokenizer.dir, workdir, tokenizer_dir,
-                program.is_first(), bar.advance,
-            )  # fmt: skip
+                sections.data,
+                workdir / config.tokenizer.dir,
+                workdir,
+                tokenizer_dir,
+                program.is_first(),
+                bar.advance,
+            )
         inputs.check_vocabulary(sections.model.n_vocab, data.train)
         with mesh.scope():
             _train(run, config, sections, mesh, data, tokenizer_dir)
@@ -88,14 +103,23 @@ def _train(
     target = step_lib.abstract(model.init_params, optimizer, mesh.shardings, options)
     objective, asked = sections.objective
     train_step = step_lib.make_train_step(
-        objective.make(model.apply, asked), optimizer, config.seed, options, target,
+        objective.make(model.apply, asked),
+        optimizer,
+        config.seed,
+        options,
+        target,
         parameters.merge,
-    )  # fmt: skip
+    )
     tasks = during.tasks(model, sections.suite, config.data_dir, tokenizer_dir, mesh.rows())
     evaluation = during.evaluation(
-        model, data.held_out, sections.evaluate, sections.train.objective, tasks, mesh,
+        model,
+        data.held_out,
+        sections.evaluate,
+        sections.train.objective,
+        tasks,
+        mesh,
         average=options.ema_decay > 0,
-    )  # fmt: skip
+    )
     recipe = run_lib.Recipe(
         plan=plan,
         target=target,
@@ -118,9 +142,15 @@ def _train(
 
     while (state := run.begin(recipe, fresh)) is not None:
         batches = loader.batches(
-            data.train, sections.data, n_ctx, config.seed, plan.examples,
-            lambda windows: mesh.region(windows, n_ctx), int(state.step), plan.total_steps,
-        )  # fmt: skip
+            data.train,
+            sections.data,
+            n_ctx,
+            config.seed,
+            plan.examples,
+            lambda windows: mesh.region(windows, n_ctx),
+            int(state.step),
+            plan.total_steps,
+        )
         try:
             state = loop.fit(run, state, map(mesh.put, batches), train_step)
         except run_lib.Spike as spike:

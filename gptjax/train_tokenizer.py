@@ -10,6 +10,7 @@ TPU VM, once, on one host; GPT-2's own files instead of training:
 
 import logging
 import pathlib
+from collections.abc import Iterable, Iterator
 
 from gptjax.configs import cli, errors
 from gptjax.data import documents
@@ -50,12 +51,15 @@ def _main(args: cli.Args) -> None:
     tokenizer_lib.save(tokenizer, folder)
     files.replace(made, recipe)
     _log.info(
-        'tokenizer %s: %s, %s ids, fingerprint %s', folder, config.kind,
-        f'{tokenizer.n_vocab:,}', tokenizer_lib.fingerprint(tokenizer)[:12],
-    )  # fmt: skip
+        'tokenizer %s: %s, %s ids, fingerprint %s',
+        folder,
+        config.kind,
+        f'{tokenizer.n_vocab:,}',
+        tokenizer_lib.fingerprint(tokenizer)[:12],
+    )
 
 
-def _told(texts, bar: progress.Progress):
+def _told(texts: Iterable[str], bar: progress.Progress) -> Iterator[str]:
     for text in texts:
         bar.advance(len(text.encode()))
         yield text

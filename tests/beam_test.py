@@ -54,9 +54,13 @@ def test_wide_beams_find_the_best_of_all_texts(penalty, five):
     assert len(every) > 300
     best = sorted(every, key=every.get, reverse=True)[:3]
     options = asked(
-        num_beams=256, num_return_sequences=3, max_new_tokens=length, length_penalty=penalty,
-        eos_token_id=4, early_stopping='never',
-    )  # fmt: skip
+        num_beams=256,
+        num_return_sequences=3,
+        max_new_tokens=length,
+        length_penalty=penalty,
+        eos_token_id=4,
+        early_stopping='never',
+    )
     found = beam.search(*five, [prompt], [options])[0]
     assert [tuple(text.tokens) for text in found] == best
     np.testing.assert_allclose([t.score for t in found], [every[b] for b in best], rtol=1e-5)
@@ -79,10 +83,13 @@ def diverse(decoder, params, prompt, options):
             rows = log_probs(decoder, params, [[*prompt, *text] for _, text in groups[g]])
             rows = rows - options.diversity_penalty * taken
             every = sorted(
-                ((score + float(row[token]), (*text, token))
-                 for (score, text), row in zip(groups[g], rows, strict=True) for token in range(5)),
+                (
+                    (score + float(row[token]), (*text, token))
+                    for (score, text), row in zip(groups[g], rows, strict=True)
+                    for token in range(5)
+                ),
                 reverse=True,
-            )  # fmt: skip
+            )
             last = step == options.max_new_tokens
             groups[g] = []
             for place, (score, text) in enumerate(every[: 2 * size]):
@@ -100,10 +107,15 @@ def diverse(decoder, params, prompt, options):
 @pytest.mark.parametrize(('n_groups', 'size', 'penalty'), [(2, 1, 1.0), (3, 2, 0.7), (2, 3, 5.0)])
 def test_diverse_beams_equal_a_slow_reference(n_groups, size, penalty, five):
     options = asked(
-        num_beams=n_groups * size, num_beam_groups=n_groups, diversity_penalty=penalty,
-        num_return_sequences=n_groups * size, max_new_tokens=5, eos_token_id=4, length_penalty=0.0,
+        num_beams=n_groups * size,
+        num_beam_groups=n_groups,
+        diversity_penalty=penalty,
+        num_return_sequences=n_groups * size,
+        max_new_tokens=5,
+        eos_token_id=4,
+        length_penalty=0.0,
         early_stopping='never',
-    )  # fmt: skip
+    )
     for prompt in ([1, 2, 0], [3], [0, 0, 2, 2]):
         found = beam.search(*five, [prompt], [options])[0]
         expected = diverse(*five, prompt, options)[: len(found)]
@@ -117,10 +129,15 @@ def test_a_batch_of_prompts_equals_each_alone():
     prompts = [[5], [1, 2, 3, 4, 5, 6, 7], [60, 3, 9]]
     each = [
         asked(num_beams=3, num_return_sequences=2, max_new_tokens=6, eos_token_id=[7, 9]),
-        asked(num_beams=4, max_new_tokens=4, no_repeat_ngram_size=2, early_stopping=True,
-              eos_token_id=3),
+        asked(
+            num_beams=4,
+            max_new_tokens=4,
+            no_repeat_ngram_size=2,
+            early_stopping=True,
+            eos_token_id=3,
+        ),
         asked(num_beams=2, do_sample=True, max_new_tokens=8, seed=3, top_p=0.9),
-    ]  # fmt: skip
+    ]
     together = beam.search(decoder, params, prompts, each)
     alone = [beam.search(decoder, params, [p], [o])[0] for p, o in zip(prompts, each, strict=True)]
     for one, other in zip(itertools.chain(*together), itertools.chain(*alone), strict=True):
@@ -142,8 +159,18 @@ def test_beam_samples_follow_the_models_distribution():
     np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
     p = np.exp(log_probs_of(decoder, params, [1, 2]))
     # Without replacement: p_i p_j / (1 - p_i) + p_j p_i / (1 - p_j).
-    expected = np.array([[p[i] * p[j] / (1 - p[i]) + p[j] * p[i] / (1 - p[j]) if i < j else 0
-                          for j in range(8)] for i in range(8)]) * 2048  # fmt: skip
+    expected = (
+        np.array(
+            [
+                [
+                    p[i] * p[j] / (1 - p[i]) + p[j] * p[i] / (1 - p[j]) if i < j else 0
+                    for j in range(8)
+                ]
+                for i in range(8)
+            ]
+        )
+        * 2048
+    )
     likely = expected > 5
     chi2 = ((counts - expected)[likely] ** 2 / expected[likely]).sum()
     assert counts.sum() == 2048

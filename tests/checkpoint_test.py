@@ -52,8 +52,9 @@ def test_saved_and_restored_bit_for_bit(tmp_path):
     assert meta['step'] == 2
     assert meta['config'] == {'n': 2}
     params, rest = tree(2)
-    for a, b in zip(*map(jax.tree.leaves, ((items['params'], items['rest']), (params, rest))),
-                    strict=True):  # fmt: skip
+    for a, b in zip(
+        *map(jax.tree.leaves, ((items['params'], items['rest']), (params, rest))), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -157,7 +158,7 @@ def test_a_disk_that_is_full_keeps_what_was_there(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, limit[1]))
     try:
         whole = 'the checkpoint of step 1 is whole'
-        with pytest.raises(checkpoint.SaveError, match=whole) as said:  # noqa: PT012
+        with pytest.raises(checkpoint.SaveError, match=whole) as said:
             checkpoints.save(2, items(big, {'step': jnp.zeros(())}), {})
             checkpoints.wait()
     finally:

@@ -101,9 +101,7 @@ def main(args: cli.Args) -> None:
 
             evaluation = run_lib.Evaluation(['eval/made/accuracy'], scores)
             flops = 6.0 * sum(x.size for x in jax.tree.leaves(target.params))
-            recipe = run_lib.Recipe(
-                plan, target, options, evaluation, 'classifier', '', {}, flops
-            )
+            recipe = run_lib.Recipe(plan, target, options, evaluation, 'classifier', '', {}, flops)
             state = run.begin(
                 recipe, lambda: (step_lib.init(init, optimizer, config.seed, target, options), '')
             )

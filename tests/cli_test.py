@@ -73,12 +73,20 @@ def test_programs_exit_with_their_codes(tmp_path):
 @pytest.mark.parametrize(
     ('program', 'flag', 'said'),
     [
-        (train, '--config.engine.slots=16', r"'engine' is read by generate, quickstart; leave it out"),
+        (
+            train,
+            '--config.engine.slots=16',
+            r"'engine' is read by generate, quickstart; leave it out",
+        ),
         (train, '--config.ngram.memory_tokens=3', "'ngram' is read by count_ngrams, quickstart"),
         (generate, '--config.optim.peak_lr=1.0', "'optim' is read by quickstart, train"),
         (generate, '--noconfig.suite.download', "'suite' is read by evaluate, quickstart, train"),
         (evaluate, '--config.seed=1', "'seed' is read by quickstart, train"),
-        (convert, '--config.model.n_layers=1', "'model' is read by count_ngrams, quickstart, train"),
+        (
+            convert,
+            '--config.model.n_layers=1',
+            "'model' is read by count_ngrams, quickstart, train",
+        ),
     ],
 )
 def test_what_a_program_does_not_read_is_told(program, flag, said, tmp_path):

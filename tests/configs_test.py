@@ -50,10 +50,15 @@ TABLE_2_1 = {
 }
 # Parameters in millions: Table D.1 as printed, and exactly with heads x head width = width.
 TABLE_D_1 = {
-    '125m': (125, 125.2), '350m': (356, 355.9), '760m': (760, 760.3), '1.3b': (1320, 1315.7),
-    '2.7b': (2650, 2651.6), '6.7b': (6660, 6658.4), '13b': (12850, 12853.4),
+    '125m': (125, 125.2),
+    '350m': (356, 355.9),
+    '760m': (760, 760.3),
+    '1.3b': (1320, 1315.7),
+    '2.7b': (2650, 2651.6),
+    '6.7b': (6660, 6658.4),
+    '13b': (12850, 12853.4),
     '175b': (174600, 174604.3),
-}  # fmt: skip
+}
 GPT2 = {
     'small': (12, 768, 12, 124_439_808),
     'medium': (24, 1024, 16, 354_823_168),
@@ -97,7 +102,9 @@ def test_every_section_has_an_owner_with_the_same_fields():
 def test_a_field_that_its_owner_does_not_have_is_one_line():
     section = base.get_config().batch
     section.rampp = 3
-    with pytest.raises(errors.UsageError, match=r"^the batch section has the unknown field 'rampp'$"):
+    with pytest.raises(
+        errors.UsageError, match=r"^the batch section has the unknown field 'rampp'$"
+    ):
         fields.build(plan.Config, section, 'batch')
     del section.rampp, section.accum_steps
     with pytest.raises(errors.UsageError, match=r"^the batch section lacks 'accum_steps'$"):
@@ -185,9 +192,13 @@ def test_gpt1_is_the_paper():
 
 @pytest.mark.parametrize(
     ('size', 'parameters'),
-    [('gptj-6b', 6_050_882_784), ('kogpt-6b', 6_166_502_400), ('smollm2-135m', 134_515_008),
-     ('smollm2-360m', 361_821_120)],
-)  # fmt: skip
+    [
+        ('gptj-6b', 6_050_882_784),
+        ('kogpt-6b', 6_166_502_400),
+        ('smollm2-135m', 134_515_008),
+        ('smollm2-360m', 361_821_120),
+    ],
+)
 def test_published_sizes_have_the_published_counts(size, parameters):
     assert count(sizes.model(size)) == parameters
 

@@ -35,10 +35,19 @@ def copy(folder, target, **changes):
 
 @pytest.mark.parametrize(
     'change',
-    [{'n_layer': '2'}, {'n_layer': 2.0}, {'n_layer': None}, {'n_embd': '64'}, {'n_head': 0},
-     {'attn_pdrop': None}, {'model_type': ['gpt2']}, {'activation_function': ['gelu']},
-     {'tie_word_embeddings': 'false'}, {'vocab_size': True}],
-)  # fmt: skip
+    [
+        {'n_layer': '2'},
+        {'n_layer': 2.0},
+        {'n_layer': None},
+        {'n_embd': '64'},
+        {'n_head': 0},
+        {'attn_pdrop': None},
+        {'model_type': ['gpt2']},
+        {'activation_function': ['gelu']},
+        {'tie_word_embeddings': 'false'},
+        {'vocab_size': True},
+    ],
+)
 def test_a_config_of_wrong_types(folder, tmp_path, change):
     with pytest.raises(errors.InputError):
         pretrained.load(copy(folder, tmp_path, **change))
@@ -87,9 +96,13 @@ def _pickled(size):
     return (
         b'\x80\x02}X\x01\x00\x00\x00xctorch._utils\n_rebuild_tensor_v2\n('
         b'(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu'
-        + b'J' + size.to_bytes(4, 'little') + b'tQK\x00'
-        + b'J' + size.to_bytes(4, 'little') + b'\x85K\x01\x85\x89}tRs.'
-    )  # fmt: skip
+        + b'J'
+        + size.to_bytes(4, 'little')
+        + b'tQK\x00'
+        + b'J'
+        + size.to_bytes(4, 'little')
+        + b'\x85K\x01\x85\x89}tRs.'
+    )
 
 
 def test_a_storage_that_claims_more_than_there_is(folder, tmp_path):
@@ -126,15 +139,26 @@ def test_a_pickle_cannot_change_what_it_is_given(folder, tmp_path):
 def write_gguf(path, **fields):
     """A tiny Llama; fields are those of llama.*."""
     writer = gguf_lib.GGUFWriter(path, 'llama')
-    known = {'block_count': 1, 'context_length': 8, 'embedding_length': 8,
-             'feed_forward_length': 16, 'attention.head_count': 2} | fields  # fmt: skip
+    known = {
+        'block_count': 1,
+        'context_length': 8,
+        'embedding_length': 8,
+        'feed_forward_length': 16,
+        'attention.head_count': 2,
+    } | fields
     for name, value in known.items():
         add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
         add(f'llama.{name}', value)
     writer.add_float32('llama.attention.layer_norm_rms_epsilon', 1e-5)
-    shapes = {'token_embd': (12, 8), 'output_norm': (8,), 'blk.0.attn_norm': (8,),
-              'blk.0.ffn_norm': (8,), 'blk.0.ffn_gate': (16, 8), 'blk.0.ffn_up': (16, 8),
-              'blk.0.ffn_down': (8, 16)}  # fmt: skip
+    shapes = {
+        'token_embd': (12, 8),
+        'output_norm': (8,),
+        'blk.0.attn_norm': (8,),
+        'blk.0.ffn_norm': (8,),
+        'blk.0.ffn_gate': (16, 8),
+        'blk.0.ffn_up': (16, 8),
+        'blk.0.ffn_down': (8, 16),
+    }
     shapes |= {f'blk.0.attn_{name}': (8, 8) for name in ('q', 'k', 'v', 'output')}
     rng = np.random.default_rng(0)
     for name, shape in shapes.items():

@@ -245,7 +245,7 @@ def _numbers(first: int, length: int) -> tokens.TokenSet:
     array = np.arange(first, first + length)
     return tokens.TokenSet(
         pathlib.Path('numbers'), 'train', 0, 10**6, '', '', [array], [length], []
-    )  # fmt: skip
+    )
 
 
 def _config(weights=(0.7, 0.3)):
@@ -289,8 +289,11 @@ def test_windows_are_the_same_for_ramps_hosts_and_columns():
         found = _windows(
             plan,
             lambda n, h, hosts=hosts: slice(h * n // hosts, (h + 1) * n // hosts),
-            30, n_ctx, hosts, columns,
-        )  # fmt: skip
+            30,
+            n_ctx,
+            hosts,
+            columns,
+        )
         expected = np.stack([reference[i][:-1] for i in range(len(found))])
         np.testing.assert_array_equal(found, expected)
 
@@ -339,9 +342,15 @@ def test_a_late_step_comes_at_once():
     sets = [_numbers(0, 1001)]
     plan = helpers.plan_of(80, 10)
     batches = loader.batches(
-        sets, _config((1.0,)), 10, 0, plan.examples, lambda n: (np.arange(n), slice(0, 10)),
-        300_000, 300_001,
-    )  # fmt: skip
+        sets,
+        _config((1.0,)),
+        10,
+        0,
+        plan.examples,
+        lambda n: (np.arange(n), slice(0, 10)),
+        300_000,
+        300_001,
+    )
     assert next(batches)['tokens'].shape == (8, 10)
     with pytest.raises(StopIteration):
         next(batches)

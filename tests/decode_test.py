@@ -231,8 +231,14 @@ def test_a_new_length_inside_a_bucket_compiles_nothing(tiny):
         batch.generate(decoder, params, [[1] * length], options[length % 2 :][:1])
     assert (decode.prefill._cache_size(), decode.steps._cache_size()) == before
     assert [decode.width(n) for n in (1, 32, 33, 100, 129, 200, 1000)] == [
-        32, 32, 64, 128, 192, 256, 1024,
-    ]  # fmt: skip
+        32,
+        32,
+        64,
+        128,
+        192,
+        256,
+        1024,
+    ]
 
 
 @pytest.mark.parametrize('sizes', [{'data': 4, 'tensor': 2}, {'fsdp': 2, 'tensor': 4}])

@@ -30,10 +30,13 @@ def fresh(ready, path: pathlib.Path) -> tuple[str, pathlib.Path]:
 
 
 FLAGS = (
-    '--config.train.total_tokens=10240', '--config.batch.ramp_from_tokens=256',
-    '--config.batch.ramp_over_tokens=3000', '--config.batch.ramp_stages=2',
-    '--config.model.residual_dropout=0.1', '--config.batch.accum_steps=1',
-)  # fmt: skip
+    '--config.train.total_tokens=10240',
+    '--config.batch.ramp_from_tokens=256',
+    '--config.batch.ramp_over_tokens=3000',
+    '--config.batch.ramp_stages=2',
+    '--config.model.residual_dropout=0.1',
+    '--config.batch.accum_steps=1',
+)
 
 
 def state_of(workdir: pathlib.Path) -> dict[str, np.ndarray]:

@@ -32,10 +32,16 @@ def ragged(count=9, seed=0):
     random = np.random.default_rng(seed)
     prompts = [random.integers(0, 64, n).tolist() for n in random.integers(1, 40, count)]
     options = [
-        asked(max_new_tokens=int(random.integers(1, 20)), do_sample=bool(i % 2), seed=i,
-              repetition_penalty=1.0 + i / 10, logprobs=i % 3 - 1, eos_token_id=[3, 7])
+        asked(
+            max_new_tokens=int(random.integers(1, 20)),
+            do_sample=bool(i % 2),
+            seed=i,
+            repetition_penalty=1.0 + i / 10,
+            logprobs=i % 3 - 1,
+            eos_token_id=[3, 7],
+        )
         for i in range(count)
-    ]  # fmt: skip
+    ]
     return prompts, options
 
 
@@ -90,9 +96,11 @@ def test_clients_take_turns(tiny):
     for client, count in (('greedy', 5), ('modest', 1), ('late', 1)):
         for i in range(count):
             server.submit(
-                [1, 2], asked(max_new_tokens=1), client=client,
+                [1, 2],
+                asked(max_new_tokens=1),
+                client=client,
                 on_text=lambda piece, tokens, name=(client, i): order.append(name),
-            )  # fmt: skip
+            )
     server.run()
     assert order[:4] == [('greedy', 0), ('modest', 0), ('late', 0), ('greedy', 1)]
     assert len(order) == 7

@@ -56,18 +56,23 @@ def test_scores_equal_transformers(both, real_data, name):
         pytest.skip('no folder piqa among the real data')
     task = fewshot.find(name)
     prompts = fewshot.prompts(task, 0, 0, str(real_data), limit=_ITEMS).prompts
-    rows = sorted((r for some in respondent.rows(task, prompts) for r in some),
-                  key=lambda row: row['i'])  # fmt: skip
+    rows = sorted(
+        (r for some in respondent.rows(task, prompts) for r in some), key=lambda row: row['i']
+    )
     expected = []
     for row, prompt in zip(rows, prompts, strict=True):
-        found = [_theirs(model, words, prompt.item.context, f' {answer}')
-                 for answer in prompt.item.answers]  # fmt: skip
+        found = [
+            _theirs(model, words, prompt.item.context, f' {answer}')
+            for answer in prompt.item.answers
+        ]
         log_probs, greedy, tokens = zip(*found, strict=True)
         mine = row['log_probs'] if task.kind == 'choice' else [row['log_prob']]
         assert mine == pytest.approx(log_probs, abs=5e-3)
-        expected.append(row | {'log_probs': log_probs, 'tokens': tokens, 'greedy': greedy[0]}
-                        if task.kind == 'choice'
-                        else row | {'log_prob': log_probs[0], 'greedy': greedy[0]})  # fmt: skip
+        expected.append(
+            row | {'log_probs': log_probs, 'tokens': tokens, 'greedy': greedy[0]}
+            if task.kind == 'choice'
+            else row | {'log_prob': log_probs[0], 'greedy': greedy[0]}
+        )
     for metric in task.metrics:
         one = measures.measure(metric, rows, task.normalise)
         other = measures.measure(metric, expected, task.normalise)

@@ -17,10 +17,11 @@ from tests import conftest, helpers
 DOC = (conftest.ROOT / 'docs' / 'extend.md').read_text(encoding='utf-8')
 BLOCK = re.compile(r'```(\w*)\n(.*?)```', re.DOTALL)
 SHARED = (
-    '--config=experiments/quickstart.py', '--config.tokenizer.dir=../quickstart/tokenizer',
+    '--config=experiments/quickstart.py',
+    '--config.tokenizer.dir=../quickstart/tokenizer',
     "--config.data.sets=('../quickstart/tokens',)",
     '--config.data.eval_sets.tokens=../quickstart/tokens',
-)  # fmt: skip
+)
 SMALL = """config.evaluate.batch_windows = 8
         config.model.update(n_ctx=96, n_layers=1)
         config.batch.batch_tokens = 4 * 96
@@ -119,9 +120,13 @@ def run(lab, todo: list[list[str]]) -> dict[str, str]:
     (lab / 'todo.json').write_text(json.dumps(todo))
     environment = os.environ | {'PYTHONPATH': str(lab), 'XLA_FLAGS': XLA_FLAGS}
     done = subprocess.run(
-        [sys.executable, 'runner.py', 'todo.json'], cwd=lab, env=environment, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, 'runner.py', 'todo.json'],
+        cwd=lab,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((lab / 'said.json').read_text())
@@ -151,8 +156,9 @@ def test_every_listing_works_as_it_stands(lab):
     last_row = rows('two_sets')[-1]
     assert last_row['eval/again/bits_per_byte'] == last_row['eval/tokens/bits_per_byte']
     assert {p.name for p in (lab / 'runs' / 'rates').iterdir()} == {
-        'peak_lr=0.001', 'peak_lr=0.003',
-    }  # fmt: skip
+        'peak_lr=0.001',
+        'peak_lr=0.003',
+    }
     table = (lab / 'runs' / 'qk_norm' / 'parameters.txt').read_text()
     assert 'network/block_0/attention/query_norm/scale' in table
     losses = {name: rows(name)[-1]['train/loss'] for name in ('muon', 'exponential', 'l1', 'sinks')}

@@ -55,10 +55,12 @@ if kind == 'count':
 program.run(train.main, '', train.READS)
 """
 FLAGS = (
-    '--config.train.total_tokens=15360', '--config.model.residual_dropout=0.1',
-    '--config.checkpoint.every_steps=3', '--config.optim.ema_decay=0.9',
+    '--config.train.total_tokens=15360',
+    '--config.model.residual_dropout=0.1',
+    '--config.checkpoint.every_steps=3',
+    '--config.optim.ema_decay=0.9',
     '--config.train.log_every_steps=1',
-)  # fmt: skip
+)
 STEPS = 30
 
 

@@ -30,9 +30,14 @@ def folder(tmp_path_factory):
 
 def run(folder, workdir, *flags):
     args = helpers.args(
-        base.__file__, workdir, f'--config.init_from={folder}', '--config.mesh.data=8',
-        '--config.decode.max_new_tokens=6', *flags, define=generate.define,
-    )  # fmt: skip
+        base.__file__,
+        workdir,
+        f'--config.init_from={folder}',
+        '--config.mesh.data=8',
+        '--config.decode.max_new_tokens=6',
+        *flags,
+        define=generate.define,
+    )
     generate.main(args)
     lines = (workdir / generate.SAMPLES).read_text().split('\n')
     return [json.loads(line) for line in lines if line]
@@ -46,8 +51,12 @@ def test_a_file_of_prompts_with_options_of_their_own(folder, tmp_path, capsys):
     )
     found = run(folder, tmp_path, f'--prompts={prompts}', '--out=jsonl')
     assert [(line['index'], line['sample']) for line in found] == [
-        (0, 0), (1, 0), (2, 0), (2, 1), (2, 2),
-    ]  # fmt: skip
+        (0, 0),
+        (1, 0),
+        (2, 0),
+        (2, 1),
+        (2, 2),
+    ]
     assert found[1]['prompt'] == [5, 6, 7]
     assert len(found[1]['tokens']) == len(found[1]['top_logprobs']) == 2
     assert len({line['text'] for line in found[2:]}) > 1
@@ -116,13 +125,21 @@ def test_texts_with_odd_line_ends_survive_a_resume(folder, tmp_path, monkeypatch
 
 def test_beams_echo_drafts_and_quantised_weights(folder, tmp_path):
     best, second = run(
-        folder, tmp_path / 'a', '--prompt=the cat', '--config.decode.num_beams=3',
+        folder,
+        tmp_path / 'a',
+        '--prompt=the cat',
+        '--config.decode.num_beams=3',
         '--config.decode.num_return_sequences=2',
-    )  # fmt: skip
+    )
     assert best['score'] >= second['score']
     assert best['text'] != second['text']
-    echoed = run(folder, tmp_path / 'b', '--prompt=the cat', '--config.decode.echo=True',
-                 '--config.decode.logprobs=1')[0]  # fmt: skip
+    echoed = run(
+        folder,
+        tmp_path / 'b',
+        '--prompt=the cat',
+        '--config.decode.echo=True',
+        '--config.decode.logprobs=1',
+    )[0]
     assert len(echoed['prompt_logprobs']) == len(echoed['prompt_tokens']) - 1
     assert len(echoed['logprobs']) == len(echoed['tokens'])
     plain = run(folder, tmp_path / 'c', '--prompt=the cat')[0]
@@ -132,8 +149,13 @@ def test_beams_echo_drafts_and_quantised_weights(folder, tmp_path):
     ):
         found = run(folder, tmp_path / name, '--prompt=the cat', flag)[0]
         assert found['text'] == plain['text']
-    small = run(folder, tmp_path / 'f', '--prompt=the cat', '--config.engine.weights=int8',
-                '--config.engine.cache_dtype=int8')[0]  # fmt: skip
+    small = run(
+        folder,
+        tmp_path / 'f',
+        '--prompt=the cat',
+        '--config.engine.weights=int8',
+        '--config.engine.cache_dtype=int8',
+    )[0]
     assert small['text']
 
 

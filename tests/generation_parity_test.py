@@ -32,14 +32,22 @@ _SHAPES = {
     ),
     'llama': lambda: transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=64, **_COMMON,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            **_COMMON,
         )
     ),
-}  # fmt: skip
+}
 _COMMON = {
-    'vocab_size': _VOCAB, 'bos_token_id': _END, 'eos_token_id': _END, 'initializer_range': 0.3,
-}  # fmt: skip
+    'vocab_size': _VOCAB,
+    'bos_token_id': _END,
+    'eos_token_id': _END,
+    'initializer_range': 0.3,
+}
 
 
 @pytest.fixture(scope='module', params=_SHAPES)
@@ -62,9 +70,11 @@ def a_setting(seeded: random.Random) -> dict:
     if seeded.random() < 0.3:
         found = {'max_length': seeded.randint(14, 30)}
     for name, values in {
-        'min_new_tokens': range(1, 10), 'min_length': range(5, 20),
-        'no_repeat_ngram_size': range(1, 5), 'repetition_penalty': (0.8, 1.2, 1.7),
-    }.items():  # fmt: skip
+        'min_new_tokens': range(1, 10),
+        'min_length': range(5, 20),
+        'no_repeat_ngram_size': range(1, 5),
+        'repetition_penalty': (0.8, 1.2, 1.7),
+    }.items():
         if seeded.random() < 0.3:
             found[name] = seeded.choice(list(values))
     if found.get('min_length') and found.get('min_new_tokens'):
@@ -120,8 +130,9 @@ def test_texts_equal_theirs_under_many_settings(pair):
 def warped(theirs_scores, prompt, setting, ours_options):
     """(their distribution, ours) of the next token, after all processors."""
     config = transformers.GenerationConfig(do_sample=True, eos_token_id=_END, **setting)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_head=1, n_embd=4,
-                                                                 vocab_size=_VOCAB))  # fmt: skip
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=_VOCAB)
+    )
     config, _ = model._prepare_generation_config(config)
     model._prepare_special_tokens(config)
     tokens = torch.tensor([prompt])
@@ -132,9 +143,12 @@ def warped(theirs_scores, prompt, setting, ours_options):
     room[0, : len(prompt)] = prompt
     length = jnp.asarray([len(prompt)])
     found = processors.process(
-        jnp.asarray(theirs_scores.numpy()), jnp.asarray(room), length, length,
+        jnp.asarray(theirs_scores.numpy()),
+        jnp.asarray(room),
+        length,
+        length,
         processors.Settings(*map(jnp.asarray, settings)),
-    )  # fmt: skip
+    )
     return expected, np.exp(found[0] - np.logaddexp.reduce(np.asarray(found[0])))
 
 
@@ -144,9 +158,12 @@ def test_the_distributions_to_draw_from_equal_theirs():
     for _ in range(60):
         setting = {}
         for name, low, high in (
-            ('temperature', 0.3, 2.0), ('top_p', 0.1, 0.99), ('min_p', 0.01, 0.3),
-            ('typical_p', 0.2, 0.95), ('repetition_penalty', 0.7, 2.0),
-        ):  # fmt: skip
+            ('temperature', 0.3, 2.0),
+            ('top_p', 0.1, 0.99),
+            ('min_p', 0.01, 0.3),
+            ('typical_p', 0.2, 0.95),
+            ('repetition_penalty', 0.7, 2.0),
+        ):
             if seeded.random() < 0.4:
                 setting[name] = seeded.uniform(low, high)
         for name, high in (('top_k', 40), ('no_repeat_ngram_size', 3), ('min_new_tokens', 3)):

@@ -79,11 +79,12 @@ def test_gguf_pre_tokenizers_are_those_of_llama_cpp(smollm2, monkeypatch, name):
     file = gguf.File(smollm2)
     value = gguf.File._value
     monkeypatch.setattr(
-        gguf.File, '_value',
+        gguf.File,
+        '_value',
         lambda self, field, *default: (
             name if field == 'tokenizer.ggml.pre' else value(self, field, *default)
         ),
-    )  # fmt: skip
+    )
     tokenizer = file.tokenizer()
     for text, ids in zip(LLAMA_CPP['texts'], LLAMA_CPP[name], strict=True):
         assert tokenizer.encode(text) == ids, text
@@ -95,9 +96,10 @@ def test_other_pre_tokenizers_are_refused(smollm2, monkeypatch):
     for field, said in (('tokenizer.ggml.pre', 'verified are'), ('tokenizer.ggml.model', 'only')):
         with monkeypatch.context() as patch:
             patch.setattr(
-                gguf.File, '_value',
+                gguf.File,
+                '_value',
                 lambda self, f, *d, field=field: 'x' if f == field else value(self, f, *d),
-            )  # fmt: skip
+            )
             with pytest.raises(errors.InputError, match=said):
                 file.tokenizer()
 
@@ -130,9 +132,13 @@ def test_smollm2_keeps_its_end_of_turn_and_its_note_when_converted(smollm2, tmp_
 
 def test_smollm2_knows_the_capital_of_france(smollm2, tmp_path):
     """The command of docs/published.md."""
-    flags = [f'--config.init_from={smollm2}', f'--workdir={tmp_path}',
-             f'--prompt={LLAMA_CPP["prompt"]}', '--config.decode.temperature=0',
-             '--config.decode.max_new_tokens=8']  # fmt: skip
+    flags = [
+        f'--config.init_from={smollm2}',
+        f'--workdir={tmp_path}',
+        f'--prompt={LLAMA_CPP["prompt"]}',
+        '--config.decode.temperature=0',
+        '--config.decode.max_new_tokens=8',
+    ]
     found = helpers.run_program('generate', *flags, env=os.environ | {'XLA_FLAGS': ''})
     assert found.returncode == 0, found.stderr
     assert 'The capital of France is Paris.' in found.stdout

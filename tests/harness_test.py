@@ -32,18 +32,24 @@ def weights(tmp_path_factory) -> pathlib.Path:
     end = tokenizer.end_of_text
     model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=tokenizer.n_vocab, n_positions=48, n_embd=32, n_layer=2, n_head=4,
-            bos_token_id=end, eos_token_id=end,
+            vocab_size=tokenizer.n_vocab,
+            n_positions=48,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            bos_token_id=end,
+            eos_token_id=end,
         )
-    )  # fmt: skip
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder)
     transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / 'tokenizer.json'), eos_token='<|endoftext|>',
+        tokenizer_file=str(folder / 'tokenizer.json'),
+        eos_token='<|endoftext|>',
         bos_token='<|endoftext|>',
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     return folder
 
 
@@ -55,16 +61,21 @@ def tasks(tmp_path_factory) -> pathlib.Path:
     items = {
         'lambada_openai': [{'text': ' '.join(_WORDS[i : i + 8])} for i in range(7)],
         'piqa': [
-            {'goal': ' '.join(_WORDS[i : i + 3]), 'sol1': 'on a mat', 'sol2': 'red house and dog',
-             'label': i % 2}
+            {
+                'goal': ' '.join(_WORDS[i : i + 3]),
+                'sol1': 'on a mat',
+                'sol2': 'red house and dog',
+                'label': i % 2,
+            }
             for i in range(6)
         ],
         'whole': [{'text': ' '.join(_WORDS * 12)}, {'text': 'one dog ran'}],
         'spoken': [{'text': ' '.join(_WORDS[i : i + 4])} for i in range(5)],
-    }  # fmt: skip
+    }
     own = {
-        'lambada_openai': root / 'lambada/lambada_openai.yaml', 'piqa': root / 'piqa/piqa.yaml',
-    }  # fmt: skip
+        'lambada_openai': root / 'lambada/lambada_openai.yaml',
+        'piqa': root / 'piqa/piqa.yaml',
+    }
     for name, rows in items.items():
         data = folder / f'{name}.jsonl'
         data.write_text(''.join(json.dumps(row) + '\n' for row in rows))
@@ -135,13 +146,31 @@ def test_the_same_numbers_as_its_own_backend(weights, tasks):
 
 def test_the_program_runs_any_task(weights, tasks, tmp_path):
     done = subprocess.run(
-        [sys.executable, '-m', 'gptjax.evaluate', 'harness', '--model_args',
-         f'pretrained={weights}', '--tasks', 'local_piqa', '--include_path', str(tasks),
-         '--output_path', str(tmp_path / 'out')],
-        capture_output=True, text=True, timeout=300, cwd=conftest.ROOT,
-        env=os.environ | {'HF_DATASETS_OFFLINE': '1', 'HF_HUB_OFFLINE': '1',
-                                        'HF_DATASETS_CACHE': str(tmp_path / 'datasets')},
-    )  # fmt: skip
+        [
+            sys.executable,
+            '-m',
+            'gptjax.evaluate',
+            'harness',
+            '--model_args',
+            f'pretrained={weights}',
+            '--tasks',
+            'local_piqa',
+            '--include_path',
+            str(tasks),
+            '--output_path',
+            str(tmp_path / 'out'),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=conftest.ROOT,
+        env=os.environ
+        | {
+            'HF_DATASETS_OFFLINE': '1',
+            'HF_HUB_OFFLINE': '1',
+            'HF_DATASETS_CACHE': str(tmp_path / 'datasets'),
+        },
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'local_piqa' in done.stdout
     assert 'acc_norm' in done.stdout

@@ -63,8 +63,11 @@ def test_after_more_training_all_is_made_anew(run, path, tmp_path):
         return json.loads(samples.splitlines()[0])
 
     def scored(out):
-        flags = (weights, f'--config.data_dir={tmp_path / "data"}',
-                 "--config.suite.tasks=('piqa',)")  # fmt: skip
+        flags = (
+            weights,
+            f'--config.data_dir={tmp_path / "data"}',
+            "--config.suite.tasks=('piqa',)",
+        )
         evaluate.main(helpers.args(base.__file__, tmp_path / out, *flags))
 
     first, identity = made(), sources.open(workdir / path).identity()
@@ -128,8 +131,9 @@ def test_commit_is_the_trees(tmp_path):
 
     def git(*command):
         who = ['-c', 'user.name=x', '-c', 'user.email=x@example.org']
-        return subprocess.run(['git', *who, *command], cwd=folder, capture_output=True, text=True,
-                              check=True).stdout.strip()  # fmt: skip
+        return subprocess.run(
+            ['git', *who, *command], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     def commit():
         program.commit.cache_clear()
@@ -152,12 +156,18 @@ def test_commit_is_the_trees(tmp_path):
 
 def test_the_best_checkpoint_can_be_named(run):
     config, workdir = run
-    flags = ('--config.checkpoint.keep_best=eval/tokens/bits_per_byte',
-             '--config.optim.peak_lr=0.3', '--config.optim.schedule=constant')  # fmt: skip
+    flags = (
+        '--config.checkpoint.keep_best=eval/tokens/bits_per_byte',
+        '--config.optim.peak_lr=0.3',
+        '--config.optim.schedule=constant',
+    )
     train.main(helpers.args(config, workdir, *flags))
     rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    scored = {r['step']: r['eval/tokens/bits_per_byte'] for r in rows if len(r) > 12 and
-              'eval/tokens/bits_per_byte' in r}  # fmt: skip
+    scored = {
+        r['step']: r['eval/tokens/bits_per_byte']
+        for r in rows
+        if len(r) > 12 and 'eval/tokens/bits_per_byte' in r
+    }
     best = min(scored, key=scored.get)
     found = pretrained.load(workdir / 'best').params
     named = pretrained.load(workdir / 'checkpoints' / f'{best:08d}').params

@@ -19,9 +19,11 @@ from gptjax.training import step as step_lib
 from tests import helpers
 
 FLAGS = (
-    '--config.train.total_tokens=10240', '--config.checkpoint.every_steps=4',
-    '--config.train.log_every_steps=1', '--config.checkpoint.every_secs=0.0',
-)  # fmt: skip
+    '--config.train.total_tokens=10240',
+    '--config.checkpoint.every_steps=4',
+    '--config.train.log_every_steps=1',
+    '--config.checkpoint.every_secs=0.0',
+)
 STEPS = 20
 
 
@@ -249,13 +251,27 @@ def test_a_slow_data_pipeline_is_named(caplog):
 
 def test_everything_is_seen(ready, workdir, caplog):
     caplog.set_level('INFO')
-    run(ready, workdir, '--config.train.layer_norms=True', '--config.train.profile_at_step=2',
-        '--config.train.profile_steps=2', '--config.mesh.data=2', '--config.mesh.fsdp=4',
-        '--config.train.total_tokens=4096')  # fmt: skip
+    run(
+        ready,
+        workdir,
+        '--config.train.layer_norms=True',
+        '--config.train.profile_at_step=2',
+        '--config.train.profile_steps=2',
+        '--config.mesh.data=2',
+        '--config.mesh.fsdp=4',
+        '--config.train.total_tokens=4096',
+    )
     row = metrics.read(workdir)[-1]
-    for name in ('perf/step_secs_p50', 'perf/step_secs_p90', 'perf/goodput', 'perf/data_wait',
-                 'norm/grad/network/block_0/attention/query/kernel/1', 'norm/param/network/'
-                 'token_embedding', 'opt/grad_norm', 'perf/tokens_per_sec'):  # fmt: skip
+    for name in (
+        'perf/step_secs_p50',
+        'perf/step_secs_p90',
+        'perf/goodput',
+        'perf/data_wait',
+        'norm/grad/network/block_0/attention/query/kernel/1',
+        'norm/param/network/token_embedding',
+        'opt/grad_norm',
+        'perf/tokens_per_sec',
+    ):
         assert np.isfinite(row[name]), name
     assert list((workdir / 'profile').rglob('*.xplane.pb'))
     table = (workdir / 'parameters.txt').read_text()
@@ -296,8 +312,10 @@ def test_the_average_is_scored_saved_and_loaded(ready, workdir):
     run(ready, workdir, '--config.optim.ema_decay=0.5', '--config.train.total_tokens=2048')
     results = json.loads((workdir / 'results.json').read_text())
     assert results['eval/tokens/bits_per_byte'] != results['eval_average/tokens/bits_per_byte']
-    last, average = (pretrained.load(p).params['network']['token_embedding']
-                     for p in (workdir, workdir / 'average'))  # fmt: skip
+    last, average = (
+        pretrained.load(p).params['network']['token_embedding']
+        for p in (workdir, workdir / 'average')
+    )
     assert last.dtype == average.dtype
     assert not np.array_equal(last, average)
     assert np.abs(last - average).max() < 0.1

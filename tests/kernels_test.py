@@ -161,9 +161,7 @@ def ring_memory(context: int, length: int, mask: masks.Mask) -> int:
         x = jax.ShapeDtypeStruct((1, length, 1, 64), jnp.float32, sharding=sharding)
 
         def loss(query, key, value):
-            kernel = functools.partial(
-                ring.attend, mask=mask, axis='context', size=context
-            )
+            kernel = functools.partial(ring.attend, mask=mask, axis='context', size=context)
             out = jax.shard_map(kernel, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(
                 query, key, value
             )
@@ -252,8 +250,10 @@ def test_chunked_loss_equals_the_whole(monkeypatch, sizes, use_bias):
 def test_no_logits_of_a_whole_batch_are_held():
     model = helpers.tiny_model(n_vocab=50_000, n_ctx=512)
     params = jax.eval_shape(model.init_params, jax.random.key(0))
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-                          __import__('flax').linen.meta.unbox(params))  # fmt: skip
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+        __import__('flax').linen.meta.unbox(params),
+    )
     loss = helpers.loss_of(model)
     batch = helpers.batch_of(8, 512, 50_000)
     step = jax.jit(jax.grad(lambda p, b: loss(p, b, jax.random.key(0))[0]))

@@ -11,14 +11,19 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from gptjax.models import gpt
-from gptjax.models.published import families
+from gptjax.models.published import llama
 
 GIB = 2**30
 LLAMA_3B = {
-    'model_type': 'llama', 'num_hidden_layers': 28, 'hidden_size': 3072, 'num_attention_heads': 24,
-    'num_key_value_heads': 8, 'intermediate_size': 8192, 'vocab_size': 32000,
+    'model_type': 'llama',
+    'num_hidden_layers': 28,
+    'hidden_size': 3072,
+    'num_attention_heads': 24,
+    'num_key_value_heads': 8,
+    'intermediate_size': 8192,
+    'vocab_size': 32000,
     'max_position_embeddings': 4096,
-}  # fmt: skip
+}
 LOAD = """
 import json, pathlib, sys
 import jax
@@ -36,15 +41,15 @@ print(json.dumps({'bytes': sum(x.nbytes for x in leaves), 'peak': peak, 'last': 
 def write_shards(folder, config: gpt.Config, n_shards: int) -> int:
     """A random float16 checkpoint; returns the bytes of its largest tensor."""
     (folder / 'config.json').write_text(json.dumps(LLAMA_3B))
-    paths = {path for tensor in families.LLAMA.tensors for path in tensor.paths}
+    paths = {path for tensor in llama.LLAMA.tensors for path in tensor.paths}
     paths = {path for path in paths if 'bias' not in path}
-    names = list(families.LLAMA.places(paths, config.n_layers))
+    names = list(llama.LLAMA.places(paths, config.n_layers))
     rng, index, largest = np.random.default_rng(0), {}, 0
     for shard in range(n_shards):
         tensors = {}
         for place in names[shard::n_shards]:
             name = place.name if place.name.startswith('lm_head') else f'model.{place.name}'
-            shape = families.LLAMA.shape(place.tensor, config)
+            shape = llama.LLAMA.shape(place.tensor, config)
             row = rng.normal(0, 0.02, shape[-1]).astype(np.float16)
             tensors[name] = np.ascontiguousarray(np.broadcast_to(row, shape))
             largest = max(largest, tensors[name].nbytes)
@@ -58,12 +63,15 @@ def write_shards(folder, config: gpt.Config, n_shards: int) -> int:
 
 @pytest.mark.slow
 def test_peak_memory_is_the_parameters_and_little_more(tmp_path):
-    config = families.LLAMA.config(LLAMA_3B)
+    config = llama.LLAMA.config(LLAMA_3B)
     largest = write_shards(tmp_path, config, 10)
     found = subprocess.run(
         [sys.executable, '-c', LOAD, str(tmp_path)],
-        capture_output=True, text=True, env=os.environ | {'XLA_FLAGS': ''}, timeout=900,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=os.environ | {'XLA_FLAGS': ''},
+        timeout=900,
+    )
     assert found.returncode == 0, found.stderr
     report = json.loads(found.stdout.splitlines()[-1])
     assert report['dtypes'] == ['float16']

@@ -17,9 +17,13 @@ STEPS = 4
 def changes(width: int, base_width: int) -> tuple[float, float]:
     """Mean size of the change of hidden states and of logits after a few steps."""
     model = helpers.tiny_model(
-        d_model=width, n_heads=width // 16, d_head=16, d_ff=4 * width, mup_base_width=base_width,
+        d_model=width,
+        n_heads=width // 16,
+        d_head=16,
+        d_ff=4 * width,
+        mup_base_width=base_width,
         n_ctx=16,
-    )  # fmt: skip
+    )
     plan = helpers.plan_of(8 * 16, 16)
     optimizer = helpers.optimizer_of(plan, model, weight_decay=0.0, clip_norm=0.0)
     step = step_lib.make_train_step(helpers.loss_of(model), optimizer, 0, step_lib.Options())
@@ -27,8 +31,12 @@ def changes(width: int, base_width: int) -> tuple[float, float]:
         jnp.asarray, jax.jit(lambda: _plain(model.init_params(jax.random.key(0))))()
     )
     tokens = helpers.batch_of(8, 16, 64, seed=9)['tokens']
-    see = jax.jit(lambda p: (model.apply({'params': p}, tokens, method='hidden'),
-                             model.apply({'params': p}, tokens)))  # fmt: skip
+    see = jax.jit(
+        lambda p: (
+            model.apply({'params': p}, tokens, method='hidden'),
+            model.apply({'params': p}, tokens),
+        )
+    )
     before = see(params)
     state = helpers.state_of(params, optimizer)
     for i in range(STEPS):

@@ -64,8 +64,9 @@ class Formula:
         return (count - discount[min(count, 3)] + left * below) / total
 
 
-@pytest.mark.parametrize(('order', 'length', 'n_vocab'), [(1, 40, 9), (2, 300, 7), (3, 400, 6),
-                                                          (4, 120, 5), (3, 3, 5)])  # fmt: skip
+@pytest.mark.parametrize(
+    ('order', 'length', 'n_vocab'), [(1, 40, 9), (2, 300, 7), (3, 400, 6), (4, 120, 5), (3, 3, 5)]
+)
 def test_estimation_is_the_formula(order, length, n_vocab):
     sequences = [text(length, n_vocab), text(length // 2, n_vocab, seed=1)]
     formula = Formula(sequences, order, n_vocab)

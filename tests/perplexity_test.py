@@ -28,7 +28,6 @@ def score(held_out, loss, params=None, stride=0, max_tokens=0, batch_windows=8):
     config = perplexity.Config(0, stride, batch_windows, max_tokens, ())
     mesh = helpers.one_device()
 
-
     def measure(params, batch):
         nats, sums = loss(params, batch)
         return {'nats': {'nats': nats} | sums}

@@ -21,13 +21,22 @@ transformers = pytest.importorskip('transformers')
 
 OPENAI = {'n_embd': 48, 'n_layer': 3, 'n_head': 4, 'n_positions': 24, 'vocab_size': 77}
 LLAMA = {
-    'hidden_size': 48, 'num_hidden_layers': 3, 'num_attention_heads': 4, 'vocab_size': 77,
-    'intermediate_size': 80, 'max_position_embeddings': 24, 'num_key_value_heads': 2,
-}  # fmt: skip
+    'hidden_size': 48,
+    'num_hidden_layers': 3,
+    'num_attention_heads': 4,
+    'vocab_size': 77,
+    'intermediate_size': 80,
+    'max_position_embeddings': 24,
+    'num_key_value_heads': 2,
+}
 LLAMA3 = {
-    'rope_type': 'llama3', 'rope_theta': 1e4, 'factor': 8.0, 'low_freq_factor': 1.0,
-    'high_freq_factor': 4.0, 'original_max_position_embeddings': 16,
-}  # fmt: skip
+    'rope_type': 'llama3',
+    'rope_theta': 1e4,
+    'factor': 8.0,
+    'low_freq_factor': 1.0,
+    'high_freq_factor': 4.0,
+    'original_max_position_embeddings': 16,
+}
 # name -> (model_type, config fields)
 CASES = {
     'gpt2': ('gpt2', OPENAI),
@@ -39,10 +48,11 @@ CASES = {
     'llama': ('llama', LLAMA),
     'llama-tied': ('llama', LLAMA | {'tie_word_embeddings': True, 'num_key_value_heads': 1}),
     'llama-biased': (
-        'llama', LLAMA | {'attention_bias': True, 'mlp_bias': True, 'head_dim': 16},
+        'llama',
+        LLAMA | {'attention_bias': True, 'mlp_bias': True, 'head_dim': 16},
     ),
     'llama-scaled': ('llama', LLAMA | {'rope_parameters': LLAMA3}),
-}  # fmt: skip
+}
 PAD = 3
 
 

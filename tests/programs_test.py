@@ -113,8 +113,9 @@ def test_batch_that_does_not_divide(trained, tmp_path):
 
 def test_tokenizer_that_does_not_match_the_shards(trained, tmp_path):
     config, workdir = trained
-    helpers.prepare(config, tmp_path / 'o', '--config.tokenizer.kind=bpe',
-                    '--config.tokenizer.n_vocab=300')  # fmt: skip
+    helpers.prepare(
+        config, tmp_path / 'o', '--config.tokenizer.kind=bpe', '--config.tokenizer.n_vocab=300'
+    )
     wrong = f'--config.tokenizer.dir={tmp_path}/o/tokenizer'
     flags = (wrong, f'--config.data.sets=("{workdir}/tokens",)')
     flags += (f'--config.data.eval_sets.tokens={workdir}/tokens',)
@@ -126,8 +127,11 @@ def test_tokenizer_that_does_not_match_the_shards(trained, tmp_path):
 
 def test_tokenizer_travels_with_the_weights(trained, tmp_path):
     config, workdir = trained
-    flags = [f'--config.tokenizer.dir={workdir}/tokenizer', '--config.train.total_tokens=512',
-             '--config.optim.warmup_tokens=0']  # fmt: skip
+    flags = [
+        f'--config.tokenizer.dir={workdir}/tokenizer',
+        '--config.train.total_tokens=512',
+        '--config.optim.warmup_tokens=0',
+    ]
     flags += [f"--config.data.sets=('{workdir}/tokens',)"]
     flags += [f'--config.data.eval_sets.tokens={workdir}/tokens']
     train.main(helpers.args(config, tmp_path, *flags))
@@ -158,9 +162,14 @@ def test_nan_stops_the_run_before_anything_is_saved(trained, tmp_path):
     config, workdir = trained
     for name in ('tokens', 'tokenizer'):
         (tmp_path / name).symlink_to(workdir / name)
-    flags = ('--config.optim.peak_lr=1000.0', '--config.optim.warmup_tokens=0',
-             '--config.model.init_std=10.0', '--config.optim.weight_decay=1000.0',
-             '--config.train.total_tokens=51200', '--config.checkpoint.every_steps=1')  # fmt: skip
+    flags = (
+        '--config.optim.peak_lr=1000.0',
+        '--config.optim.warmup_tokens=0',
+        '--config.model.init_std=10.0',
+        '--config.optim.weight_decay=1000.0',
+        '--config.train.total_tokens=51200',
+        '--config.checkpoint.every_steps=1',
+    )
     with pytest.raises(errors.InputError, match='nothing of it was saved'):
         train.main(helpers.args(config, tmp_path, *flags))
     found = checkpoint.latest(tmp_path)
@@ -174,8 +183,9 @@ def test_epochs_set_the_length(trained, tmp_path):
     for name in ('tokens', 'tokenizer'):
         (tmp_path / name).symlink_to(workdir / name)
     flags = (
-        '--config.train.total_tokens=0', '--config.train.total_epochs=0.1',
-    )  # fmt: skip
+        '--config.train.total_tokens=0',
+        '--config.train.total_epochs=0.1',
+    )
     train.main(helpers.args(config, tmp_path, *flags))
     results = json.loads((tmp_path / 'results.json').read_text())
     manifest = json.loads((workdir / 'tokens' / 'manifest.json').read_text())
@@ -184,9 +194,10 @@ def test_epochs_set_the_length(trained, tmp_path):
 
 
 SHARED = (
-    '--config.tokenizer.dir=../run/tokenizer', "--config.data.sets=('../run/tokens',)",
+    '--config.tokenizer.dir=../run/tokenizer',
+    "--config.data.sets=('../run/tokens',)",
     '--config.data.eval_sets.tokens=../run/tokens',
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize('model', ['ngram', 'gru'])
@@ -220,8 +231,9 @@ def test_counting_wants_an_ngram_and_training_does_not(trained, tmp_path):
         count_ngrams.main(helpers.args(config, tmp_path, *SHARED))
     with pytest.raises(errors.UsageError, match=r'python -m gptjax\.count_ngrams'):
         train.main(helpers.args(f'{config}:model=ngram', tmp_path, *SHARED))
-    other = helpers.args(f'{config}:model=ngram', run.parent / 'ngram', *SHARED,
-                         '--config.model.order=2')  # fmt: skip
+    other = helpers.args(
+        f'{config}:model=ngram', run.parent / 'ngram', *SHARED, '--config.model.order=2'
+    )
     if (run.parent / 'ngram' / 'checkpoints').exists():
         with pytest.raises(errors.InputError, match='holds another model'):
             count_ngrams.main(other)
@@ -265,16 +277,21 @@ def test_convert_goes_both_ways(trained, tmp_path):
         results = json.loads((run / 'results.json').read_text())
         wanted = results['eval/tokens/bits_per_byte']
         assert found['bits_per_byte'] == pytest.approx(wanted, rel=1e-4)
-        generate.main(helpers.args(config, tmp_path / 'g', source, '--prompt=a',
-                                   define=generate.define))  # fmt: skip
+        generate.main(
+            helpers.args(config, tmp_path / 'g', source, '--prompt=a', define=generate.define)
+        )
 
 
 def test_training_starts_from_published_weights(trained, tmp_path):
     config, run = trained
     pretrained.save(tmp_path / 'hf', *pretrained.load(run))
-    flags = [f'--config.tokenizer.dir={run}/tokenizer', f"--config.data.sets=('{run}/tokens',)",
-             f'--config.data.eval_sets.tokens={run}/tokens', '--config.optim.peak_lr=1e-9',
-             f'--config.init_from={tmp_path}/hf']  # fmt: skip
+    flags = [
+        f'--config.tokenizer.dir={run}/tokenizer',
+        f"--config.data.sets=('{run}/tokens',)",
+        f'--config.data.eval_sets.tokens={run}/tokens',
+        '--config.optim.peak_lr=1e-9',
+        f'--config.init_from={tmp_path}/hf',
+    ]
     train.main(helpers.args(config, tmp_path / 'more', *flags))
     rows = metrics.read(tmp_path / 'more')
     scratch = metrics.read(run)

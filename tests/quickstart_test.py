@@ -48,8 +48,17 @@ def test_killed_and_run_again_it_finishes_and_repeats_nothing(tmp_path, corpus_f
     assert 'prepare_tokens: done already' in said
     assert 'going on from step' in said
     report = (workdir / 'report.md').read_text()
-    for name in ('corpus', 'tokens', 'metrics.jsonl', 'samples.jsonl', 'loss.png', 'checkpoints',
-                 'comparison.png', 'ngram', 'lstm'):  # fmt: skip
+    for name in (
+        'corpus',
+        'tokens',
+        'metrics.jsonl',
+        'samples.jsonl',
+        'loss.png',
+        'checkpoints',
+        'comparison.png',
+        'ngram',
+        'lstm',
+    ):
         assert name in report
         assert (workdir / name).exists()
     for label in ('n-gram', 'LSTM', 'GPT'):  # a row each: bits per byte and tokens/s are numbers
@@ -83,8 +92,11 @@ def test_shakespeare_learns_as_nanogpt_does(real_data, tmp_path):
         name = program.__name__.removeprefix('gptjax.')
         found = subprocess.run(
             [sys.executable, '-m', f'gptjax.{name}', *flags],
-            capture_output=True, text=True, env=environment, timeout=1500,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=1500,
+        )
         assert found.returncode == 0, found.stderr
     evaluation = json.loads((workdir / 'evaluation.json').read_text())
     assert evaluation['tokens'] == 111_540

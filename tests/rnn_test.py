@@ -32,9 +32,11 @@ def test_hidden_states_are_those_of_torch(cell):
             if cell == 'gru':
                 hidden_bias[32:] = layer['hidden_bias']
             for name, value in (
-                ('weight_ih', layer['input_kernel'].T), ('weight_hh', layer['hidden_kernel'].T),
-                ('bias_ih', layer['bias']), ('bias_hh', hidden_bias),
-            ):  # fmt: skip
+                ('weight_ih', layer['input_kernel'].T),
+                ('weight_hh', layer['hidden_kernel'].T),
+                ('bias_ih', layer['bias']),
+                ('bias_hh', hidden_bias),
+            ):
                 getattr(peer, f'{name}_l{i}').copy_(torch.tensor(np.array(value)))
         tokens = np.random.default_rng(0).integers(0, 20, (3, 12))
         embedded = torch.tensor(np.array(network['token_embedding'][tokens]))

@@ -24,8 +24,10 @@ def test_ways(ready):
     draft = speculative.Draft(ready.decoder, ready.params)
     plain, drafted = router.Router(ready), router.Router(ready, draft, 3)
     for options, way in (
-        (asked(), 'plain'), (asked(num_beams=2), 'beams'), (asked(prompt_lookup_num_tokens=2), 'lookup'),
-    ):  # fmt: skip
+        (asked(), 'plain'),
+        (asked(num_beams=2), 'beams'),
+        (asked(prompt_lookup_num_tokens=2), 'lookup'),
+    ):
         assert plain.way(options) == way
         assert plain.by_itself(options) == (way != 'plain')
     assert plain.by_itself(asked(echo=True))
@@ -44,7 +46,7 @@ def test_all_kinds_side_by_side_come_in_order(ready):
         ([7, 8, 9], asked(max_new_tokens=4, echo=True, logprobs=0)),
         ([1, 2, 1, 2], asked(max_new_tokens=8, prompt_lookup_num_tokens=2)),
         *(([i, i + 1], asked(max_new_tokens=i % 7 + 1)) for i in range(20)),
-    ]  # fmt: skip
+    ]
     sender = router.Router(ready)
     found = list(sender.each(jobs, dataclasses.replace(CONFIG, slots=2)))
     assert len(found) == len(jobs)

@@ -95,8 +95,10 @@ def test_a_workdir_is_for_one_process(tmp_path, monkeypatch):
 
 
 def test_a_loss_curve_is_a_picture(tmp_path):
-    rows = [{'step': i, 'tokens': i * 10, 'train/loss': 5.0 / i, 'eval/t/bits_per_byte': 2.0 / i}
-            for i in range(1, 9)]  # fmt: skip
+    rows = [
+        {'step': i, 'tokens': i * 10, 'train/loss': 5.0 / i, 'eval/t/bits_per_byte': 2.0 / i}
+        for i in range(1, 9)
+    ]
     (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     plots.loss_curve(tmp_path, 'eval/t/bits_per_byte', tmp_path / 'loss.png')
     assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')

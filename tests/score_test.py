@@ -195,9 +195,12 @@ def _asked(respondent: answers.Respondent, name: str, data_dir: str, k: int = 0)
 
 def test_a_uniform_model_has_perplexity_v_and_chance_accuracy(tmp_path):
     words = ['one', 'three', 'thirteen', 'at']
-    data_dir = _written(tmp_path, 'piqa', 'validation', [
-        {'query': f'{i} is', 'choices': words, 'gold': i % 4} for i in range(10)
-    ])  # fmt: skip
+    data_dir = _written(
+        tmp_path,
+        'piqa',
+        'validation',
+        [{'query': f'{i} is', 'choices': words, 'gold': i % 4} for i in range(10)],
+    )
     _, rows = _asked(_uniform(), 'piqa', data_dir)
     assert measures.measure('accuracy', rows, 'token').value == pytest.approx(25.0)
     # Summed, the shortest is the likeliest: the tie rule does not help where there is no tie.
@@ -218,16 +221,26 @@ class _Oracle:
 
     def score(self, requests, progress=lambda n: None):
         yield [
-            (i, score.Score(0.0 if r.target in self._right else -50.0, r.target in self._right,
-                            len(r.target), False))
+            (
+                i,
+                score.Score(
+                    0.0 if r.target in self._right else -50.0,
+                    r.target in self._right,
+                    len(r.target),
+                    False,
+                ),
+            )
             for i, r in enumerate(requests)
-        ]  # fmt: skip
+        ]
 
 
 def test_an_oracle_has_everything_right(tmp_path, monkeypatch):
-    data_dir = _written(tmp_path, 'piqa', 'validation', [
-        {'query': f'{i} is', 'choices': ['wrong', f'right {i}'], 'gold': 1} for i in range(5)
-    ])  # fmt: skip
+    data_dir = _written(
+        tmp_path,
+        'piqa',
+        'validation',
+        [{'query': f'{i} is', 'choices': ['wrong', f'right {i}'], 'gold': 1} for i in range(5)],
+    )
     _written(tmp_path, 'lambada', 'test', [{'text': f'it is right {i}'} for i in range(5)])
     bytes_ = tokenizer_lib.Bytes()
     right = {tuple(bytes_.encode(f' right {i}')) for i in range(5)}
@@ -239,8 +252,9 @@ def test_an_oracle_has_everything_right(tmp_path, monkeypatch):
 
 
 def test_an_unconditional_probability_divides(tmp_path):
-    rows = [{'log_probs': [-2.0, -3.0], 'tokens': [1, 3], 'unconditional': [-1.0, -4.0],
-             'gold': [1]}]  # fmt: skip
+    rows = [
+        {'log_probs': [-2.0, -3.0], 'tokens': [1, 3], 'unconditional': [-1.0, -4.0], 'gold': [1]}
+    ]
     assert measures.measure('accuracy_sum', rows).value == 0
     assert measures.measure('accuracy_token', rows).value == 100  # -2 against -1 a token
     assert measures.measure('accuracy_answer_context', rows).value == 100  # -1 against 1

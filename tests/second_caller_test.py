@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A second program on the loop: all that a run is comes with it, and it stays short."""
 
+import contextlib
 import json
 import pathlib
 
@@ -67,8 +68,11 @@ def test_it_learns_and_logs_what_its_loss_says(whole):
 
 
 def test_the_best_and_some_steps_are_kept_beside_the_newest(whole):
-    scored = {row['step']: row['eval/made/accuracy'] for row in metrics.read(whole)
-              if 'eval/made/accuracy' in row}  # fmt: skip
+    scored = {
+        row['step']: row['eval/made/accuracy']
+        for row in metrics.read(whole)
+        if 'eval/made/accuracy' in row
+    }
     assert list(scored) == [7, 14, 21, 28, 35, 42, 49, 56, 60]
     first_best = next(step for step, value in scored.items() if value == max(scored.values()))
     assert checkpoint.best(whole) == (first_best, 'eval/made/accuracy', max(scored.values()))
@@ -92,10 +96,8 @@ def test_stopped_anywhere_it_goes_on_bit_equal(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(metrics.Writer, 'write', noted)
     reached.append(0)
     while stops:
-        try:
+        with contextlib.suppress(program.Preempted):
             classifier.main(args_of(tmp_path, 'stopped'))
-        except program.Preempted:
-            pass
         stops.pop(0)
     classifier.main(args_of(tmp_path, 'stopped'))
     assert arrays_of(tmp_path / 'stopped') == arrays_of(whole)
@@ -125,7 +127,9 @@ def test_killed_between_a_save_and_its_evaluation(whole, tmp_path, monkeypatch):
     assert 'eval/made/accuracy' not in metrics.read(tmp_path / 'killed')[-1]
     classifier.main(args_of(tmp_path, 'killed', *flags))
     assert arrays_of(tmp_path / 'killed') == arrays_of(whole)
-    scored = [row['step'] for row in metrics.read(tmp_path / 'killed') if 'eval/made/accuracy' in row]
+    scored = [
+        row['step'] for row in metrics.read(tmp_path / 'killed') if 'eval/made/accuracy' in row
+    ]
     assert scored == [7, 14, 21, 28, 35, 42, 49, 56, 60]
 
 
@@ -142,11 +146,12 @@ def test_a_mistake_in_an_evaluation_costs_no_step(tmp_path, monkeypatch):
 def test_a_missing_score_is_missing(tmp_path, monkeypatch):
     evaluation = classifier.run_lib.Evaluation
     monkeypatch.setattr(
-        classifier.run_lib, 'Evaluation',
+        classifier.run_lib,
+        'Evaluation',
         lambda names, scores: evaluation(
             [*names, 'eval/made/spearman'], lambda s: {**scores(s), 'eval/made/spearman': None}
         ),
-    )  # fmt: skip
+    )
     classifier.main(args_of(tmp_path, 'run', '--config.train.total_epochs=1.0'))
     results = json.loads((tmp_path / 'run' / 'results.json').read_text())
     assert 'eval/made/accuracy' in results
@@ -169,6 +174,8 @@ def test_frozen_parameters_stay_without_moments(tmp_path):
 
 
 def test_a_best_by_no_score_is_told_before_the_first_step(tmp_path):
-    with pytest.raises(errors.UsageError, match='is no score of this run; there are: eval/made/acc'):
+    with pytest.raises(
+        errors.UsageError, match='is no score of this run; there are: eval/made/acc'
+    ):
         classifier.main(args_of(tmp_path, 'x', '--config.checkpoint.keep_best=eval/made/f1'))
     assert not (tmp_path / 'x' / 'checkpoints').exists()

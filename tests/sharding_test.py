@@ -21,9 +21,12 @@ FACTORISATIONS = [
 ]
 SAMPLE = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (2, 2, 2, 1), (1, 2, 2, 2)]
 _MODEL = {
-    'n_heads': 8, 'd_head': 8, 'attention': ('dense', 'banded'), 'band_width': 4,
+    'n_heads': 8,
+    'd_head': 8,
+    'attention': ('dense', 'banded'),
+    'band_width': 4,
     'residual_dropout': 0.1,
-}  # fmt: skip
+}
 
 
 def train(mesh, steps=2, model=None):
@@ -46,8 +49,9 @@ def train(mesh, steps=2, model=None):
             batch = mesh.put(helpers.batch_of(16, 16, 64, seed=step))
             state, metrics = train_step(state, batch)
             found.append(float(metrics['train/loss']))
-        shardings = jax.tree.map(lambda x, t: x.sharding.is_equivalent_to(t.sharding, x.ndim),
-                                 state, target)  # fmt: skip
+        shardings = jax.tree.map(
+            lambda x, t: x.sharding.is_equivalent_to(t.sharding, x.ndim), state, target
+        )
     assert all(jax.tree.leaves(shardings))
     return found, jax.tree.map(np.asarray, state.params)
 
@@ -77,13 +81,26 @@ def test_every_other_mesh_agrees_with_one_device(sizes, alone):
 
 FAMILIES = {
     'gpt1': {'size': 'gpt1', 'd_model': 64, 'n_heads': 8, 'd_head': 8, 'd_ff': 64},
-    'gptj': {'size': 'gptj-6b', 'd_model': 64, 'n_heads': 8, 'd_head': 8, 'rotary_dims': 4,
-             'd_ff': 64},
-    'llama': {'size': 'smollm2-135m', 'd_model': 64, 'n_heads': 8, 'n_kv_heads': 4, 'd_head': 8,
-              'rotary_dims': 8, 'd_ff': 64},
+    'gptj': {
+        'size': 'gptj-6b',
+        'd_model': 64,
+        'n_heads': 8,
+        'd_head': 8,
+        'rotary_dims': 4,
+        'd_ff': 64,
+    },
+    'llama': {
+        'size': 'smollm2-135m',
+        'd_model': 64,
+        'n_heads': 8,
+        'n_kv_heads': 4,
+        'd_head': 8,
+        'rotary_dims': 8,
+        'd_ff': 64,
+    },
     'lstm': {'cell': 'lstm', 'd_model': 64, 'bptt_tokens': 8},
     'gru': {'cell': 'gru', 'd_model': 64, 'bptt_tokens': 0},
-}  # fmt: skip
+}
 
 
 def of_family(name):
@@ -202,4 +219,3 @@ def test_what_is_put_is_what_comes_out(split):
     if split[0] == 8:
         with pytest.raises(errors.UsageError, match='label: axis 0.*use a multiple of 8'):
             mesh.put({'label': np.zeros(12)})
-

@@ -21,9 +21,13 @@ def run(tmp_path_factory, corpus_file) -> tuple[str, pathlib.Path]:
     """(config, workdir) of a tiny model that reads bytes, trained with a task in the loop."""
     folder = tmp_path_factory.mktemp('suite')
     config, workdir = helpers.prepared(folder, corpus_file)
-    flags = ('--config.suite.tasks=("arithmetic_2d_plus", "piqa")', '--config.suite.limit=4',
-             '--config.suite.n_ctx=32', '--config.suite.batch_tokens=256',
-             f'--config.data_dir={_data(folder)}')  # fmt: skip
+    flags = (
+        '--config.suite.tasks=("arithmetic_2d_plus", "piqa")',
+        '--config.suite.limit=4',
+        '--config.suite.n_ctx=32',
+        '--config.suite.batch_tokens=256',
+        f'--config.data_dir={_data(folder)}',
+    )
     train.main(helpers.args(config, workdir, *flags))
     return config, workdir
 
@@ -41,10 +45,14 @@ def _data(folder: pathlib.Path) -> pathlib.Path:
 
 def _flags(run, data_dir: pathlib.Path, tasks: str = "'piqa', 'transposed_letters', 'rte'"):
     return (
-        f'--config.init_from={run[1]}', f'--config.data_dir={data_dir}',
-        f'--config.suite.tasks=({tasks},)', '--config.suite.k=(0, 1)',
-        '--config.suite.seeds=(0, 1)', '--config.suite.limit=5', '--config.suite.batch_tokens=256',
-    )  # fmt: skip
+        f'--config.init_from={run[1]}',
+        f'--config.data_dir={data_dir}',
+        f'--config.suite.tasks=({tasks},)',
+        '--config.suite.k=(0, 1)',
+        '--config.suite.seeds=(0, 1)',
+        '--config.suite.limit=5',
+        '--config.suite.batch_tokens=256',
+    )
 
 
 def _evaluate(run, workdir: pathlib.Path, *flags: str) -> list[dict]:
@@ -115,9 +123,13 @@ def test_sampled_answers_are_of_seed_and_item_alone(run, tmp_path):
     config, workdir = run
 
     def texts(out: str, batch: int, seed: int = 0, keep: int = 0):
-        flags = (f'--config.init_from={workdir}', f'--config.data_dir={tmp_path / "data"}',
-                 "--config.suite.tasks=('gpt2_cnn_dailymail',)",
-                 f'--config.suite.batch_prompts={batch}', f'--config.suite.seeds=({seed},)')  # fmt: skip
+        flags = (
+            f'--config.init_from={workdir}',
+            f'--config.data_dir={tmp_path / "data"}',
+            "--config.suite.tasks=('gpt2_cnn_dailymail',)",
+            f'--config.suite.batch_prompts={batch}',
+            f'--config.suite.seeds=({seed},)',
+        )
         path = tmp_path / out / suite.ITEMS / f'gpt2_cnn_dailymail-0shot-seed{seed}.jsonl'
         if keep:
             path.write_text('\n'.join(path.read_text().split('\n')[: keep + 1]) + '\n')
@@ -162,9 +174,15 @@ def test_a_metric_without_a_value_ends_no_training(run, tmp_path):
     line = {'sentence1': 'a', 'sentence2': 'b', 'score': 3.5}
     (folder / 'test.jsonl').write_text(json.dumps(line))
     fresh = helpers.fresh(tmp_path / 'run', workdir)
-    flags = ("--config.suite.tasks=('korsts',)", f'--config.data_dir={tmp_path / "data"}',
-             '--config.suite.n_ctx=0', '--config.model.n_ctx=512', '--config.batch.batch_tokens=8192',
-             '--config.train.total_tokens=8192', '--config.optim.warmup_tokens=0')  # fmt: skip
+    flags = (
+        "--config.suite.tasks=('korsts',)",
+        f'--config.data_dir={tmp_path / "data"}',
+        '--config.suite.n_ctx=0',
+        '--config.model.n_ctx=512',
+        '--config.batch.batch_tokens=8192',
+        '--config.train.total_tokens=8192',
+        '--config.optim.warmup_tokens=0',
+    )
     train.main(helpers.args(config, fresh, *flags))
     results = json.loads((fresh / 'results.json').read_text())
     assert 'eval/tokens/bits_per_byte' in results
@@ -215,8 +233,11 @@ def test_items_found_in_the_corpus_are_left_out(run, tmp_path):
     (tmp_path / 'piqa').mkdir()
     lines = [{'query': text, 'choices': ['a', 'b'], 'gold': 0} for text in (inside, outside)]
     (tmp_path / 'piqa' / 'validation.jsonl').write_text('\n'.join(map(json.dumps, lines)))
-    flags = (*_flags(run, tmp_path, "'piqa'"), '--config.suite.k=(0,)',
-             f'--config.suite.clean_against={corpus}')  # fmt: skip
+    flags = (
+        *_flags(run, tmp_path, "'piqa'"),
+        '--config.suite.k=(0,)',
+        f'--config.suite.clean_against={corpus}',
+    )
     found = _evaluate(run, tmp_path / 'out', *flags)
     assert {row['n_clean'] for row in found} == {1}
 
@@ -242,8 +263,11 @@ def test_made_items_are_right_and_repeat():
     shown = synthetic.transposed('train', 0)[:5]
     assert [r['query'] for r in shown] == ['gaot', 'sakne', 'brid', 'fsih', 'cmihp']
     for record in synthetic.transposed('test', 0)[:200]:
-        pairs = [i for i, (a, b) in enumerate(zip(record['query'], record['answer'], strict=True))
-                 if a != b]  # fmt: skip
+        pairs = [
+            i
+            for i, (a, b) in enumerate(zip(record['query'], record['answer'], strict=True))
+            if a != b
+        ]
         assert len(pairs) == 2
         assert pairs[1] == pairs[0] + 1
 
@@ -270,30 +294,48 @@ def test_a_bad_file_is_told_with_its_place(tmp_path):
 
 
 def test_rows_of_every_publisher_become_the_same():
-    arc = {'question': 'Why?', 'choices': {'text': ['x', 'y'], 'label': ['A', 'B']},
-           'answerKey': 'B'}  # fmt: skip
+    arc = {
+        'question': 'Why?',
+        'choices': {'text': ['x', 'y'], 'label': ['A', 'B']},
+        'answerKey': 'B',
+    }
     assert list(rows.choice(arc)) == [{'query': 'Question: Why?', 'choices': ['x', 'y'], 'gold': 1}]
-    copa = {'premise': 'It rained.', 'choice1': 'It was wet.', 'choice2': 'It was dry.',
-            'question': 'effect', 'label': 0}  # fmt: skip
+    copa = {
+        'premise': 'It rained.',
+        'choice1': 'It was wet.',
+        'choice2': 'It was dry.',
+        'question': 'effect',
+        'label': 0,
+    }
     (found,) = rows.choice(copa)
     assert found['query'] == 'It rained therefore'
     assert found['choices'][0] == 'it was wet.'
     wino = {'sentence': 'Ann met Eve and _ smiled.', 'option1': 'Ann', 'option2': 'Eve', 'label': 1}
     (found,) = rows.referents(wino)
-    assert found == {'context_options': ['Ann met Eve and Ann', 'Ann met Eve and Eve'],
-                     'continuation': 'smiled.', 'gold': 1}  # fmt: skip
+    assert found == {
+        'context_options': ['Ann met Eve and Ann', 'Ann met Eve and Eve'],
+        'continuation': 'smiled.',
+        'gold': 1,
+    }
 
 
 @pytest.mark.parametrize(
     ('plain', 'inverse', 'tokenised', 'written'),
     [
-        (detokenize.wikitext, detokenize.wikitext_tokenized,
-         ' The " 4 @.@ 5 @-@ inch " gun , ( Mark 2 ) , cost $ 3 @,@ 000 . ',
-         ' The "4.5-inch" gun, (Mark 2), cost $3,000. '),
-        (detokenize.ptb, detokenize.ptb_tokenized,
-         " mr. smith 's firm does n't <unk> N ", " mr. smith's firm doesn't <unk> N "),
+        (
+            detokenize.wikitext,
+            detokenize.wikitext_tokenized,
+            ' The " 4 @.@ 5 @-@ inch " gun , ( Mark 2 ) , cost $ 3 @,@ 000 . ',
+            ' The "4.5-inch" gun, (Mark 2), cost $3,000. ',
+        ),
+        (
+            detokenize.ptb,
+            detokenize.ptb_tokenized,
+            " mr. smith 's firm does n't <unk> N ",
+            " mr. smith's firm doesn't <unk> N ",
+        ),
     ],
-)  # fmt: skip
+)
 def test_text_is_made_plain_and_back(plain, inverse, tokenised, written):
     assert plain(tokenised) == written
     assert inverse(written) == tokenised
@@ -344,6 +386,11 @@ def test_jobs_come_with_each_seed_once():
     config.update(tasks=('triviaqa', 'piqa', 'ptb_valid'), k=(0, -1), seeds=(0, 1))
     found = [(job.name, job.k, job.seed) for job in suite.jobs(suite.Config(**config))]
     assert found == [
-        ('piqa', 0, 0), ('piqa', 50, 0), ('piqa', 50, 1), ('ptb_valid', 0, 0), ('triviaqa', 0, 0),
-        ('triviaqa', 64, 0), ('triviaqa', 64, 1),
-    ]  # fmt: skip
+        ('piqa', 0, 0),
+        ('piqa', 50, 0),
+        ('piqa', 50, 1),
+        ('ptb_valid', 0, 0),
+        ('triviaqa', 0, 0),
+        ('triviaqa', 64, 0),
+        ('triviaqa', 64, 1),
+    ]

@@ -10,11 +10,22 @@ from gptjax.configs import errors
 from gptjax.text import tokenizer as lib
 
 HARD = [
-    'hello world', '', ' ', '  spaces   \n\n\t tabs ', '한국어 텍스트입니다.', '😀👩‍👩‍👧 emoji 🇰🇷',
-    '\x00\x01\x7f\x1b control', "it's don't WE'LL they've", '1234567890 12.5e-3',
+    'hello world',
+    '',
+    ' ',
+    '  spaces   \n\n\t tabs ',
+    '한국어 텍스트입니다.',
+    '😀👩‍👩‍👧 emoji 🇰🇷',
+    '\x00\x01\x7f\x1b control',
+    "it's don't WE'LL they've",
+    '1234567890 12.5e-3',
     '\u200b\ufeff e\u0301 é',
-    '\r\n line \r ends', '𝕳 astral \U0010ffff', 'a<|endoftext|>b', '</s>[EOS]<s>', '\u3000 wide',
-]  # fmt: skip
+    '\r\n line \r ends',
+    '𝕳 astral \U0010ffff',
+    'a<|endoftext|>b',
+    '</s>[EOS]<s>',
+    '\u3000 wide',
+]
 
 
 def build(kind: str, n_vocab: int = 400, texts=None) -> lib.Tokenizer:
@@ -37,8 +48,10 @@ def test_round_trip_of_random_unicode(kind):
     tokenizer = build(kind)
     rng = random.Random(0)
     for _ in range(300):
-        text = ''.join(chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)]))
-                       for _ in range(rng.randrange(20)))  # fmt: skip
+        text = ''.join(
+            chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)]))
+            for _ in range(rng.randrange(20))
+        )
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 

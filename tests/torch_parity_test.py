@@ -20,11 +20,17 @@ def peer_of(model, params):
     cfg = model.config
     peer = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=cfg.n_vocab, n_positions=cfg.n_ctx, n_embd=cfg.d_model,
-            n_layer=cfg.n_layers, n_head=cfg.n_heads, resid_pdrop=0.0, embd_pdrop=0.0,
-            attn_pdrop=0.0, attn_implementation='eager',
+            vocab_size=cfg.n_vocab,
+            n_positions=cfg.n_ctx,
+            n_embd=cfg.d_model,
+            n_layer=cfg.n_layers,
+            n_head=cfg.n_heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            attn_implementation='eager',
         )
-    )  # fmt: skip
+    )
     gpt = jax.tree.map(np.asarray, params['network'])
     width = cfg.d_model
     new = {
@@ -73,9 +79,7 @@ def test_200_adamw_steps_match_torch():
 
     spared = [p for n, p in peer.named_parameters() if n.endswith('bias') or '.ln_' in n]
     decayed = [p for n, p in peer.named_parameters() if not (n.endswith('bias') or '.ln_' in n)]
-    groups = [
-        {'params': decayed, 'weight_decay': 0.1}, {'params': spared, 'weight_decay': 0.0}
-    ]  # fmt: skip
+    groups = [{'params': decayed, 'weight_decay': 0.1}, {'params': spared, 'weight_decay': 0.0}]
     torch_optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), eps=1e-8)
     worst = 0.0
     first = last = 0.0

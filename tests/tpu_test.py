@@ -21,9 +21,12 @@ def compiled(*flags: str) -> dict:
         pytest.skip('no libtpu; make test-all installs it')
     env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
     ended = subprocess.run(
-        [sys.executable, str(PROGRAM), *flags], capture_output=True, text=True, timeout=900,
+        [sys.executable, str(PROGRAM), *flags],
+        capture_output=True,
+        text=True,
+        timeout=900,
         env=env | {'PYTHONPATH': str(LIBTPU)},
-    )  # fmt: skip
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
     return json.loads(ended.stdout.splitlines()[-1])
 
@@ -32,8 +35,9 @@ def gathered(found: dict) -> list[tuple[int, ...]]:
     """Shapes of floats that are gathered from all devices."""
     if found['collectives'] is None:
         pytest.skip(f'the compiled text is not to be had: {found["why_not"]}')
-    shapes = [re.fullmatch(r'all-gather (bf16|f32)\[([\d,]*)\]', name) for name in
-              found['collectives']]  # fmt: skip
+    shapes = [
+        re.fullmatch(r'all-gather (bf16|f32)\[([\d,]*)\]', name) for name in found['collectives']
+    ]
     return [tuple(map(int, m[2].split(','))) for m in shapes if m and m[2]]
 
 
@@ -66,10 +70,19 @@ def test_memory_at_the_peak(size, topology, windows, billions, gib):
 
 def test_the_program_does_not_grow_with_depth():
     shallow, deep = (
-        compiled('--size=gpt3-1.3b', '--set', f'n_layers={n}', '--set', 'd_model=512',
-                 '--set', 'd_ff=2048', '--set', 'n_heads=4')
+        compiled(
+            '--size=gpt3-1.3b',
+            '--set',
+            f'n_layers={n}',
+            '--set',
+            'd_model=512',
+            '--set',
+            'd_ff=2048',
+            '--set',
+            'n_heads=4',
+        )
         for n in (4, 48)
-    )  # fmt: skip
+    )
     assert deep['lines'] < 1.1 * shallow['lines']
 
 

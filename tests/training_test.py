@@ -33,11 +33,18 @@ def config(**overrides) -> optim.Config:
 @pytest.mark.parametrize(
     ('schedule', 'tokens', 'rate'),
     [
-        ('cosine', 1, 0.01), ('cosine', 50, 0.5), ('cosine', 100, 1.0), ('cosine', 200, 0.55),
-        ('cosine', 300, 0.1), ('cosine', 10**12, 0.1), ('linear', 200, 0.55), ('linear', 300, 0.1),
-        ('constant', 100, 1.0), ('constant', 900, 1.0),
+        ('cosine', 1, 0.01),
+        ('cosine', 50, 0.5),
+        ('cosine', 100, 1.0),
+        ('cosine', 200, 0.55),
+        ('cosine', 300, 0.1),
+        ('cosine', 10**12, 0.1),
+        ('linear', 200, 0.55),
+        ('linear', 300, 0.1),
+        ('constant', 100, 1.0),
+        ('constant', 900, 1.0),
     ],
-)  # fmt: skip
+)
 def test_learning_rate_by_tokens(schedule, tokens, rate):
     found = optim.learning_rate(config(schedule=schedule), 1000, float(tokens))
     assert float(found) == pytest.approx(rate, rel=1e-5)

@@ -50,9 +50,13 @@ def program(name: str, *flags: str, cwd: pathlib.Path) -> subprocess.CompletedPr
     environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
     environment |= {'PYTHONPATH': str(conftest.ROOT)}
     done = subprocess.run(
-        [sys.executable, '-m', f'gptjax.{name}', *flags], cwd=cwd, env=environment,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, '-m', f'gptjax.{name}', *flags],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done
 
@@ -85,7 +89,9 @@ def test_evaluate_and_generate_say_what_they_said(unpacked, tmp_path, item, path
     program('evaluate', *common, held_out, cwd=unpacked)
     found = json.loads((tmp_path / 'evaluation.json').read_text())
     for name, value in expected['evaluation'].items():
-        assert found[name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value)
+        assert found[name] == (
+            pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+        )
     program('generate', *common, '--prompt=the cat', '--config.decode.logprobs=2', cwd=unpacked)
     (line,) = (tmp_path / 'samples.jsonl').read_text().splitlines()
     (wanted,) = expected['samples']
@@ -116,8 +122,13 @@ def test_convert_goes_both_ways(unpacked, tmp_path):
     common = ('--config', base.__file__)
     weights = f'--config.init_from={unpacked}'
     program('convert', weights, f'--workdir={tmp_path}/hf', '--to=huggingface', cwd=tmp_path)
-    program('convert', f'--config.init_from={tmp_path}/hf', f'--workdir={tmp_path}/back',
-            *common, cwd=tmp_path)  # fmt: skip
+    program(
+        'convert',
+        f'--config.init_from={tmp_path}/hf',
+        f'--workdir={tmp_path}/back',
+        *common,
+        cwd=tmp_path,
+    )
     first, back = pretrained.load(unpacked), pretrained.load(tmp_path / 'back')
     jax.tree.map(np.testing.assert_array_equal, first.params, back.params)
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / 'hf').iterdir()}
@@ -127,7 +138,7 @@ def test_convert_goes_both_ways(unpacked, tmp_path):
 def test_every_field_says_what_was_before_it(unpacked):
     """Whoever adds a field says its earlier value; nobody takes one out."""
     then = json.loads((unpacked / 'config.json').read_text())
-    for name, section in base.SECTIONS.items():
+    for name in base.SECTIONS:
         family = then['model']['family'] if name == 'model' else 'gpt'
         for leaf, field in base.section_of(name, family).items():
             path = f'{name}.{leaf}'

@@ -26,9 +26,15 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model = sizes.model('gpt1')
     config.batch.batch_tokens = _BATCH * _N_CTX
     config.optim.update(
-        peak_lr=2.5e-4, warmup_tokens=2000 * _BATCH * _N_CTX, final_lr_fraction=0.0,
-        b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=1.0,
-    )  # fmt: skip
+        peak_lr=2.5e-4,
+        warmup_tokens=2000 * _BATCH * _N_CTX,
+        final_lr_fraction=0.0,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        weight_decay=0.01,
+        clip_norm=1.0,
+    )
     config.train.update(total_tokens=0, total_epochs=100.0, eval_every_steps=2000)
     config.evaluate.batch_windows = 64
     return config.lock()

@@ -14,11 +14,25 @@ from gptjax.configs import cli
 
 VARIANTS = ()
 TASKS = (
-    'gpt2_lambada', 'lambada_last_word', 'cbt_cn', 'cbt_ne', 'wikitext2', 'ptb', 'enwik8', 'text8',
-    'wikitext103', 'lm1b', 'gpt2_winograd_full', 'gpt2_winograd_partial', 'gpt2_coqa',
-    'gpt2_cnn_dailymail', 'gpt2_cnn_dailymail_no_hint', 'gpt2_wmt_en_fr', 'gpt2_wmt_fr_en',
+    'gpt2_lambada',
+    'lambada_last_word',
+    'cbt_cn',
+    'cbt_ne',
+    'wikitext2',
+    'ptb',
+    'enwik8',
+    'text8',
+    'wikitext103',
+    'lm1b',
+    'gpt2_winograd_full',
+    'gpt2_winograd_partial',
+    'gpt2_coqa',
+    'gpt2_cnn_dailymail',
+    'gpt2_cnn_dailymail_no_hint',
+    'gpt2_wmt_en_fr',
+    'gpt2_wmt_fr_en',
     'gpt2_natural_questions',
-)  # fmt: skip
+)
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

@@ -26,9 +26,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model = sizes.model(f'gpt2-{arg.size}')
     config.batch.batch_tokens = 512 * 1024
     config.optim.update(
-        peak_lr=_OURS[arg.size], warmup_tokens=375_000_000, final_lr_fraction=0.1,
-        b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0,
-    )  # fmt: skip
+        peak_lr=_OURS[arg.size],
+        warmup_tokens=375_000_000,
+        final_lr_fraction=0.1,
+        b1=0.9,
+        b2=0.95,
+        weight_decay=0.1,
+        clip_norm=1.0,
+    )
     config.train.update(total_tokens=300_000_000_000, eval_every_steps=2000)
     config.evaluate.batch_windows = 64
     return config.lock()

@@ -36,9 +36,16 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ramp_over_tokens=_RAMP_BILLIONS[arg.size] * 10**9,
     )
     config.optim.update(
-        peak_lr=recipe.peak_lr, warmup_tokens=375_000_000, decay_tokens=260_000_000_000,
-        final_lr_fraction=0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0,
-    )  # fmt: skip
+        peak_lr=recipe.peak_lr,
+        warmup_tokens=375_000_000,
+        decay_tokens=260_000_000_000,
+        final_lr_fraction=0.1,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.1,
+        clip_norm=1.0,
+    )
     config.train.update(total_tokens=300_000_000_000, eval_every_steps=2000)
     config.evaluate.batch_windows = 64
     return config.lock()

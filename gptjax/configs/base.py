@@ -20,9 +20,7 @@ TOP = {
     'init_from': fixed(
         '', "weights to start from, not --workdir's: a workdir, a published folder or a .gguf file"
     ),
-    'data_dir': free(
-        '', "local files of evaluation tasks, as docs/evaluate.md lists; '' = none"
-    ),
+    'data_dir': free('', "local files of evaluation tasks, as docs/evaluate.md lists; '' = none"),
 }
 SECTIONS = {
     'corpus': corpora.CORPUS,

@@ -32,8 +32,11 @@ def text(
         lines.append(f'  --{name}'.ljust(_WIDTH) + f' {flag.help}{default}')
     fields = list(_fields(config, reads))
     if fields:
-        lines += ['', 'Config, with the values of this config file; * makes a run what it is, the '
-                  'others may change when it goes on:']  # fmt: skip
+        lines += [
+            '',
+            'Config, with the values of this config file; * makes a run what it is, the '
+            'others may change when it goes on:',
+        ]
         lines += fields
     return '\n'.join(lines)
 

@@ -72,7 +72,11 @@ def _where(error: Exception) -> str:
     frame, found = error.__traceback__, ''
     while frame is not None:
         path = frame.tb_frame.f_code.co_filename
-        if 'site-packages' not in path and 'importlib' not in path and '/configs/cli.py' not in path:
+        if (
+            'site-packages' not in path
+            and 'importlib' not in path
+            and '/configs/cli.py' not in path
+        ):
             found = f' (at {path}:{frame.tb_lineno})'
         frame = frame.tb_next
     return found

@@ -168,5 +168,5 @@ def ngram(order: int, **overrides: Any) -> ml_collections.ConfigDict:
 
 
 def _with(section: ml_collections.ConfigDict, values: dict) -> ml_collections.ConfigDict:
-    """The section with other values; a field that it does not have is added, for its owner to refuse."""
+    """The section with other values; one of a field that it lacks is left to its owner."""
     return ml_collections.ConfigDict(section.to_dict() | values)

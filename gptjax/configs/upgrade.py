@@ -2,8 +2,8 @@
 """Configs and checkpoints that were written by an earlier gptjax, in today's terms.
 
 A field that did not exist when a config was written takes the value that was in effect then: `was`
-in gptjax/configs/sections. What was renamed stands here; what checkpoints of earlier days lack, in training/step.py. Nothing is ever
-taken out: workdirs last.
+in gptjax/configs/sections. What was renamed stands here; what checkpoints of earlier days lack, in
+training/step.py. Nothing is ever taken out: workdirs last.
 """
 
 import pathlib

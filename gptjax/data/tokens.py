@@ -178,9 +178,16 @@ def open_set(folder: str | pathlib.Path, split: str) -> TokenSet:
         shards.append(np.memmap(path, dtype, mode='r'))
     ends = [int(x) for x in np.cumsum([len(shard) for shard in shards])]
     return TokenSet(
-        folder, split, manifest['end_of_text'], manifest['n_vocab'], manifest['tokenizer'],
-        files.sha256(folder / MANIFEST), shards, ends, records,
-    )  # fmt: skip
+        folder,
+        split,
+        manifest['end_of_text'],
+        manifest['n_vocab'],
+        manifest['tokenizer'],
+        files.sha256(folder / MANIFEST),
+        shards,
+        ends,
+        records,
+    )
 
 
 def locate(

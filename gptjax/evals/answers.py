@@ -30,12 +30,17 @@ class Window:
     def row(self) -> Row:
         """What its row says whatever the model."""
         text = self.item.context
-        units = {'words': self.item.words, 'bytes': len(text.encode('utf-8')),
-                 'characters': len(text)}  # fmt: skip
+        units = {
+            'words': self.item.words,
+            'bytes': len(text.encode('utf-8')),
+            'characters': len(text),
+        }
         return {
-            'i': self.number, 'of': self.of, 'tokens': len(self.query.target),
+            'i': self.number,
+            'of': self.of,
+            'tokens': len(self.query.target),
             **{name: number * self.share for name, number in units.items()},
-        }  # fmt: skip
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,13 +164,15 @@ class Respondent:
             for i, scores in done:
                 n = len(scores) // 2 if task.answer_context else len(scores)
                 row = {
-                    'i': prompts[i].number, 'gold': list(prompts[i].item.gold),
+                    'i': prompts[i].number,
+                    'gold': list(prompts[i].item.gold),
                     'log_probs': [one.log_prob for one in scores[:n]],
                     'tokens': [one.tokens for one in scores[:n]],
-                    'together': prompts[i].item.together, 'number': prompts[i].item.number,
+                    'together': prompts[i].item.together,
+                    'number': prompts[i].item.number,
                     **notes[i],
                     'truncated': any(one.truncated for one in scores[:n]),
-                }  # fmt: skip
+                }
                 if task.answer_context:
                     row['unconditional'] = [one.log_prob for one in scores[n:]]
                 rows.append(row)
@@ -187,10 +194,13 @@ class Respondent:
             rows = []
             for i, scores in done:
                 row = {
-                    'i': prompts[i].number, 'log_prob': scores[0].log_prob,
-                    'tokens': scores[0].tokens, 'greedy': scores[0].greedy,
-                    **_notes([pairs[i]]), 'truncated': scores[0].truncated,
-                }  # fmt: skip
+                    'i': prompts[i].number,
+                    'log_prob': scores[0].log_prob,
+                    'tokens': scores[0].tokens,
+                    'greedy': scores[0].greedy,
+                    **_notes([pairs[i]]),
+                    'truncated': scores[0].truncated,
+                }
                 if by_token:
                     row |= {'last_log_prob': scores[1].log_prob, 'last_greedy': scores[1].greedy}
                 rows.append(row)
@@ -218,10 +228,15 @@ class Respondent:
         self, task: fewshot.Task, prompts: Sequence[fewshot.Prompt], seed: int
     ) -> Iterator[list[Row]]:
         """Free-form answers: beams of four unless the task says otherwise."""
-        settings = FREE_FORM | task.decode | {
-            'max_new_tokens': task.max_new_tokens, 'stop_strings': task.stop,
-            'eos_token_id': self.loaded.defaults.get('eos_token_id', ()),
-        }  # fmt: skip
+        settings = (
+            FREE_FORM
+            | task.decode
+            | {
+                'max_new_tokens': task.max_new_tokens,
+                'stop_strings': task.stop,
+                'eos_token_id': self.loaded.defaults.get('eos_token_id', ()),
+            }
+        )
         asked = options.make(base.get_config().decode.to_dict(), settings | {'seed': seed})
         ready = []
         for prompt in prompts:
@@ -243,13 +258,17 @@ class Respondent:
             found = sender.texts([ready[i][0] for i in some], asked, places)
             yield [
                 {
-                    'i': prompts[i].number, 'text': self._text(ready[i][0], said[0], task.stop),
-                    'answers': list(prompts[i].item.answers), 'word': prompts[i].item.word,
-                    'gold': list(prompts[i].item.gold), 'dropped': ready[i][1],
-                    'truncated': ready[i][2], 'straddles': False,
+                    'i': prompts[i].number,
+                    'text': self._text(ready[i][0], said[0], task.stop),
+                    'answers': list(prompts[i].item.answers),
+                    'word': prompts[i].item.word,
+                    'gold': list(prompts[i].item.gold),
+                    'dropped': ready[i][1],
+                    'truncated': ready[i][2],
+                    'straddles': False,
                 }
                 for i, said in zip(some, found, strict=True)
-            ]  # fmt: skip
+            ]
 
     def _text(self, before: Sequence[int], said: decode.Text, stop: tuple[str, ...]) -> str:
         text = texts.continuation(self.tokenizer, before, said.tokens)

@@ -56,7 +56,7 @@ def loss_by_length(
     """Mean nats of the targets, by how many tokens before them the model is shown."""
 
     @jax.jit
-    def nats(params, tokens_BxC, targets_B):
+    def nats(params: Any, tokens_BxC: jax.Array, targets_B: jax.Array) -> jax.Array:
         hidden_BxCxD = model.apply({'params': params}, tokens_BxC, method='hidden')
         logits_Bx1xV = model.apply({'params': params}, hidden_BxCxD[:, -1:], method='project')
         log_probs_BxV = jax.nn.log_softmax(logits_Bx1xV[:, 0])
@@ -93,7 +93,7 @@ def gradient_by_distance(
     rest = {name: x for name, x in params['network'].items() if name not in of_vocabulary}
     unused = {name: jnp.zeros(shapes[name].value.shape) for name in of_vocabulary}
 
-    def log_prob(embedded_LxD, target):
+    def log_prob(embedded_LxD: jax.Array, target: jax.Array) -> jax.Array:
         network = rest | unused | {'token_embedding': embedded_LxD}
         tokens_1xL = jnp.arange(n_ctx)[None]
         hidden = placed.apply({'params': {'network': network}}, tokens_1xL, method='hidden')
@@ -101,7 +101,7 @@ def gradient_by_distance(
         return jax.nn.log_softmax(logits_1x1xV[0, 0])[target]
 
     @jax.jit
-    def norms(contexts_BxL, targets_B):
+    def norms(contexts_BxL: jax.Array, targets_B: jax.Array) -> jax.Array:
         embedded_BxLxD = params['network']['token_embedding'][contexts_BxL]
         gradient_BxLxD = jax.vmap(jax.grad(log_prob))(embedded_BxLxD, targets_B)
         return jnp.linalg.norm(gradient_BxLxD, axis=-1).sum(axis=0)

@@ -115,7 +115,9 @@ def tasks(
     def scores(params: Any) -> dict[str, float | None]:
         asked = respondent(params)
         rows = [
-            row for job, prompts in ready for row in suite.run(job, prompts, asked, config, None, {})
+            row
+            for job, prompts in ready
+            for row in suite.run(job, prompts, asked, config, None, {})
         ]
         return {
             f'eval/{row["task"]}/{row["k"]}shot/{row["metric"]}': row['value']

@@ -158,8 +158,10 @@ class Model(harness_model.TemplateLM):
                 errors.require(
                     room > 0, f'{asked.max_new_tokens} new tokens do not fit {self.max_length}'
                 )
-                ids = {i: self.tok_encode(requests[i].args[0])[-room:] or [self.eot_token_id]
-                       for i in numbers}  # fmt: skip
+                ids = {
+                    i: self.tok_encode(requests[i].args[0])[-room:] or [self.eot_token_id]
+                    for i in numbers
+                }
                 order = sorted(numbers, key=lambda i: -len(ids[i]))
                 for start in range(0, len(order), self._batch_size):
                     some = order[start : start + self._batch_size]
@@ -176,8 +178,11 @@ class Model(harness_model.TemplateLM):
         """The harness's generation settings as ours; what we do not know is an error."""
         given = dict(harness_utils.normalize_gen_kwargs(given, self._max_gen_toks))
         until = [text for text in given.pop('until') if text]
-        settings = {'max_new_tokens': given.pop('max_gen_toks'), 'stop_strings': tuple(until),
-                    'eos_token_id': self._loaded.defaults.get('eos_token_id', ())}  # fmt: skip
+        settings = {
+            'max_new_tokens': given.pop('max_gen_toks'),
+            'stop_strings': tuple(until),
+            'eos_token_id': self._loaded.defaults.get('eos_token_id', ()),
+        }
         if not given.get('do_sample'):
             given.pop('temperature', None)
         asked = options.make(base.get_config().decode.to_dict(), settings | given)

@@ -111,9 +111,11 @@ def paired(
     difference = np.asarray(ours, float) - np.asarray(theirs, float)
     rng = np.random.default_rng(seed)
     means = np.array(
-        [difference[rng.integers(0, len(difference), len(difference))].mean()
-         for _ in range(resamples)]
-    )  # fmt: skip
+        [
+            difference[rng.integers(0, len(difference), len(difference))].mean()
+            for _ in range(resamples)
+        ]
+    )
     low, high = np.percentile(means, (2.5, 97.5))
     p = 2 * min((means <= 0).mean(), (means >= 0).mean())
     return float(difference.mean()), float(low), float(high), float(min(1.0, p))
@@ -156,9 +158,13 @@ def _chosen(row: Row) -> int:
 
 def _macro_f1(rows: Sequence[Row]) -> float:
     return 100 * float(
-        np.mean([_f1_of([_chosen(r) == c for r in rows], [c in r['gold'] for r in rows])
-                 for c in {g for r in rows for g in r['gold']}])
-    )  # fmt: skip
+        np.mean(
+            [
+                _f1_of([_chosen(r) == c for r in rows], [c in r['gold'] for r in rows])
+                for c in {g for r in rows for g in r['gold']}
+            ]
+        )
+    )
 
 
 def _f1a(rows: Sequence[Row]) -> float:

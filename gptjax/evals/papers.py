@@ -75,10 +75,15 @@ _GPT2_LARGEST: dict[tuple[str, str], float] = {
     ('gpt2_natural_questions', 'exact_match'): 4.1,
 }
 PARAMETERS = {
-    'GPT-3': dict(zip(_SIZES, (125.2e6, 355.9e6, 760.3e6, 1315.7e6, 2651.6e6, 6658.4e6, 12853.4e6,
-                               174604.3e6), strict=True)),
+    'GPT-3': dict(
+        zip(
+            _SIZES,
+            (125.2e6, 355.9e6, 760.3e6, 1315.7e6, 2651.6e6, 6658.4e6, 12853.4e6, 174604.3e6),
+            strict=True,
+        )
+    ),
     'GPT-2': dict(zip(_GPT2, (124439808, 354823168, 774030080, 1557611200), strict=True)),
-}  # fmt: skip
+}
 
 
 def printed(task: str, metric: str, k: int, few: int) -> Mapping[str, float]:

@@ -6,8 +6,8 @@ context: it is read, but counts neither in nats nor in bytes. Bytes are those of
 so that bits per byte compare across tokenizers; words are separated by white space.
 
 A further measure is a module of gptjax.evals.held_out: NAMES of what it tells, and make(apply,
-options) -> ((parameters, batch) -> sums with 'weight' among them); each sum is divided by the weight
-unless the module has values(sums) -> {name: value}.
+options) -> ((parameters, batch) -> sums with 'weight' among them). Each sum is divided by the
+weight, unless the module has values(sums) -> {name: value}.
 """
 
 import dataclasses

@@ -50,9 +50,7 @@ def read(workdir: pathlib.Path) -> list[Row]:
 
 def _table(rows: Sequence[Row], absent: Mapping[str, str], comparisons: Sequence[Row]) -> str:
     """Markdown: one line for every task, K and metric of the task's own; protocols below."""
-    lines = [
-        '| task | K | metric | value | s.e. | n | papers |', '|---|---|---|---|---|---|---|'
-    ]  # fmt: skip
+    lines = ['| task | K | metric | value | s.e. | n | papers |', '|---|---|---|---|---|---|---|']
     notes: dict[str, list[str]] = collections.defaultdict(list)
     for row in rows:
         if row['metric'] not in fewshot.find(row['task']).metrics:
@@ -65,8 +63,9 @@ def _table(rows: Sequence[Row], absent: Mapping[str, str], comparisons: Sequence
             f'| {_shown(row["value"])}{seeds}{clean} | {error} | {row["n"]} '
             f'| {_papers(row["paper"])} |'
         )
-        counts = ', '.join(f'{row[f"n_{name}"]} {said}' for name, said in _COUNTS.items()
-                           if row.get(f'n_{name}'))  # fmt: skip
+        counts = ', '.join(
+            f'{row[f"n_{name}"]} {said}' for name, said in _COUNTS.items() if row.get(f'n_{name}')
+        )
         note = row['protocol'] + (f' ({counts})' if counts else '')
         if note not in notes[row['task']]:
             notes[row['task']].append(note)
@@ -90,9 +89,10 @@ def _table(rows: Sequence[Row], absent: Mapping[str, str], comparisons: Sequence
 
 
 _COUNTS = {
-    'straddles': 'with a token of context and answer', 'truncated': 'with a context cut at its '
-    'beginning', 'dropped': 'with fewer examples, as more did not fit',
-}  # fmt: skip
+    'straddles': 'with a token of context and answer',
+    'truncated': 'with a context cut at its beginning',
+    'dropped': 'with fewer examples, as more did not fit',
+}
 
 
 def _papers(printed: Mapping[str, float]) -> str:
@@ -118,15 +118,24 @@ def _pictures(workdir: pathlib.Path, runs: Sequence[Sequence[Row]]) -> list[path
     by_k = {task: sorted(points) for task, points in by_k.items() if len(points) > 1}
     if by_k:
         every = set.intersection(*({k for k, _, _ in points} for points in by_k.values()))
-        mean = [(k, sum(y for points in by_k.values() for x, y, _ in points if x == k) / len(by_k),
-                 0.0) for k in sorted(every)]  # fmt: skip
+        mean = [
+            (k, sum(y for points in by_k.values() for x, y, _ in points if x == k) / len(by_k), 0.0)
+            for k in sorted(every)
+        ]
         path = workdir / 'in_context.png'
-        plots.lines(by_k, 'examples in the context (K)', 'score, percent', path,
-                    bold={f'mean of {len(by_k)} tasks': mean} if len(mean) > 1 else {},
-                    scale='symlog')  # fmt: skip
+        plots.lines(
+            by_k,
+            'examples in the context (K)',
+            'score, percent',
+            path,
+            bold={f'mean of {len(by_k)} tasks': mean} if len(mean) > 1 else {},
+            scale='symlog',
+        )
         drawn.append(path)
-    for field, label, name in (('parameters', 'parameters', 'by_size.png'),
-                               ('train_flops', 'training FLOPs', 'by_compute.png')):  # fmt: skip
+    for field, label, name in (
+        ('parameters', 'parameters', 'by_size.png'),
+        ('train_flops', 'training FLOPs', 'by_compute.png'),
+    ):
         series: dict[str, set[tuple]] = collections.defaultdict(set)
         for rows in shares:
             for row in _whole(rows):
@@ -136,8 +145,9 @@ def _pictures(workdir: pathlib.Path, runs: Sequence[Sequence[Row]]) -> list[path
         printed = _printed(shares[0]) if field == 'parameters' else {}
         points = {key: sorted(some) for key, some in series.items() if len(some) > 1}
         if points or printed:
-            points = points or {key: sorted(some) for key, some in series.items()
-                                if f'{key} (paper)' in printed}  # fmt: skip
+            points = points or {
+                key: sorted(some) for key, some in series.items() if f'{key} (paper)' in printed
+            }
             path = workdir / name
             plots.lines(points, label, 'score, percent', path, faint=printed, scale='log')
             drawn.append(path)

@@ -6,7 +6,6 @@ Items are kept as they are scored, so that a stopped suite goes on in the middle
 
 import dataclasses
 import hashlib
-import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +15,10 @@ import numpy as np
 
 from gptjax.configs import errors
 from gptjax.evals import answers, contamination, fewshot, measures, papers
+from gptjax.evals import kept as kept_lib
 from gptjax.runtime import program
 from gptjax.sampling import loaded as loaded_lib
 from gptjax.sampling import texts
-from gptjax.text import files
 
 ITEMS = 'items'
 _CHUNK = 512  # units asked at once
@@ -108,9 +107,13 @@ def respondent(config: Config, loaded: loaded_lib.Loaded, multiple: int) -> answ
         f"suite.n_ctx = {config.n_ctx} is beyond the model's n_ctx = {most}",
     )
     return answers.Respondent(
-        loaded, config.batch_tokens, multiple, config.n_ctx or most or 0, config.stride,
+        loaded,
+        config.batch_tokens,
+        multiple,
+        config.n_ctx or most or 0,
+        config.stride,
         config.batch_prompts,
-    )  # fmt: skip
+    )
 
 
 def load(
@@ -154,11 +157,16 @@ def run(
       InputError: kept items are of other weights or settings.
     """
     header = identity | {
-        'task': job.name, 'k': job.k, 'seed': job.seed, 'limit': config.limit,
-        'n_ctx': respondent.n_ctx, 'stride': config.stride, 'prompts': _digest(asked.prompts),
-    }  # fmt: skip
+        'task': job.name,
+        'k': job.k,
+        'seed': job.seed,
+        'limit': config.limit,
+        'n_ctx': respondent.n_ctx,
+        'stride': config.stride,
+        'prompts': _digest(asked.prompts),
+    }
     units = respondent.units(job.task, asked.prompts)
-    with _Items(kept and kept / f'{job.label}.jsonl', header) as items:
+    with kept_lib.Items(kept and kept / f'{job.label}.jsonl', header) as items:
         done = {row['i'] for row in items.rows}
         begun(len(units), len(done))
         left = [unit for unit in units if unit.number not in done]
@@ -200,30 +208,43 @@ def _metrics(task: fewshot.Task) -> list[str]:
 
 
 def _results(
-    job: Job, rows: list[Row], clean: list[Row] | None, asked: fewshot.Prompts,
+    job: Job,
+    rows: list[Row],
+    clean: list[Row] | None,
+    asked: fewshot.Prompts,
     respondent: answers.Respondent,
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """Rows of results.jsonl."""
     task, metrics = job.task, _metrics(job.task)
     common = {
-        'task': job.name, 'k': job.k, 'seed': job.seed, 'items': asked.total,
+        'task': job.name,
+        'k': job.k,
+        'seed': job.seed,
+        'items': asked.total,
         'protocol': protocol(job, asked.shots, respondent),
-        **{f'n_{name}': sum(bool(row.get(name)) for row in rows)
-           for name in ('straddles', 'truncated', 'dropped') if task.kind != 'rolling'},
-    }  # fmt: skip
+        **{
+            f'n_{name}': sum(bool(row.get(name)) for row in rows)
+            for name in ('straddles', 'truncated', 'dropped')
+            if task.kind != 'rolling'
+        },
+    }
     if task.kind == 'rolling':
         common['n_tokenised_lines'] = sum(p.item.tokenised_lines for p in asked.prompts)
     found = []
     for metric in metrics:
         one = measures.measure(metric, rows, task.normalise)
-        row = common | {'metric': metric, 'value': _number(one.value),
-                        'stderr': _number(one.stderr),
-                        'n': one.n}  # fmt: skip
+        row = common | {
+            'metric': metric,
+            'value': _number(one.value),
+            'stderr': _number(one.stderr),
+            'n': one.n,
+        }
         row['paper'] = dict(papers.printed(job.name, metric, job.k, task.k))
         if clean is not None:
             row['n_clean'] = len(clean)
-            row['clean'] = _number(measures.measure(metric, clean, task.normalise).value
-                                   if clean else math.nan)  # fmt: skip
+            row['clean'] = _number(
+                measures.measure(metric, clean, task.normalise).value if clean else math.nan
+            )
         found.append(row)
     return found
 
@@ -233,9 +254,11 @@ def protocol(job: Job, shots: str, respondent: answers.Respondent) -> str:
     task = job.task
     said = [task.source, f'{job.k}-shot: {shots}', f'{task.split} split']
     if task.kind == 'choice':
-        ways = {'sum': 'log-likelihoods summed', 'token': 'log-likelihoods a token',
-                'answer_context': 'log p(answer | context) - log p(answer | '
-                                  f'{task.answer_context!r})'}  # fmt: skip
+        ways = {
+            'sum': 'log-likelihoods summed',
+            'token': 'log-likelihoods a token',
+            'answer_context': f'log p(answer | context) - log p(answer | {task.answer_context!r})',
+        }
         said += [ways[task.normalise], 'ties share the point']
     if task.kind == 'generate':
         how = answers.FREE_FORM | task.decode
@@ -248,8 +271,10 @@ def protocol(job: Job, shots: str, respondent: answers.Respondent) -> str:
     if task.kind == 'rolling':
         n_ctx = respondent.n_ctx or answers.WINDOW
         stride = respondent.stride or n_ctx
-        said.append(f'windows of {n_ctx} tokens, stride {stride}; the first token is '
-                    'conditioned on end-of-text (else the prefix)')  # fmt: skip
+        said.append(
+            f'windows of {n_ctx} tokens, stride {stride}; the first token is '
+            'conditioned on end-of-text (else the prefix)'
+        )
     said.append(task.notes)
     return '; '.join(filter(None, said))
 
@@ -273,11 +298,15 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
         about = dict(some[0])
         if about.get('clean') is not None:  # of the same items, whatever the seed
             about['clean'] = float(np.mean([row['clean'] for row in some]))
-        found.append(about | {
-            'seed': [row['seed'] for row in some], 'value': _number(float(np.mean(values))),
-            'stderr': float(np.mean(errors_)),
-            'seed_std': _number(float(np.std(values, ddof=1))),
-        })  # fmt: skip
+        found.append(
+            about
+            | {
+                'seed': [row['seed'] for row in some],
+                'value': _number(float(np.mean(values))),
+                'stderr': float(np.mean(errors_)),
+                'seed_std': _number(float(np.std(values, ddof=1))),
+            }
+        )
     return found
 
 
@@ -287,7 +316,7 @@ def compared(ours: pathlib.Path, theirs: pathlib.Path, tasks: Sequence[Job]) -> 
         paths = [folder / ITEMS / f'{job.label}.jsonl' for folder in (ours, theirs)]
         if not all(path.exists() for path in paths):
             continue
-        found = [_read(path) for path in paths]
+        found = [kept_lib.read(path) for path in paths]
         if found[0][0].get('prompts') != found[1][0].get('prompts'):
             continue  # other items, or other examples before them
         both = [{row['i']: row for row in rows} for _, rows in found]
@@ -295,64 +324,22 @@ def compared(ours: pathlib.Path, theirs: pathlib.Path, tasks: Sequence[Job]) -> 
         metric = job.task.metrics[0]
         if metric in measures.OVERALL or metric == 'group_accuracy' or len(same) < 2:
             continue
-        values = [measures.per_item(metric, [rows[i] for i in same], job.task.normalise)
-                  for rows in both]  # fmt: skip
+        values = [
+            measures.per_item(metric, [rows[i] for i in same], job.task.normalise) for rows in both
+        ]
         difference, low, high, p = measures.paired(*values)
-        yield {'task': job.name, 'k': job.k, 'seed': job.seed, 'metric': metric, 'n': len(same),
-               'difference': difference, 'low': low, 'high': high, 'p': p,
-               'beside': str(theirs)}  # fmt: skip
-
-
-class _Items:
-    """Rows of a job on disk: a header, then one a line."""
-
-    def __init__(self, path: pathlib.Path | None, header: Row) -> None:
-        self.path, self.rows, self._file = path, [], None
-        if path is None:
-            return
-        if path.exists():
-            old, self.rows = _read(path)
-            differing = [k for k in header if old.get(k) != header[k]]
-            if old and differing:
-                raise errors.InputError(
-                    f'{path} holds items of another {", ".join(differing)}; use another --workdir, '
-                    'or remove that file'
-                )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace(path, _lines([header, *self.rows]))
-        self._file = path.open('a', encoding='utf-8')
-
-    def add(self, rows: Sequence[Row]) -> None:
-        self.rows += rows
-        if self._file is not None:
-            self._file.write(_lines(rows))
-            self._file.flush()
-
-    def __enter__(self) -> '_Items':
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-def _lines(rows: Sequence[Row]) -> str:
-    return ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-
-
-def _read(path: pathlib.Path) -> tuple[Row, list[Row]]:
-    """Header and rows; a line that was cut off, and what follows, is left out."""
-    rows: list[Row] = []
-    for line in path.read_text(encoding='utf-8').split('\n'):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    for row in (row for row in rows if 'group' in row):  # one name for three things, once
-        group = row.pop('group')
-        number = float(group) if group.replace('.', '', 1).isdecimal() else 0.0
-        row |= {'together': group, 'word': group, 'number': number}
-    return (rows[0], rows[1:]) if rows else ({}, [])
+        yield {
+            'task': job.name,
+            'k': job.k,
+            'seed': job.seed,
+            'metric': metric,
+            'n': len(same),
+            'difference': difference,
+            'low': low,
+            'high': high,
+            'p': p,
+            'beside': str(theirs),
+        }
 
 
 def _digest(prompts: Sequence[fewshot.Prompt]) -> str:

@@ -54,9 +54,7 @@ class Parameter(NamedTuple):
     def unstack(self) -> 'Parameter':
         """Of one of a stack."""
         inputs, outputs = (tuple(i - 1 for i in some) for some in (self.inputs, self.outputs))
-        return self._replace(
-            names=self.names[1:], inputs=inputs, outputs=outputs, stacked=False
-        )
+        return self._replace(names=self.names[1:], inputs=inputs, outputs=outputs, stacked=False)
 
 
 class Boxed(struct.PyTreeNode, meta.AxisMetadata):
@@ -106,7 +104,7 @@ def table(init: Initializer, *names: str, turns: bool = False) -> Initializer:
 
 
 def vector(init: Initializer, *names: str) -> Initializer:
-    """`init` of a bias, a gain, or what else neither multiplies nor decays; the rest as matrix()."""
+    """`init` of a bias, a gain, or what else does not decay; the rest as matrix()."""
     return _boxed(init, Parameter('vector', names, (), (), False))
 
 

@@ -164,8 +164,18 @@ HEADS = {'language_model': LanguageModel}  # what stands in a checkpoint's meta 
 # The same weights under other values of these are the same model.
 _FREE = frozenset(
     {
-        'init_std', 'position_init_std', 'residual_init_std', 'init_range', 'embed_dropout',
-        'attention_dropout', 'residual_dropout', 'dropout', 'bptt_tokens', 'param_dtype',
-        'compute_dtype', 'scan_layers', 'remat',
+        'init_std',
+        'position_init_std',
+        'residual_init_std',
+        'init_range',
+        'embed_dropout',
+        'attention_dropout',
+        'residual_dropout',
+        'dropout',
+        'bptt_tokens',
+        'param_dtype',
+        'compute_dtype',
+        'scan_layers',
+        'remat',
     }
 )

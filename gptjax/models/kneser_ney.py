@@ -96,7 +96,9 @@ class _Keys:
         return ((packed[:, word] >> shift) & np.uint64((1 << self._bits) - 1)).astype(np.int64)
 
 
-def _count(sequences, keys, memory_tokens, folder, progress) -> tuple[np.ndarray, np.ndarray]:
+def _count(
+    sequences: Any, keys: Any, memory_tokens: int, folder: Any, progress: Callable[[int], None]
+) -> tuple[np.ndarray, np.ndarray]:
     """Distinct n-grams, packed and sorted, and how often each occurs."""
     with tempfile.TemporaryDirectory(prefix='ngrams-', dir=folder) as runs:
         paths: list[pathlib.Path] = []
@@ -117,7 +119,7 @@ def _count(sequences, keys, memory_tokens, folder, progress) -> tuple[np.ndarray
     return np.concatenate([r for r, _ in merged]), np.concatenate([c for _, c in merged])
 
 
-def _rows(sequences, keys, memory_tokens) -> Iterator[np.ndarray]:
+def _rows(sequences: Any, keys: Any, memory_tokens: int) -> Iterator[np.ndarray]:
     """The n-gram that ends at each token, boundaries in front of each sequence."""
     for sequence in sequences:
         before = np.full(keys.order - 1, keys.boundary, np.int64)

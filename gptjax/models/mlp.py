@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The feed-forward net of a block, by name: a module of gptjax.models.mlps.
 
-Such a module has apply(module, config, options, x_BxLxD) -> y_BxLxD, called where the block is built
-(inside its compact method), so that layers made there are the block's; `module` is the block, for
-parameters of its own and for layers.sow_loss. Its options are the fields of its dataclass Options.
+Such a module has apply(module, config, options, x_BxLxD) -> y_BxLxD, called where the block is
+built (inside its compact method), so that layers made there are the block's; `module` is the block,
+for parameters of its own and for layers.sow_loss. Its options are the fields of its dataclass
+Options.
 """
 
 import dataclasses

@@ -108,7 +108,9 @@ class NGram(nn.Module):
     def unembed(self, hidden_BxLxV: Float[Array, 'B L V']) -> Float[Array, 'B L V']:
         return hidden_BxLxV
 
-    def nats(self, hidden_BxLxV, targets_BxL, weights_BxL) -> Float[Array, '']:
+    def nats(
+        self, hidden_BxLxV: jax.Array, targets_BxL: jax.Array, weights_BxL: jax.Array
+    ) -> Float[Array, '']:
         """The weighted sum of -log p(target)."""
         chosen_BxL = jnp.take_along_axis(hidden_BxLxV, targets_BxL[..., None], axis=-1)[..., 0]
         return -jnp.sum(chosen_BxL * weights_BxL)

@@ -95,9 +95,7 @@ def for_decoding(
     return {**params, 'network': network}
 
 
-def _apart(
-    stacked: Any, above: str, described: Described, weights: Weights, turned: bool
-) -> Any:
+def _apart(stacked: Any, above: str, described: Described, weights: Weights, turned: bool) -> Any:
     """One tree a layer; a branch that is not stacked stays as it is."""
     flat = traverse_util.flatten_dict(stacked, sep='/')
     if not all(described[f'{above}/{name}'].stacked for name in flat):

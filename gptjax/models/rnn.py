@@ -122,7 +122,9 @@ class RNN(nn.Module):
         """float32 logits, through the token embedding where it is tied."""
         return layers.logits(hidden_BxLxD, self._output())
 
-    def nats(self, hidden_BxLxD, targets_BxL, weights_BxL) -> Float[Array, '']:
+    def nats(
+        self, hidden_BxLxD: jax.Array, targets_BxL: jax.Array, weights_BxL: jax.Array
+    ) -> Float[Array, '']:
         """The weighted sum of -log p(target), without ever holding all logits."""
         return xent.nats(hidden_BxLxD, self._output(), None, targets_BxL, weights_BxL)
 
@@ -173,7 +175,7 @@ class Layer(nn.Module):
             places_L = jnp.arange(x_BxLxD.shape[1])
             cut_L = (places_L > 0) & (places_L % cfg.bptt_tokens == 0)
 
-        def step(state, scanned):
+        def step(state: State, scanned: tuple) -> tuple:
             gates_BxW, real_B, cut = scanned
             state = tuple(jnp.where(cut, jax.lax.stop_gradient(s), s) for s in state)
             new = cell(gates_BxW, state, hidden_DxW)
@@ -193,7 +195,7 @@ class Layer(nn.Module):
         return bias_W
 
 
-def _lstm(gates_BxW, state, kernel_DxW):
+def _lstm(gates_BxW: jax.Array, state: State, kernel_DxW: jax.Array) -> State:
     hidden_BxD, cell_BxD = state
     gates_BxW += hidden_BxD @ kernel_DxW
     i_BxD, f_BxD, g_BxD, o_BxD = jnp.split(gates_BxW, 4, axis=-1)
@@ -201,7 +203,7 @@ def _lstm(gates_BxW, state, kernel_DxW):
     return nn.sigmoid(o_BxD) * nn.tanh(cell_BxD), cell_BxD
 
 
-def _gru(gates_BxW, state, kernel_DxW, bias_D):
+def _gru(gates_BxW: jax.Array, state: State, kernel_DxW: jax.Array, bias_D: jax.Array) -> State:
     (hidden_BxD,) = state
     r_BxD, z_BxD, n_BxD = jnp.split(gates_BxW, 3, axis=-1)
     hr_BxD, hz_BxD, hn_BxD = jnp.split(hidden_BxD @ kernel_DxW, 3, axis=-1)

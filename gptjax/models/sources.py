@@ -15,7 +15,7 @@ from typing import Any
 
 from gptjax.configs import errors
 from gptjax.models import weights, workdirs
-from gptjax.models.published import families, gguf, stream, tensors
+from gptjax.models.published import families, gguf, llama, stream, tensors
 from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
 
@@ -24,7 +24,7 @@ NOTE = 'gptjax_provenance'  # our field of it
 _WEIGHTS = ('*.safetensors', '*.bin', CONFIG)
 
 
-def open(path: str | pathlib.Path) -> weights.Source:  # noqa: A001 - sources.open(path)
+def open(path: str | pathlib.Path) -> weights.Source:
     """The source of the weights at a path.
 
     Raises:
@@ -98,7 +98,7 @@ class Gguf(weights.Source):
             file = self._file
             config, stored, tokenizer = file.config(), file.tensors(), file.tokenizer()
         form = (dtype, shardings, progress)
-        return stream.read(self.path, families.LLAMA_GGUF, config, stored, tokenizer, *form)
+        return stream.read(self.path, llama.LLAMA_GGUF, config, stored, tokenizer, *form)
 
     def identity(self) -> str:
         return files.remembered_sha256(self.path)

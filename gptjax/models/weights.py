@@ -34,7 +34,9 @@ class Source(abc.ABC):
         self.path = path
 
     @abc.abstractmethod
-    def load(self, dtype: str | None, shardings: Shardings | None, progress: Progress) -> Pretrained:
+    def load(
+        self, dtype: str | None, shardings: Shardings | None, progress: Progress
+    ) -> Pretrained:
         """Arguments and errors as pretrained.load()."""
 
     @abc.abstractmethod

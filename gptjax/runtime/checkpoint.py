@@ -70,9 +70,7 @@ class SaveError(errors.InputError):
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(
-        self, workdir: pathlib.Path, keep: int, keep_steps: Collection[int] = ()
-    ) -> None:
+    def __init__(self, workdir: pathlib.Path, keep: int, keep_steps: Collection[int] = ()) -> None:
         """Args: keep: newest ones kept, beside those of keep_steps and the best."""
         self._folder = workdir.absolute() / FOLDER  # orbax takes no relative path
         self._keep, self._keep_steps = keep, keep_steps
@@ -342,7 +340,9 @@ def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _finished(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(p.parent for p in folder.glob(f'[0-9]*/{manifest.NAME}') if p.parent.name.isdigit())
+    return sorted(
+        p.parent for p in folder.glob(f'[0-9]*/{manifest.NAME}') if p.parent.name.isdigit()
+    )
 
 
 def _remove(checkpoint: pathlib.Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest of a checkpoint: a sha256 of every file, written last and checked before a restore."""
+"""The manifest of a checkpoint: a sha256 of every file, written last, checked before a restore."""
 
 import concurrent.futures
 import json

@@ -131,8 +131,9 @@ def lines(
     colours = [plt.get_cmap('tab20')(i) for i in range(20)]
     for (name, points), colour in zip(series.items(), itertools.cycle(colours), strict=False):
         x, y, error = zip(*points, strict=True)
-        axis.errorbar(x, y, error, label=name, color=colour, marker='o', markersize=3,
-                      linewidth=1, capsize=2)  # fmt: skip
+        axis.errorbar(
+            x, y, error, label=name, color=colour, marker='o', markersize=3, linewidth=1, capsize=2
+        )
     for name, points in (bold or {}).items():
         x, y, _ = zip(*points, strict=True)
         axis.plot(x, y, label=name, color='black', linewidth=3)

@@ -77,8 +77,11 @@ def _help(
     _define(values, define, uses_jax)
     asked = [arg for arg in sys.argv if arg not in ('--help', '-h', '-help')]
     try:
-        config = cli.parse([*asked, '--workdir=.'], lambda v: _define(v, define, uses_jax),
-                           default_config or base.__file__).config
+        config = cli.parse(
+            [*asked, '--workdir=.'],
+            lambda v: _define(v, define, uses_jax),
+            default_config or base.__file__,
+        ).config
     except errors.InputError as e:
         print(f'error: {e}', file=sys.stderr)
         return WRONG_USAGE
@@ -94,9 +97,7 @@ def _exit_code(
     uses_jax: bool,
 ) -> int:
     try:
-        args = cli.parse(
-            sys.argv, lambda v: _define(v, define, uses_jax), default_config, reads
-        )
+        args = cli.parse(sys.argv, lambda v: _define(v, define, uses_jax), default_config, reads)
         if uses_jax:
             set_up_jax(args.flags)
         main(args)
@@ -119,9 +120,11 @@ def _define(values: flags.FlagValues, define: Callable, uses_jax: bool) -> None:
             'distributed', False, 'Join the other hosts of a TPU slice first.', flag_values=values
         )
         flags.DEFINE_string(
-            'coordinator', '', 'host:port of process 0, where hosts do not find each other.',
+            'coordinator',
+            '',
+            'host:port of process 0, where hosts do not find each other.',
             flag_values=values,
-        )  # fmt: skip
+        )
         flags.DEFINE_integer('processes', 0, 'How many there are, with it.', flag_values=values)
         flags.DEFINE_integer('process', 0, 'Which of them this is.', flag_values=values)
 
@@ -216,7 +219,10 @@ def commit() -> str:
 
     def git(*command: str) -> str:
         return subprocess.run(
-            ['git', *command], cwd=pathlib.Path(__file__).parent, capture_output=True, text=True,
+            ['git', *command],
+            cwd=pathlib.Path(__file__).parent,
+            capture_output=True,
+            text=True,
             check=True,
         ).stdout.strip()
 

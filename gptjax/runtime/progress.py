@@ -23,9 +23,14 @@ class Progress:
         if sys.stderr.isatty():
             scale = total is None or total >= 10_000
             self._bar = tqdm.tqdm(
-                desc=what, total=total, unit=unit, initial=initial, unit_scale=scale, leave=True,
+                desc=what,
+                total=total,
+                unit=unit,
+                initial=initial,
+                unit_scale=scale,
+                leave=True,
                 dynamic_ncols=True,
-            )  # fmt: skip
+            )
 
     def advance(self, amount: int = 1, note: str = '') -> None:
         """Adds to what is done; `note` stands behind the bar or the line."""

@@ -75,9 +75,16 @@ class Batch:
             offset_B=jnp.asarray(offsets, jnp.int32), tokens_BxT=jnp.asarray(whole)
         )
         self.state = decode.prefill(
-            self.decoder, self.params, self.rows, self.state, tokens, np.zeros(number, np.int32),
-            counts, counts > 0, echo=echo,
-        )  # fmt: skip
+            self.decoder,
+            self.params,
+            self.rows,
+            self.state,
+            tokens,
+            np.zeros(number, np.int32),
+            counts,
+            counts > 0,
+            echo=echo,
+        )
 
     def advance(self, number: int) -> None:
         """Up to `number` more tokens in every row that runs."""

@@ -188,11 +188,11 @@ def prefill(
 def steps(decoder: Decoder, params: Any, rows: Rows, state: State, number: Int[Array, '']) -> State:
     """Up to `number` more tokens in every row that is running."""
 
-    def go_on(carry):
+    def go_on(carry: tuple) -> jax.Array:
         done, state = carry
         return (done < number) & jnp.any(state.status_B == RUNNING)
 
-    def step(carry):
+    def step(carry: tuple) -> tuple:
         done, state = carry
         running_B = state.status_B == RUNNING
         last_Bx1 = state.length_B[:, None] - 1
@@ -205,18 +205,22 @@ def steps(decoder: Decoder, params: Any, rows: Rows, state: State, number: Int[A
     return jax.lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), state))[1]
 
 
-def _choose(decoder: Decoder, rows: Rows, state: State, logits_BxV, active_B) -> State:
+def _choose(
+    decoder: Decoder, rows: Rows, state: State, logits_BxV: jax.Array, active_B: jax.Array
+) -> State:
     """The active rows with one more token each."""
     token_B = draw(rows, state.tokens_BxT, state.length_B, logits_BxV)
     return append(decoder, rows, state, token_B, logits_BxV, active_B)
 
 
-def draw(rows: Rows, tokens_BxT, length_B, logits_BxV) -> Int[Array, ' B']:
+def draw(
+    rows: Rows, tokens_BxT: jax.Array, length_B: jax.Array, logits_BxV: jax.Array
+) -> Int[Array, ' B']:
     """The next token of every row: the most likely one, or drawn."""
     logits_BxV = processors.process(logits_BxV, tokens_BxT, length_B, rows.prompt_B, rows.settings)
     best_B = jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
 
-    def drawn(_):
+    def drawn(_: Any) -> jax.Array:
         keys_B = jax.vmap(jax.random.fold_in)(rows.key_B, length_B - rows.prompt_B)
         drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BxV).astype(jnp.int32)
         return jnp.where(rows.settings.sample_B, drawn_B, best_B)
@@ -224,7 +228,14 @@ def draw(rows: Rows, tokens_BxT, length_B, logits_BxV) -> Int[Array, ' B']:
     return jax.lax.cond(rows.settings.sample_B.any(), drawn, lambda _: best_B, None)
 
 
-def append(decoder: Decoder, rows: Rows, state: State, token_B, logits_BxV, active_B) -> State:
+def append(
+    decoder: Decoder,
+    rows: Rows,
+    state: State,
+    token_B: jax.Array,
+    logits_BxV: jax.Array,
+    active_B: jax.Array,
+) -> State:
     """The active rows with a given next token, its log-prob, and whether it ends them."""
     slot_B = jnp.where(active_B, state.length_B, state.tokens_BxT.shape[1])
     index_B = jnp.arange(len(token_B))
@@ -242,7 +253,13 @@ def append(decoder: Decoder, rows: Rows, state: State, token_B, logits_BxV, acti
     return state._replace(length_B=length_B, status_B=jnp.where(active_B, status_B, state.status_B))
 
 
-def _record(state: State, rows_Bx1, into_BxL, logits_BxLxV, tokens_BxL) -> State:
+def _record(
+    state: State,
+    rows_Bx1: jax.Array,
+    into_BxL: jax.Array,
+    logits_BxLxV: jax.Array,
+    tokens_BxL: jax.Array,
+) -> State:
     """Log-probs of tokens, and of the most likely ones, written to their places."""
     total_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1)
     chosen_BxL = jnp.take_along_axis(logits_BxLxV, tokens_BxL[..., None], axis=-1)[..., 0]
@@ -332,6 +349,9 @@ def text_of(state: State, b: int, prompt: int, asked: options.Options) -> Text:
 def cut(text: Text, kept: int) -> Text:
     """The first tokens of a text that a stop string ended."""
     return text._replace(
-        tokens=text.tokens[:kept], logprobs=text.logprobs[:kept], top=text.top[:kept],
-        reason='stop', score=sum(text.logprobs[:kept]),
-    )  # fmt: skip
+        tokens=text.tokens[:kept],
+        logprobs=text.logprobs[:kept],
+        top=text.top[:kept],
+        reason='stop',
+        score=sum(text.logprobs[:kept]),
+    )

@@ -136,7 +136,7 @@ class Engine:
         return request
 
     def load(self, params: Any) -> None:
-        """Goes on with other weights of the same model; what slots hold of the old ones is forgotten.
+        """Goes on with other weights of the same model; what slots hold of the old is forgotten.
 
         Raises:
           InputError: requests are being decoded, or wait.
@@ -210,8 +210,9 @@ class Engine:
         slot.held, slot.to_read = slot.held[: request.reused], prompt[request.reused :]
         self._settings[b] = asked
         n_top = options.MOST_LOGPROBS if asked.logprobs > 0 else 0
-        self._state = _begin(self._state, b, np.array(request.prompt, np.int32), offset,
-                             max(n_top, self._n_top))  # fmt: skip
+        self._state = _begin(
+            self._state, b, np.array(request.prompt, np.int32), offset, max(n_top, self._n_top)
+        )
         self._n_top = max(n_top, self._n_top)
 
     def _make_rows(self) -> None:
@@ -220,17 +221,20 @@ class Engine:
         asked = [one or filler for one in self._settings]
         active = [slot.request for slot in self._slots]
         prompts = [len(request.prompt) if request else 1 for request in active]
-        limits = [one.limit(n) if r else n + 1
-                  for one, n, r in zip(asked, prompts, active, strict=True)]  # fmt: skip
+        limits = [
+            one.limit(n) if r else n + 1 for one, n, r in zip(asked, prompts, active, strict=True)
+        ]
         settings = processors.settings(asked, prompts, self._sizes)
         self._sizes = (settings.end_BxE.shape[1], *settings.words_BxWxS.shape[1:])
         copies = [request.copy if request else 0 for request in active]
         self._rows = jax.device_put(
             decode.Rows(
-                settings, np.array(prompts, np.int32), np.array(limits, np.int32),
+                settings,
+                np.array(prompts, np.int32),
+                np.array(limits, np.int32),
                 decode.keys([one.seed for one in asked], copies),
             )
-        )  # fmt: skip
+        )
 
     def _read(self, b: int) -> None:
         """One chunk of the prompt of slot b."""
@@ -242,10 +246,16 @@ class Engine:
         tokens = np.zeros((1, size), np.int32)
         tokens[0, : len(chunk)] = chunk
         self._state = _read_slot(
-            self.decoder, self.params, self._rows, self._state, np.array(b, np.int32), tokens,
-            np.array([len(slot.held)], np.int32), np.array([len(chunk)], np.int32),
+            self.decoder,
+            self.params,
+            self._rows,
+            self._state,
+            np.array(b, np.int32),
+            tokens,
+            np.array([len(slot.held)], np.int32),
+            np.array([len(chunk)], np.int32),
             np.array([not slot.to_read]),
-        )  # fmt: skip
+        )
         slot.held += chunk
 
     def _settle(self) -> None:
@@ -298,19 +308,35 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 @functools.partial(jax.jit, static_argnames='decoder', donate_argnames='state')
-def _read_slot(decoder, params, rows, state, b, tokens_1xL, start_1, count_1, last_1):
+def _read_slot(
+    decoder: decode.Decoder,
+    params: Any,
+    rows: decode.Rows,
+    state: decode.State,
+    b: jax.Array,
+    tokens_1xL: jax.Array,
+    start_1: jax.Array,
+    count_1: jax.Array,
+    last_1: jax.Array,
+) -> decode.State:
     """prefill() of one slot."""
 
-    def one(x):
+    def one(x: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(x, b, 1)
 
-    def back(x, new):
+    def back(x: jax.Array, new: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(x, new, b, 0)
 
     new = decode.prefill(
-        decoder, params, jax.tree.map(one, rows), jax.tree.map(one, state), tokens_1xL, start_1,
-        count_1, last_1,
-    )  # fmt: skip
+        decoder,
+        params,
+        jax.tree.map(one, rows),
+        jax.tree.map(one, state),
+        tokens_1xL,
+        start_1,
+        count_1,
+        last_1,
+    )
     return jax.tree.map(back, state, new)
 
 
@@ -329,7 +355,9 @@ def _begin(state: decode.State, b: int, text: np.ndarray, offset: int, n_top: in
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _set_row(state, b, row_T, offset, length):
+def _set_row(
+    state: decode.State, b: jax.Array, row_T: jax.Array, offset: jax.Array, length: jax.Array
+) -> decode.State:
     return state._replace(
         tokens_BxT=state.tokens_BxT.at[b].set(row_T),
         offset_B=state.offset_B.at[b].set(offset),
@@ -339,18 +367,18 @@ def _set_row(state, b, row_T, offset, length):
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _end(state, b):
+def _end(state: decode.State, b: jax.Array) -> decode.State:
     return state._replace(status_B=state.status_B.at[b].set(decode.LENGTH))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _copy(state, source, target):
+def _copy(state: decode.State, source: jax.Array, target: jax.Array) -> decode.State:
     """What slot `source` holds in the cache, in slot `target`, too."""
     return state._replace(cache=jax.tree.map(lambda x: x.at[target].set(x[source]), state.cache))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _clear(decoder, state, b):
+def _clear(decoder: decode.Decoder, state: decode.State, b: jax.Array) -> decode.State:
     """Slot b of the cache as before any text."""
     empty = decoder.empty_cache(1, 1)
     return state._replace(

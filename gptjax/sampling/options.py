@@ -50,9 +50,17 @@ class Options:
 
     def __post_init__(self) -> None:
         errors.require_between(
-            self, 0, 2**31 - 1, 'max_new_tokens', 'max_length', 'min_new_tokens', 'min_length',
-            'top_k', 'no_repeat_ngram_size', 'seed',
-        )  # fmt: skip
+            self,
+            0,
+            2**31 - 1,
+            'max_new_tokens',
+            'max_length',
+            'min_new_tokens',
+            'min_length',
+            'top_k',
+            'no_repeat_ngram_size',
+            'seed',
+        )
         errors.require(
             self.max_new_tokens + self.max_length > 0,
             'give max_new_tokens, or max_length, which includes the prompt',

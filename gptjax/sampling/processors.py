@@ -11,7 +11,7 @@ length_B are real: nothing ever looks at the others.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,13 +87,22 @@ def settings(
     ]
     keep = [1 if one.num_beams == 1 else max(2, 1 + len(one.eos_token_id)) for one in asked]
     return Settings(
-        column('samples', bool), column('temperature', np.float32), column('top_k', np.int32),
-        column('top_p', np.float32), column('min_p', np.float32), column('typical_p', np.float32),
-        np.array(keep, np.int32), column('repetition_penalty', np.float32),
-        column('presence_penalty', np.float32), column('frequency_penalty', np.float32),
-        column('no_repeat_ngram_size', np.int32), np.array(least, np.int32), end_BxE, words_BxWxS,
+        column('samples', bool),
+        column('temperature', np.float32),
+        column('top_k', np.int32),
+        column('top_p', np.float32),
+        column('min_p', np.float32),
+        column('typical_p', np.float32),
+        np.array(keep, np.int32),
+        column('repetition_penalty', np.float32),
+        column('presence_penalty', np.float32),
+        column('frequency_penalty', np.float32),
+        column('no_repeat_ngram_size', np.int32),
+        np.array(least, np.int32),
+        end_BxE,
+        words_BxWxS,
         bias_BxW,
-    )  # fmt: skip
+    )
 
 
 def _bucket(needed: int, start: int) -> int:
@@ -117,41 +126,55 @@ def process(
     n_vocab = logits_BxV.shape[1]
     x = logits_BxV
 
-    def given(active_B: jax.Array, change: Callable[[jax.Array], jax.Array], x: jax.Array):
+    def given(
+        active_B: jax.Array, change: Callable[[jax.Array], jax.Array], x: jax.Array
+    ) -> jax.Array:
         """The rows in which it is active changed; skipped where there is none."""
-        changed = lambda x: jnp.where(active_B[:, None], change(x), x)  # noqa: E731
+        changed = lambda x: jnp.where(active_B[:, None], change(x), x)
         return jax.lax.cond(active_B.any(), changed, lambda x: x, x)
 
-    x = given((rows.words_BxWxS >= 0).any((1, 2)),
-              lambda x: x + _biases(tokens_BxT, length_B, rows, n_vocab), x)  # fmt: skip
+    x = given(
+        (rows.words_BxWxS >= 0).any((1, 2)),
+        lambda x: x + _biases(tokens_BxT, length_B, rows, n_vocab),
+        x,
+    )
     x = given(
         rows.repetition_B != 1,
-        lambda x: repetition(x, _counts(tokens_BxT, 0, length_B, n_vocab), rows.repetition_B), x,
-    )  # fmt: skip
+        lambda x: repetition(x, _counts(tokens_BxT, 0, length_B, n_vocab), rows.repetition_B),
+        x,
+    )
     x = given(
         (rows.presence_B != 0) | (rows.frequency_B != 0),
-        lambda x: occurrence(x, _counts(tokens_BxT, prompt_B, length_B, n_vocab),
-                             rows.presence_B, rows.frequency_B),
+        lambda x: occurrence(
+            x, _counts(tokens_BxT, prompt_B, length_B, n_vocab), rows.presence_B, rows.frequency_B
+        ),
         x,
-    )  # fmt: skip
+    )
     x = given(
         rows.ngram_B > 0,
-        lambda x: jnp.where(_repeats(tokens_BxT, length_B, rows.ngram_B, n_vocab), -jnp.inf, x), x,
-    )  # fmt: skip
+        lambda x: jnp.where(_repeats(tokens_BxT, length_B, rows.ngram_B, n_vocab), -jnp.inf, x),
+        x,
+    )
     x = given(
         length_B < rows.min_length_B,
-        lambda x: jnp.where(_ends(rows.end_BxE, n_vocab), -jnp.inf, x), x,
-    )  # fmt: skip
-    x = given(rows.sample_B & (rows.temperature_B != 1),
-              lambda x: x / rows.temperature_B[:, None], x)  # fmt: skip
-    x = given(rows.sample_B & (rows.top_k_B > 0),
-              lambda x: top_k(x, jnp.maximum(rows.top_k_B, rows.keep_B)), x)  # fmt: skip
-    x = given(rows.sample_B & (rows.top_p_B < 1),
-              lambda x: top_p(x, rows.top_p_B, rows.keep_B), x)  # fmt: skip
-    x = given(rows.sample_B & (rows.min_p_B > 0),
-              lambda x: min_p(x, rows.min_p_B, rows.keep_B), x)  # fmt: skip
-    return given(rows.sample_B & (rows.typical_p_B < 1),
-                 lambda x: typical_p(x, rows.typical_p_B, rows.keep_B), x)  # fmt: skip
+        lambda x: jnp.where(_ends(rows.end_BxE, n_vocab), -jnp.inf, x),
+        x,
+    )
+    x = given(
+        rows.sample_B & (rows.temperature_B != 1), lambda x: x / rows.temperature_B[:, None], x
+    )
+    x = given(
+        rows.sample_B & (rows.top_k_B > 0),
+        lambda x: top_k(x, jnp.maximum(rows.top_k_B, rows.keep_B)),
+        x,
+    )
+    x = given(rows.sample_B & (rows.top_p_B < 1), lambda x: top_p(x, rows.top_p_B, rows.keep_B), x)
+    x = given(rows.sample_B & (rows.min_p_B > 0), lambda x: min_p(x, rows.min_p_B, rows.keep_B), x)
+    return given(
+        rows.sample_B & (rows.typical_p_B < 1),
+        lambda x: typical_p(x, rows.typical_p_B, rows.keep_B),
+        x,
+    )
 
 
 def repetition(
@@ -209,7 +232,13 @@ def typical_p(
     return _keep(logits_BxV, near_BxV, probs_BxV, p_B, keep_B)
 
 
-def _keep(logits_BxV, score_BxV, weight_BxV, mass_B, count_B):
+def _keep(
+    logits_BxV: jax.Array,
+    score_BxV: jax.Array,
+    weight_BxV: jax.Array,
+    mass_B: jax.Array,
+    count_B: jax.Array,
+) -> jax.Array:
     """Of the best by score the fewest whose weights reach a mass and that are at least so many.
 
     The score to keep from is found by halving, bit by bit of its rank among floats: exact, without
@@ -219,7 +248,7 @@ def _keep(logits_BxV, score_BxV, weight_BxV, mass_B, count_B):
     mass_B = jnp.minimum(mass_B, weight_BxV.sum(axis=-1) * (1 - 1e-6))  # p = 1 is reached, too
     rank_BxV = _rank(score_BxV)
 
-    def narrow(i, found_B):
+    def narrow(i: Any, found_B: jax.Array) -> jax.Array:
         tried_B = found_B | (jnp.uint32(1) << (_BITS - 1 - i).astype(jnp.uint32))
         in_BxV = rank_BxV >= tried_B[:, None]
         enough_B = (jnp.where(in_BxV, weight_BxV, 0).sum(axis=-1) >= mass_B) & (
@@ -237,7 +266,9 @@ def _rank(x: jax.Array) -> jax.Array:
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
-def _counts(tokens_BxT, start_B, length_B, n_vocab):
+def _counts(
+    tokens_BxT: jax.Array, start_B: jax.Array, length_B: jax.Array, n_vocab: int
+) -> jax.Array:
     """How often each token occurs in the places from start to length."""
     place_1xT = jnp.arange(tokens_BxT.shape[1])[None]
     real_BxT = (place_1xT < length_B[:, None]) & (place_1xT >= jnp.reshape(start_B, (-1, 1)))
@@ -246,7 +277,7 @@ def _counts(tokens_BxT, start_B, length_B, n_vocab):
     return zeros_BxV.at[rows_Bx1, tokens_BxT].add(real_BxT.astype(jnp.int32))
 
 
-def _biases(tokens_BxT, length_B, rows, n_vocab):
+def _biases(tokens_BxT: jax.Array, length_B: jax.Array, rows: jax.Array, n_vocab: int) -> jax.Array:
     """The sum of the biases of all sequences that one more token would complete."""
     ahead = rows.words_BxWxS.shape[2] - 1
     place_BxS = length_B[:, None] - ahead + jnp.arange(ahead)[None]
@@ -259,11 +290,13 @@ def _biases(tokens_BxT, length_B, rows, n_vocab):
     return zeros_BxV.at[jnp.arange(len(tokens_BxT))[:, None], last_BxW].add(bias_BxW)
 
 
-def _repeats(tokens_BxT, length_B, size_B, n_vocab):
+def _repeats(
+    tokens_BxT: jax.Array, length_B: jax.Array, size_B: jax.Array, n_vocab: int
+) -> jax.Array:
     """Which tokens would complete an n-gram that the text has already."""
     place_T = jnp.arange(tokens_BxT.shape[1])
 
-    def compare(back, same_BxT):
+    def compare(back: Any, same_BxT: jax.Array) -> jax.Array:
         """Whether the token `back + 1` before a place is the one that far back from the end."""
         mine_Bx1 = jnp.take_along_axis(
             tokens_BxT, jnp.maximum(length_B - 1 - back, 0)[:, None], axis=1
@@ -280,7 +313,7 @@ def _repeats(tokens_BxT, length_B, size_B, n_vocab):
     return zeros_BxV.at[rows_Bx1, tokens_BxT].max(known_BxT)
 
 
-def _ends(end_BxE, n_vocab):
+def _ends(end_BxE: jax.Array, n_vocab: int) -> jax.Array:
     """Which tokens end a row; a -1 is none."""
     rows_Bx1 = jnp.arange(len(end_BxE))[:, None]
     place_BxE = jnp.where(end_BxE < 0, n_vocab, end_BxE)

@@ -197,9 +197,15 @@ class Scorer:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(query, log-prob, whether most likely) of every scored token of a batch."""
         hidden_BxLxD = _hidden(
-            self.decoder, self.params, cache, np.int32(len(prefix)), batch.tokens_BxL,
-            batch.positions_BxL, batch.text_BxL, batch.branch_BxL,
-        )  # fmt: skip
+            self.decoder,
+            self.params,
+            cache,
+            np.int32(len(prefix)),
+            batch.tokens_BxL,
+            batch.positions_BxL,
+            batch.text_BxL,
+            batch.branch_BxL,
+        )
         width = -(-_PLACES // self.rows)
         banned_V = np.zeros(self.decoder.n_vocab, bool)
         banned_V[list(self.banned)] = True
@@ -301,9 +307,12 @@ def _slots(prefix: Any) -> int:
 
 
 def _tree(
-    prefix: Any, shared: jax.Array, positions_BxL: jax.Array, text_BxL: jax.Array,
+    prefix: Any,
+    shared: jax.Array,
+    positions_BxL: jax.Array,
+    text_BxL: jax.Array,
     branch_BxL: jax.Array,
-) -> attention.Tree:  # fmt: skip
+) -> attention.Tree:
     """Every token sees the prefix, its piece's context, and its own branch of it."""
     rows, length = positions_BxL.shape
     before = _slots(prefix)

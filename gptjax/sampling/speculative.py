@@ -85,9 +85,16 @@ def generate(
     def advance(limit: int) -> None:
         nonlocal cache, counts
         together.state, cache, new = _steps(
-            decoder, params, together.rows, together.state, draft.decoder if draft else None,
-            draft_params, cache, number, np.array(limit, np.int32),
-        )  # fmt: skip
+            decoder,
+            params,
+            together.rows,
+            together.state,
+            draft.decoder if draft else None,
+            draft_params,
+            cache,
+            number,
+            np.array(limit, np.int32),
+        )
         counts = counts + np.asarray(new)
 
     found = batch.finish(together, advance, stops)
@@ -95,7 +102,7 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnames=('decoder', 'slots'))
-def _read(decoder, params, state, slots):
+def _read(decoder: decode.Decoder, params: Any, state: decode.State, slots: int) -> Any:
     """The draft's cache with all tokens but the last of each row."""
     slots = min(slots, decoder.most_tokens)
     wide = min(slots, state.tokens_BxT.shape[1])
@@ -106,17 +113,28 @@ def _read(decoder, params, state, slots):
 
 
 @functools.partial(
-    jax.jit, static_argnames=('decoder', 'drafter', 'number'),
+    jax.jit,
+    static_argnames=('decoder', 'drafter', 'number'),
     donate_argnames=('state', 'draft_cache'),
-)  # fmt: skip
-def _steps(decoder, params, rows, state, drafter, draft_params, draft_cache, number, limit):
+)
+def _steps(
+    decoder: decode.Decoder,
+    params: Any,
+    rows: decode.Rows,
+    state: decode.State,
+    drafter: decode.Decoder | None,
+    draft_params: Any,
+    draft_cache: Any,
+    number: int,
+    limit: jax.Array,
+) -> Any:
     """Passes until every running row has `limit` more tokens or has ended."""
     target_B = state.length_B + limit
 
-    def running(state):
+    def running(state: decode.State) -> jax.Array:
         return (state.status_B == decode.RUNNING) & (state.length_B < target_B)
 
-    def step(carry):
+    def step(carry: tuple) -> Any:
         state, cache, counts = carry
         active_B = running(state)
         if drafter is None:
@@ -152,7 +170,15 @@ def _look_up(state: decode.State, number: int) -> jax.Array:
     return jnp.where(from_BxJ < length_B[:, None], found_BxJ, 0)
 
 
-def _propose(drafter, params, rows, state, cache, number, active_B):
+def _propose(
+    drafter: decode.Decoder | None,
+    params: Any,
+    rows: decode.Rows,
+    state: decode.State,
+    cache: Any,
+    number: int,
+    active_B: jax.Array,
+) -> Any:
     """(tokens_BxJ, their distributions (B, J, V), cache) of the draft model."""
     tokens_BxT, length_B = state.tokens_BxT, state.length_B
     index_B, found, probs = jnp.arange(len(length_B)), [], []
@@ -174,7 +200,15 @@ def _propose(drafter, params, rows, state, cache, number, active_B):
     return jnp.stack(found, 1), jnp.stack(probs, 1), cache
 
 
-def _judge(decoder, params, rows, state, proposed_BxJ, q_BxJxV, active_B):
+def _judge(
+    decoder: decode.Decoder,
+    params: Any,
+    rows: decode.Rows,
+    state: decode.State,
+    proposed_BxJ: jax.Array,
+    q_BxJxV: jax.Array | None,
+    active_B: jax.Array,
+) -> Any:
     """The rows with what is accepted of the proposals and one token of the model's own."""
     number = proposed_BxJ.shape[1]
     length_B, index_B = state.length_B, jnp.arange(len(state.length_B))
@@ -207,7 +241,7 @@ def _judge(decoder, params, rows, state, proposed_BxJ, q_BxJxV, active_B):
     return state, n_accepted
 
 
-def _pick(rows, logits_BxV, keys_B):
+def _pick(rows: decode.Rows, logits_BxV: jax.Array, keys_B: Any) -> Any:
     """(a token, the distribution it is of): drawn, or the most likely one."""
     best_B = jnp.argmax(logits_BxV, axis=-1)
     drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BxV)
@@ -217,7 +251,7 @@ def _pick(rows, logits_BxV, keys_B):
     return jnp.where(sample_B, drawn_B, best_B).astype(jnp.int32), probs_BxV
 
 
-def _noise(rows, length_B, purpose):
+def _noise(rows: decode.Rows, length_B: jax.Array, purpose: int) -> Any:
     """Random keys of every row for one place of its text."""
     keys_B = jax.vmap(jax.random.fold_in)(rows.key_B, length_B - rows.prompt_B)
     return jax.vmap(lambda key: jax.random.fold_in(key, purpose))(keys_B)

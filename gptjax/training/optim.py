@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The optimiser of a run: clipping, an update rule by name, decay, a schedule, rates by parameter.
 
-Durations are counted in the unit that their fields name (tokens, steps, epochs, episodes), converted
-to steps once, by the plan.
+Durations are counted in the unit that their fields name (tokens, steps, epochs, episodes); the plan
+converts them, once.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ class Config:
         self._check_schedule()
 
     def _check_schedule(self) -> None:
-        """Raises UsageError where the schedule wants a duration that is 0, or knows no cool-down."""
+        """Raises UsageError where the schedule wants a duration, or knows no cool-down."""
         wanting = [name for name, s in schedules.SCHEDULES.items() if 'cooldown' in s.wants]
         errors.require(
             (self.cooldown > 0) == (self.schedule in wanting),
@@ -121,16 +121,16 @@ def learning_rate(config: Config, total: float, at: jax.Array | float) -> jax.Ar
     at = jnp.asarray(at, jnp.float32)
     # Floats: token counts do not fit int32.
     span = schedules.Span(
-        float(config.warmup), float(config.decay or total), config.cooldown,
+        float(config.warmup),
+        float(config.decay or total),
+        config.cooldown,
         config.final_lr_fraction,
     )
     risen = jnp.minimum(at / span.warmup, 1.0) if span.warmup else 1.0
     return config.peak_lr * risen * schedules.SCHEDULES[config.schedule].share(at, span)
 
 
-def make(
-    config: Config, plan: plan_lib.Plan, described: parameters_lib.Described
-) -> Optimizer:
+def make(config: Config, plan: plan_lib.Plan, described: parameters_lib.Described) -> Optimizer:
     """Clip by global norm, the update rule, scale by parameter, decoupled decay, learning rate.
 
     In this order.

@@ -185,9 +185,7 @@ def of_tokens(config: Config, n_ctx: int, total_tokens: int, epoch_tokens: int =
     return Plan(stages, n_ctx, total_tokens, epoch_tokens // n_ctx)
 
 
-def of_epochs(
-    n_examples: int, batch_examples: int, epochs: float, tokens_per_example: int
-) -> Plan:
+def of_epochs(n_examples: int, batch_examples: int, epochs: float, tokens_per_example: int) -> Plan:
     """Passes over a set of examples, in batches of one size that may run from epoch to epoch.
 
     Args:

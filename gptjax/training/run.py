@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run: what every program that trains shares, from claiming its workdir to its results.
 
-  with run.Run(config, workdir, READS, train, checkpoints) as this:
-      state = this.begin(recipe, fresh)
-      for step, batch in ...:
-          state, metrics = train_step(state, batch)
-          this.after(step + 1, state, metrics)
-      this.finish(state)
+with run.Run(config, workdir, READS, train, checkpoints) as this:
+    state = this.begin(recipe, fresh)
+    for step, batch in ...:
+        state, metrics = train_step(state, batch)
+        this.after(step + 1, state, metrics)
+    this.finish(state)
 """
 
 import contextlib
@@ -219,7 +219,9 @@ class Run:
         """
         self._spikes += 1
         if self._train.on_spike != 'rollback' or self._spikes > _MOST_ROLLBACKS:
-            raise errors.InputError(f'{spike}; nothing of it was saved. {self._advice()}') from spike
+            raise errors.InputError(
+                f'{spike}; nothing of it was saved. {self._advice()}'
+            ) from spike
         self._open.close()  # a save under way ends, and counts
         wanted = spike.step - self._train.rollback_steps
         step = program.first_says(checkpoint.step_before(self._workdir, wanted))
@@ -303,7 +305,12 @@ class Run:
         """Makes the evaluation that a stop behind its checkpoint has cost."""
         step = int(state.step)
         last = step == self._plan.total_steps
-        if step and (last or self._eval_due(step)) and not self._scores and self._recipe.evaluation.names:
+        if (
+            step
+            and (last or self._eval_due(step))
+            and not self._scores
+            and self._recipe.evaluation.names
+        ):
             self._evaluate(step, state, saved=True)
 
     def _save(self, step: int, state: step_lib.State, wait: bool) -> None:
@@ -321,7 +328,7 @@ class Run:
         (self._saver.insist if wait else self._saver.save)(step, step_lib.items(state), meta)
 
     def _evaluate(self, step: int, state: step_lib.State, saved: bool) -> None:
-        """Scores a state; a mistake in that costs no step, and nothing that is not finite is kept."""
+        """Scores a state; a mistake costs no step, and nothing that is not finite is kept."""
         try:
             found = self._recipe.evaluation.scores(state)
         except Exception:
@@ -360,6 +367,5 @@ class Run:
                 'the same command then goes on from the last checkpoint'
             )
         if self._train.on_spike == 'skip':
-            return f'Updates were skipped until then, one after another: no batch is at fault. {calmer}'
+            return f'Updates were skipped, one after another: no batch is at fault. {calmer}'
         return f'Going back does not help any more. {calmer}'
-

@@ -27,9 +27,7 @@ DECODE = {
     'logit_bias': free((), '((id, bias), ...)'),
     'num_beams': free(1, 'above 1: beam search, beam sampling with do_sample'),
     'num_beam_groups': free(1, 'above 1: diverse beam search (Vijayakumar et al. 2018)'),
-    'diversity_penalty': free(
-        0.0, "a token's, each time an earlier group has just taken it"
-    ),
+    'diversity_penalty': free(0.0, "a token's, each time an earlier group has just taken it"),
     'length_penalty': free(1.0, 'scores are divided by length to this power'),
     'early_stopping': free(False, "True, False, 'never': when beam search ends"),
     'num_return_sequences': free(1, 'texts of each prompt'),

@@ -8,9 +8,7 @@ EVALUATE = {
     'stride': free(0, "tokens between windows; 0 = the window's, that is without overlap"),
     'batch_windows': free(8, "windows scored at once; a multiple of the mesh's data x fsdp"),
     'max_tokens': free(0, 'whole documents up to so many tokens; 0 = the whole split'),
-    'measures': free(
-        (), 'more numbers of held-out text: modules of gptjax.evals.held_out', was=()
-    ),
+    'measures': free((), 'more numbers of held-out text: modules of gptjax.evals.held_out', was=()),
 }
 SUITE = {
     'tasks': free((), 'names of gptjax.evals.tasks; () = held-out text alone'),
@@ -21,9 +19,7 @@ SUITE = {
     'stride': free(0, 'tokens between windows of whole texts; 0 = without overlap'),
     'batch_tokens': free(1024, 'scored at once; accelerators want more'),
     'batch_prompts': free(8, 'texts generated side by side'),
-    'clean_against': free(
-        '', 'folder of a prepared corpus: also score the items not found in it'
-    ),
+    'clean_against': free('', 'folder of a prepared corpus: also score the items not found in it'),
     'beside': free((), 'workdirs of other evaluations: compared, drawn in the pictures'),
     'download': free(False, 'let TFDS fetch what it has not prepared'),
 }

@@ -51,9 +51,7 @@ GPT = {
     'attention_dropout': fixed(0.0, 'of attention weights; above 0 no kernel is used'),
     'residual_dropout': fixed(0.0, 'of what a branch adds to the residual stream'),
     'param_dtype': fixed('float32', 'float32, bfloat16 or float16'),
-    'compute_dtype': fixed(
-        'float32', 'as param_dtype; softmax, norms and losses stay float32'
-    ),
+    'compute_dtype': fixed('float32', 'as param_dtype; softmax, norms and losses stay float32'),
     'scan_layers': free(True, 'one compiled block for all repeats of the pattern; False unrolls'),
     'remat': free('none', 'none, dots, blocks, full or offload: see models/stack.py'),
 }
@@ -68,9 +66,7 @@ RNN = {
     'bptt_tokens': fixed(32, 'gradients go back at most so many tokens; 0 = the whole window'),
     'init_range': fixed(0.1, 'weights begin uniform over plus and minus this'),
     'dropout': fixed(0.0, 'of the embedding, between layers, of the output'),
-    'tied_embedding': fixed(
-        True, 'the embedding gives the logits too (Press and Wolf 2017)'
-    ),
+    'tied_embedding': fixed(True, 'the embedding gives the logits too (Press and Wolf 2017)'),
     'param_dtype': fixed('float32', 'float32 or bfloat16'),
     'compute_dtype': fixed('float32', 'as param_dtype'),
 }

@@ -65,9 +65,7 @@ TRAIN = {
     'layer_norms': free(False, "log every layer's norms of weights, gradients, updates"),
     'profile_at_step': free(0, 'write a profile from this step on; 0 = only on SIGUSR1'),
     'profile_steps': free(5, 'steps that it covers'),
-    'wandb_project': free(
-        '', "also log to Weights & Biases (pip install wandb); '' = no"
-    ),
+    'wandb_project': free('', "also log to Weights & Biases (pip install wandb); '' = no"),
 }
 CHECKPOINT = {
     'every_steps': free(500, 'steps from one to the next; 0 = only by time and at the end'),
@@ -75,7 +73,7 @@ CHECKPOINT = {
     'keep': free(2, 'newest ones kept; at least 2, so that a damaged one can be passed over'),
     'keep_steps': free((), 'steps that are saved and kept for ever', was=()),
     'keep_best': free(
-        '', "a score, as eval/tokens/bits_per_byte: the best checkpoint by it is kept, too", was=''
+        '', 'a score, as eval/tokens/bits_per_byte: the best checkpoint by it is kept, too', was=''
     ),
     'best_is': free('lowest', 'value of that score: lowest or highest', was='lowest'),
 }

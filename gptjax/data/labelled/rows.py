@@ -74,9 +74,11 @@ def cbt(row: Record) -> Iterator[Record]:
         *lines, last = [line.split(' ', 1)[1] for line in block.strip().split('\n')]
         query, answer, _, choices = last.split('\t')
         yield {
-            'context': lines, 'query': query, 'answer': answer,
+            'context': lines,
+            'query': query,
+            'answer': answer,
             'choices': choices.strip().split('|'),
-        }  # fmt: skip
+        }
 
 
 def question(row: Record) -> Iterator[Record]:
@@ -194,8 +196,11 @@ def race(level: str) -> Callable[[Record], Iterator[Record]]:
         if level not in str(row.get('example_id', level)):
             return
         if isinstance(row.get('question'), str):
-            one = {'question': row['question'], 'options': row['options'],
-                   'gold': _place(row['answer'])}  # fmt: skip
+            one = {
+                'question': row['question'],
+                'options': row['options'],
+                'gold': _place(row['answer']),
+            }
             yield {'article': row['article'], 'questions': [one]}
         elif row['questions'] and isinstance(row['questions'][0], dict):
             yield row
@@ -215,16 +220,24 @@ def squad(row: Record) -> Iterator[Record]:
         for article in row['data']:
             for part in article['paragraphs']:
                 turns = [
-                    {'question': qa['question'],
-                     'answers': list(dict.fromkeys(a['text'] for a in qa['answers']))}
+                    {
+                        'question': qa['question'],
+                        'answers': list(dict.fromkeys(a['text'] for a in qa['answers'])),
+                    }
                     for qa in part['qas']
-                ]  # fmt: skip
-                yield {'title': article.get('title', ''), 'passage': part['context'],
-                       'turns': turns}  # fmt: skip
+                ]
+                yield {
+                    'title': article.get('title', ''),
+                    'passage': part['context'],
+                    'turns': turns,
+                }
     else:  # TFDS: a row a question
         answers = list(dict.fromkeys(row['answers']['text']))
-        yield {'title': row['title'], 'passage': row['context'],
-               'turns': [{'question': row['question'], 'answers': answers}]}  # fmt: skip
+        yield {
+            'title': row['title'],
+            'passage': row['context'],
+            'turns': [{'question': row['question'], 'answers': answers}],
+        }
 
 
 def coqa(row: Record) -> Iterator[Record]:
@@ -234,24 +247,31 @@ def coqa(row: Record) -> Iterator[Record]:
         return
     if 'data' not in row:  # TFDS
         turns = zip(row['questions'], row['answers']['input_text'], strict=True)
-        yield {'passage': row['story'],
-               'turns': [{'question': q, 'answers': [a]} for q, a in turns]}  # fmt: skip
+        yield {
+            'passage': row['story'],
+            'turns': [{'question': q, 'answers': [a]} for q, a in turns],
+        }
         return
     for story in row['data']:
         others = story.get('additional_answers', {}).values()
         turns = [
-            {'question': asked['input_text'],
-             'answers': [a[i]['input_text'] for a in (story['answers'], *others)]}
+            {
+                'question': asked['input_text'],
+                'answers': [a[i]['input_text'] for a in (story['answers'], *others)],
+            }
             for i, asked in enumerate(story['questions'])
-        ]  # fmt: skip
+        ]
         yield {'passage': story['story'], 'turns': turns}
 
 
 def drop(row: Record) -> Iterator[Record]:
     """{'passage', 'question', 'answers'}."""
     answers = row.get('answers') or [row['answer'], *row.get('validated_answers', ())]
-    yield {'passage': row['passage'], 'question': row['question'],
-           'answers': list(dict.fromkeys(answers))}  # fmt: skip
+    yield {
+        'passage': row['passage'],
+        'question': row['question'],
+        'answers': list(dict.fromkeys(answers)),
+    }
 
 
 def summary(row: Record) -> Iterator[Record]:
@@ -259,8 +279,10 @@ def summary(row: Record) -> Iterator[Record]:
     if 'prompt' in row:  # T0's wordings around the article
         found = re.search(r'article[^:\n]*:\s*(.+)', row['prompt'], re.DOTALL | re.IGNORECASE)
         article = found.group(1) if found else row['prompt']
-        yield {'article': article.strip(),
-               'highlights': row['completion'].removesuffix('<|endoftext|>')}  # fmt: skip
+        yield {
+            'article': article.strip(),
+            'highlights': row['completion'].removesuffix('<|endoftext|>'),
+        }
     else:
         yield {'article': row['article'], 'highlights': row['highlights']}
 
@@ -283,8 +305,11 @@ def review(row: Record) -> Iterator[Record]:
 
 def similarity(row: Record) -> Iterator[Record]:
     """{'sentence1', 'sentence2', 'score'}: 0 to 5."""
-    yield {'sentence1': row['sentence1'], 'sentence2': row['sentence2'],
-           'score': float(row['score'])}  # fmt: skip
+    yield {
+        'sentence1': row['sentence1'],
+        'sentence2': row['sentence2'],
+        'score': float(row['score']),
+    }
 
 
 def _choice(query: str, choices: list[str], gold: Any) -> Record:

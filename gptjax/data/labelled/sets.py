@@ -183,56 +183,80 @@ SETS: dict[str, Source] = {
         ),
         ('hellaswag',),
     ),
-    'cbt_cn': Source(rows.cbt, _files(
-        validation='cbt*/cbtest_CN_valid*', test='cbt*/cbtest_CN_test*',
-        train='cbt*/cbtest_CN_train*')),
-    'cbt_ne': Source(rows.cbt, _files(
-        validation='cbt*/cbtest_NE_valid*', test='cbt*/cbtest_NE_test*',
-        train='cbt*/cbtest_NE_train*')),
+    'cbt_cn': Source(
+        rows.cbt,
+        _files(
+            validation='cbt*/cbtest_CN_valid*',
+            test='cbt*/cbtest_CN_test*',
+            train='cbt*/cbtest_CN_train*',
+        ),
+    ),
+    'cbt_ne': Source(
+        rows.cbt,
+        _files(
+            validation='cbt*/cbtest_NE_valid*',
+            test='cbt*/cbtest_NE_test*',
+            train='cbt*/cbtest_NE_train*',
+        ),
+    ),
     'triviaqa': Source(
-        rows.question, _files(validation=('triviaqa/triviaqa*.jsonl',)),
+        rows.question,
+        _files(validation=('triviaqa/triviaqa*.jsonl',)),
         ('trivia_qa/unfiltered.nocontext',),
     ),
     'webquestions': Source(
-        rows.question, _files(test='webquestions/test.jsonl', train='webquestions/train.jsonl'),
+        rows.question,
+        _files(test='webquestions/test.jsonl', train='webquestions/train.jsonl'),
         ('web_questions',),
     ),
     'nq_open': Source(
-        rows.question, _files(validation='nq_open/NQ-open.dev.jsonl',
-                                 train='nq_open/NQ-open.train.jsonl'),
+        rows.question,
+        _files(validation='nq_open/NQ-open.dev.jsonl', train='nq_open/NQ-open.train.jsonl'),
         ('natural_questions_open',),
     ),
     'wmt14_en_fr': _wmt('en-fr', 'wmt14_translate/fr-en'),
     'wmt16_en_de': _wmt('en-de', 'wmt16_translate/de-en'),
     'wmt16_en_ro': _wmt('en-ro', 'wmt16_translate/ro-en'),
-    'multi30k_en_fr': Source(rows.parallel('en', 'fr'), _files(
-        test='multi30k/test_2016_flickr.en', validation='multi30k/val.en',
-        train='multi30k/train.en.gz')),
-    'multi30k_en_de': Source(rows.parallel('en', 'de'), _files(
-        test='multi30k/test_2016_flickr.en', validation='multi30k/val.en',
-        train='multi30k/train.en.gz')),
-    'ko_en_news': Source(rows.parallel('ko', 'en'), _files(
-        test='ko_en_news/korean-english-park.test.ko',
-        validation='ko_en_news/korean-english-park.dev.ko',
-        train='ko_en_news/korean-english-park.train.ko')),
-    'wsc273': Source(
-        rows.referents, _files(test='wsc273/winograd_wsc.jsonl'), ('wsc273',)),
+    'multi30k_en_fr': Source(
+        rows.parallel('en', 'fr'),
+        _files(
+            test='multi30k/test_2016_flickr.en',
+            validation='multi30k/val.en',
+            train='multi30k/train.en.gz',
+        ),
+    ),
+    'multi30k_en_de': Source(
+        rows.parallel('en', 'de'),
+        _files(
+            test='multi30k/test_2016_flickr.en',
+            validation='multi30k/val.en',
+            train='multi30k/train.en.gz',
+        ),
+    ),
+    'ko_en_news': Source(
+        rows.parallel('ko', 'en'),
+        _files(
+            test='ko_en_news/korean-english-park.test.ko',
+            validation='ko_en_news/korean-english-park.dev.ko',
+            train='ko_en_news/korean-english-park.train.ko',
+        ),
+    ),
+    'wsc273': Source(rows.referents, _files(test='wsc273/winograd_wsc.jsonl'), ('wsc273',)),
     'winogrande': Source(
-        rows.referents, _files(validation='winogrande/winogrande.jsonl'), ('winogrande',),
+        rows.referents,
+        _files(validation='winogrande/winogrande.jsonl'),
+        ('winogrande',),
         {'train': 'train_xl'},
     ),
     'piqa': Source(rows.choice, _files(validation='piqa/piqa.jsonl'), ('piqa',)),
-    'arc_easy': Source(
-        rows.choice, _files(test='arc_easy/arc_easy.jsonl'), ('ai2_arc/ARC-Easy',)),
+    'arc_easy': Source(rows.choice, _files(test='arc_easy/arc_easy.jsonl'), ('ai2_arc/ARC-Easy',)),
     'arc_challenge': Source(
-        rows.choice, _files(test='arc_challenge/arc_challenge.jsonl'),
-        ('ai2_arc/ARC-Challenge',)),
-    'openbookqa': Source(
-        rows.choice, _files(test='openbookqa/openbook_qa.jsonl'), ('openbookqa',)),
+        rows.choice, _files(test='arc_challenge/arc_challenge.jsonl'), ('ai2_arc/ARC-Challenge',)
+    ),
+    'openbookqa': Source(rows.choice, _files(test='openbookqa/openbook_qa.jsonl'), ('openbookqa',)),
     'copa': Source(rows.choice, _files(validation='copa/copa.jsonl'), ('super_glue/copa',)),
     'sat_analogies': Source(rows.choice),
-    'boolq': Source(
-        rows.boolq, _files(validation='boolq/boolq.jsonl'), ('super_glue/boolq',)),
+    'boolq': Source(rows.boolq, _files(validation='boolq/boolq.jsonl'), ('super_glue/boolq',)),
     'cb': Source(rows.pair('entailment', 'contradiction', 'neutral'), tfds=('super_glue/cb',)),
     'rte': Source(rows.pair('entailment', 'not_entailment'), tfds=('super_glue/rte',)),
     'wic': Source(rows.same, tfds=('super_glue/wic',)),
@@ -243,45 +267,60 @@ SETS: dict[str, Source] = {
     'anli_r2': Source(_nli, tfds=('anli/r2',)),
     'anli_r3': Source(_nli, tfds=('anli/r3',)),
     'race_h': Source(rows.race('high'), _files(test='race/race*.jsonl'), ('race/high',), _DEV),
-    'race_m': Source(
-        rows.race('middle'), _files(test='race/race*.jsonl'), ('race/middle',), _DEV),
+    'race_m': Source(rows.race('middle'), _files(test='race/race*.jsonl'), ('race/middle',), _DEV),
     'squad2': Source(
         rows.squad,
-        _files(validation=('squad2/dev-v2.0.json', 'squad_xquad_en/xquad.en.json'),
-               train='squad2/train-v2.0.json'),
+        _files(
+            validation=('squad2/dev-v2.0.json', 'squad_xquad_en/xquad.en.json'),
+            train='squad2/train-v2.0.json',
+        ),
         ('squad/v2.0',),
     ),
     'quac': Source(rows.same, tfds=('quac',)),
     'coqa': Source(
         rows.coqa,
-        _files(validation=('coqa/coqa-dev*.json', 'coqa_sample/coqa-dev*.json'),
-               train=('coqa/coqa-train*.json', 'coqa_sample/coqa-train*.json')),
-        ('coqa',), {'validation': 'test'},
+        _files(
+            validation=('coqa/coqa-dev*.json', 'coqa_sample/coqa-dev*.json'),
+            train=('coqa/coqa-train*.json', 'coqa_sample/coqa-train*.json'),
+        ),
+        ('coqa',),
+        {'validation': 'test'},
     ),
     'drop': Source(rows.drop, tfds=('drop',), tfds_splits=_DEV),
     'cnn_dailymail': Source(
-        rows.summary, _files(test='summarization_t0/cnn_dailymail*.jsonl'), ('cnn_dailymail',)),
-    'wikitext2': Source(rows.whole, _files(
-        validation='wikitext2/*valid*', test='wikitext2/*test*')),
-    'wikitext103': Source(rows.whole, _files(
-        validation='wikitext103/*valid*', test='wikitext103/*test*')),
+        rows.summary, _files(test='summarization_t0/cnn_dailymail*.jsonl'), ('cnn_dailymail',)
+    ),
+    'wikitext2': Source(
+        rows.whole, _files(validation='wikitext2/*valid*', test='wikitext2/*test*')
+    ),
+    'wikitext103': Source(
+        rows.whole, _files(validation='wikitext103/*valid*', test='wikitext103/*test*')
+    ),
     'ptb': Source(rows.whole, _files(validation='ptb/ptb.valid*', test='ptb/ptb.test*')),
-    'lm1b': Source(
-        rows.whole, _files(test='lm1b/news.en.heldout*'), ('lm1b',)),
+    'lm1b': Source(rows.whole, _files(test='lm1b/news.en.heldout*'), ('lm1b',)),
     'enwik8': Source(rows.whole, _files(test='enwik8/enwik8*')),
     'text8': Source(rows.whole, _files(test='text8/text8*')),
-    'nsmc': Source(
-        rows.review, _files(train='nsmc/ratings_train*', test='nsmc/ratings_test*')),
-    'kornli': Source(_nli, _files(
-        validation='kornli/xnli.dev.ko.tsv', test='kornli/xnli.test.ko.tsv')),
-    'korsts': Source(rows.similarity, _files(
-        train='korsts/sts-train.tsv', validation='korsts/sts-dev.tsv', test='korsts/sts-test.tsv')),
-    'klue_nli': Source(_nli, _files(
-        validation='klue_nli/*dev*.json', train='klue_nli/*train*.json')),
+    'nsmc': Source(rows.review, _files(train='nsmc/ratings_train*', test='nsmc/ratings_test*')),
+    'kornli': Source(
+        _nli, _files(validation='kornli/xnli.dev.ko.tsv', test='kornli/xnli.test.ko.tsv')
+    ),
+    'korsts': Source(
+        rows.similarity,
+        _files(
+            train='korsts/sts-train.tsv',
+            validation='korsts/sts-dev.tsv',
+            test='korsts/sts-test.tsv',
+        ),
+    ),
+    'klue_nli': Source(
+        _nli, _files(validation='klue_nli/*dev*.json', train='klue_nli/*train*.json')
+    ),
     'news_titles': Source(rows.same),
     **{
-        name: Source(rows.synthetic, _files(test=(
-            f'gpt3_synthetic/{file}.jsonl', f'gpt3_synthetic/{file}.jsonl.gz')))
+        name: Source(
+            rows.synthetic,
+            _files(test=(f'gpt3_synthetic/{file}.jsonl', f'gpt3_synthetic/{file}.jsonl.gz')),
+        )
         for name, file in synthetic.PUBLISHED.items()
     },
-}  # fmt: skip
+}

@@ -127,8 +127,12 @@ def words() -> tuple[str, ...]:
 
 # GPT-3, figure 1.1, as they stand there; in the last one the letters exchanged are no neighbours.
 GIVEN = (
-    ('gaot', 'goat'), ('sakne', 'snake'), ('brid', 'bird'), ('fsih', 'fish'), ('cmihp', 'chimp'),
-)  # fmt: skip
+    ('gaot', 'goat'),
+    ('sakne', 'snake'),
+    ('brid', 'bird'),
+    ('fsih', 'fish'),
+    ('cmihp', 'chimp'),
+)
 
 
 def transposed(split: str, seed: int) -> list[Record]:
@@ -148,20 +152,37 @@ _ONSETS = _BEGINNINGS.split()
 _VOWELS = ['a', 'e', 'i', 'o', 'u']
 _CODAS = ['', '', 'n', 'm', 'l', 'rt', 'sk', 'mp', 'zle']
 _THINGS = (
-    'a small, furry animal native to {place}', 'a kind of boat used by fishermen in {place}',
-    'a sweet fruit that grows in {place}', 'a musical instrument from {place}',
-    'a warm coat worn in {place}', 'a large vehicle used to carry goods in {place}',
-    'a board game for two players from {place}', 'a tall tree found in {place}',
-    'a spicy soup cooked in {place}', 'a tool for cutting stone, invented in {place}',
-)  # fmt: skip
+    'a small, furry animal native to {place}',
+    'a kind of boat used by fishermen in {place}',
+    'a sweet fruit that grows in {place}',
+    'a musical instrument from {place}',
+    'a warm coat worn in {place}',
+    'a large vehicle used to carry goods in {place}',
+    'a board game for two players from {place}',
+    'a tall tree found in {place}',
+    'a spicy soup cooked in {place}',
+    'a tool for cutting stone, invented in {place}',
+)
 _PLACES = (
-    'Tanzania', 'Peru', 'Norway', 'Mongolia', 'Iceland', 'Vietnam', 'Chile', 'Morocco', 'Nepal',
-    'Portugal', 'Canada', 'Kenya',
-)  # fmt: skip
+    'Tanzania',
+    'Peru',
+    'Norway',
+    'Mongolia',
+    'Iceland',
+    'Vietnam',
+    'Chile',
+    'Morocco',
+    'Nepal',
+    'Portugal',
+    'Canada',
+    'Kenya',
+)
 _SENTENCES = (
-    'Last summer we saw a {word} for the first time.', 'She bought a {word} at the market.',
-    'My uncle keeps a {word} behind his house.', 'Nobody in town had ever owned a {word}.',
-)  # fmt: skip
+    'Last summer we saw a {word} for the first time.',
+    'She bought a {word} at the market.',
+    'My uncle keeps a {word} behind his house.',
+    'Nobody in town had ever owned a {word}.',
+)
 
 
 def _novel(rng: random.Random) -> tuple[str, str]:

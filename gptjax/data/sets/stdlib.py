@@ -30,9 +30,7 @@ def documents_of(path: str, text_field: str) -> Iterator[documents.Document]:
         for source in sorted(root.rglob('*.py'))
         if _SKIPPED.isdisjoint(source.relative_to(root).parts)
     )
-    texts = itertools.chain(
-        map(_docstrings, sources), _topics(root / 'pydoc_data' / 'topics.py')
-    )
+    texts = itertools.chain(map(_docstrings, sources), _topics(root / 'pydoc_data' / 'topics.py'))
     seen: set[str] = set()
     for text in texts:
         kept = []

@@ -6,6 +6,7 @@ downloaded and prepared here, before any training, into TFDS_DATA_DIR.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from gptjax.configs import errors
 from gptjax.data import documents
@@ -35,7 +36,7 @@ def identity(path: str) -> str:
     return _builder(path).info.full_name
 
 
-def _builder(path: str):
+def _builder(path: str) -> Any:
     if not path:
         raise errors.UsageError('the set tfds needs --config.corpus.path=<a TFDS name>')
     try:

@@ -14,14 +14,22 @@ def _asked(record: fewshot.Record, k: int) -> list[fewshot.Item]:
 
 
 _task = functools.partial(
-    fewshot.Task, form=_asked, kind='generate', k=64, metrics=('exact_match', 'f1'),
-)  # fmt: skip
+    fewshot.Task,
+    form=_asked,
+    kind='generate',
+    k=64,
+    metrics=('exact_match', 'f1'),
+)
 TASKS = {
     'triviaqa': _task('triviaqa', source='GPT-3, 3.2, figure G.34'),
     'webquestions': _task('webquestions', source='GPT-3, 3.2, figure G.35', split='test'),
     'natural_questions': _task('nq_open', source='GPT-3, 3.2, figure G.24'),
     'gpt2_natural_questions': _task(
-        'nq_open', source='GPT-2, 3.8', k=0, metrics=('exact_match',), decode={'num_beams': 1},
+        'nq_open',
+        source='GPT-2, 3.8',
+        k=0,
+        metrics=('exact_match',),
+        decode={'num_beams': 1},
         notes='greedy; the paper seeds the context with example pairs of unstated number: set K',
     ),
-}  # fmt: skip
+}

@@ -46,30 +46,51 @@ _WORDS = (
 )
 STOP_WORDS = frozenset(_WORDS.split())
 _lambada = functools.partial(
-    fewshot.Task, 'lambada', kind='cloze', split='test', shots_from='validation',
-)  # fmt: skip
+    fewshot.Task,
+    'lambada',
+    kind='cloze',
+    split='test',
+    shots_from='validation',
+)
 TASKS = {
     'lambada': _lambada(
-        _cloze, 'GPT-3, 3.1.2, figure G.21', k=15, metrics=('accuracy', 'perplexity'),
-        instruction='Fill in blank:\n\n', instruction_from=1,
+        _cloze,
+        'GPT-3, 3.1.2, figure G.21',
+        k=15,
+        metrics=('accuracy', 'perplexity'),
+        instruction='Fill in blank:\n\n',
+        instruction_from=1,
         notes='greedy: every token of the last word is the most likely one',
     ),
     'lambada_last_word': _lambada(
         _last_word, 'the lm-evaluation-harness: lambada_openai', metrics=('accuracy', 'perplexity')
     ),
     'gpt2_lambada': _lambada(
-        _last_word, 'GPT-2, 3.3',
-        metrics=('accuracy_stop_words', 'accuracy_last_token', 'accuracy', 'token_perplexity',
-                 'last_token_perplexity', 'perplexity'),
+        _last_word,
+        'GPT-2, 3.3',
+        metrics=(
+            'accuracy_stop_words',
+            'accuracy_last_token',
+            'accuracy',
+            'token_perplexity',
+            'last_token_perplexity',
+            'perplexity',
+        ),
         notes='un-preprocessed text; which of filter and last token gave the printed numbers is '
         'inferred, so all are here',
     ),
     'cbt_cn': fewshot.Task(
-        'cbt_cn', _cbt, 'GPT-2, 3.2: common nouns', normalise='sum',
+        'cbt_cn',
+        _cbt,
+        'GPT-2, 3.2: common nouns',
+        normalise='sum',
         notes='P(choice and the rest of the sentence); de-tokenised',
     ),
     'cbt_ne': fewshot.Task(
-        'cbt_ne', _cbt, 'GPT-2, 3.2: named entities', normalise='sum',
+        'cbt_ne',
+        _cbt,
+        'GPT-2, 3.2: named entities',
+        normalise='sum',
         notes='P(choice and the rest of the sentence); de-tokenised',
     ),
-}  # fmt: skip
+}

@@ -20,27 +20,45 @@ def _question(record: fewshot.Record, k: int) -> list[fewshot.Item]:
 
 def _arc(level: str, figure: str) -> fewshot.Task:
     return fewshot.Task(
-        f'arc_{level}', _question, f'GPT-3, 3.5, figure {figure}', split='test', k=50,
-        normalise='answer_context', answer_context='Answer:',
-    )  # fmt: skip
+        f'arc_{level}',
+        _question,
+        f'GPT-3, 3.5, figure {figure}',
+        split='test',
+        k=50,
+        normalise='answer_context',
+        answer_context='Answer:',
+    )
 
 
 TASKS = {
     'hellaswag': fewshot.Task('hellaswag', _asked, 'GPT-3, 3.1.3, figure G.9', k=20),
     'storycloze': fewshot.Task(
-        'storycloze', _asked, 'GPT-3, 3.1.4, figure G.17', split='test', shots_from='validation',
+        'storycloze',
+        _asked,
+        'GPT-3, 3.1.4, figure G.17',
+        split='test',
+        shots_from='validation',
         k=70,
     ),
     'piqa': fewshot.Task('piqa', _asked, 'GPT-3, 3.5, figure G.4', k=50),
     'arc_easy': _arc('easy', 'G.16'),
     'arc_challenge': _arc('challenge', 'G.11'),
     'openbookqa': fewshot.Task(
-        'openbookqa', _asked, 'GPT-3, 3.5, figure G.8', split='test', k=100,
-        normalise='answer_context', answer_context='A:',
+        'openbookqa',
+        _asked,
+        'GPT-3, 3.5, figure G.8',
+        split='test',
+        k=100,
+        normalise='answer_context',
+        answer_context='A:',
     ),
     'copa': fewshot.Task('copa', _asked, 'GPT-3, 3.7, figure G.5', k=32),
     'sat_analogies': fewshot.Task(
-        'sat_analogies', _asked, 'GPT-3, 3.9.3, figure G.12', split='test', shots_from='self',
+        'sat_analogies',
+        _asked,
+        'GPT-3, 3.9.3, figure G.12',
+        split='test',
+        shots_from='self',
         k=20,
     ),
-}  # fmt: skip
+}

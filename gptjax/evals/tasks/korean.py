@@ -26,8 +26,11 @@ def _alike(record: fewshot.Record, k: int) -> list[fewshot.Item]:
         f'문장 1: {record["sentence1"]}\n문장 2: {record["sentence2"]}\n'
         '질문: 두 문장의 뜻이 같습니까?\n답:'
     )
-    return [fewshot.Item(context, ('아니요', '예'), (int(record['score'] >= 3),),
-                         number=float(record['score']))]  # fmt: skip
+    return [
+        fewshot.Item(
+            context, ('아니요', '예'), (int(record['score'] >= 3),), number=float(record['score'])
+        )
+    ]
 
 
 def _translation(source: str, target: str) -> fewshot.Task:
@@ -39,24 +42,39 @@ def _translation(source: str, target: str) -> fewshot.Task:
         return [fewshot.Item(context, (record[target],))]
 
     return fewshot.Task(
-        'ko_en_news', form, 'Park et al. 2016, news', 'generate', split='test', k=8,
-        shots_from='validation', metrics=('bleu', 'chrf'), max_new_tokens=128,
+        'ko_en_news',
+        form,
+        'Park et al. 2016, news',
+        'generate',
+        split='test',
+        k=8,
+        shots_from='validation',
+        metrics=('bleu', 'chrf'),
+        max_new_tokens=128,
         notes='BLEU and chrF by sacrebleu, tokenize=13a',
-    )  # fmt: skip
+    )
 
 
 TASKS = {
     'nsmc': fewshot.Task('nsmc', _review, 'NSMC (Park 2016)', split='test', k=32),
     'kornli': fewshot.Task(
-        'kornli', _entailed, 'KorNLI (Ham et al. 2020)', split='test', shots_from='validation',
+        'kornli',
+        _entailed,
+        'KorNLI (Ham et al. 2020)',
+        split='test',
+        shots_from='validation',
         k=16,
     ),
     'klue_nli': fewshot.Task('klue_nli', _entailed, 'KLUE-NLI (Park et al. 2021)', k=16),
     'korsts': fewshot.Task(
-        'korsts', _alike, 'KorSTS (Ham et al. 2020)', split='test', k=16,
+        'korsts',
+        _alike,
+        'KorSTS (Ham et al. 2020)',
+        split='test',
+        k=16,
         metrics=('accuracy', 'spearman'),
         notes='right: "yes" from 3 points on; Spearman of log p(yes) - log p(no) with the points',
     ),
     'ko_en': _translation('ko', 'en'),
     'en_ko': _translation('en', 'ko'),
-}  # fmt: skip
+}

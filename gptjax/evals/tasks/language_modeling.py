@@ -2,6 +2,7 @@
 """Likelihood of whole texts in their sets' own units: GPT-2, section 3.1; GPT-3, section 3.1.1."""
 
 from collections.abc import Callable
+from typing import Any
 
 from gptjax.evals import fewshot
 from gptjax.text import detokenize
@@ -18,8 +19,11 @@ def _words(
     def form(record: fewshot.Record, k: int) -> list[fewshot.Item]:
         del k
         raw = record['text'].rstrip('\n').split('\n')
-        parts = {'articles': lambda: detokenize.articles(raw), 'lines': lambda: raw,
-                 'whole': lambda: ['\n'.join(raw)]}[split]()  # fmt: skip
+        parts = {
+            'articles': lambda: detokenize.articles(raw),
+            'lines': lambda: raw,
+            'whole': lambda: ['\n'.join(raw)],
+        }[split]()
         items = []
         for part in parts:
             units = len(part.split()) + part.count('\n') + 1
@@ -46,7 +50,9 @@ def _characters(stop: int) -> Callable[[fewshot.Record, int], list[fewshot.Item]
     return form
 
 
-def _task(set_name: str, form, source: str, metrics: tuple[str, ...], **more) -> fewshot.Task:
+def _task(
+    set_name: str, form: Callable, source: str, metrics: tuple[str, ...], **more: Any
+) -> fewshot.Task:
     return fewshot.Task(set_name, form, source, 'rolling', metrics=metrics, **more)
 
 
@@ -60,29 +66,48 @@ TASKS = {
     ),
     'wikitext2_valid': _task('wikitext2', _wiki, 'GPT-2, 3.1', _BY_WORD, notes=_UNITS),
     'wikitext2_valid_raw': _task(
-        'wikitext2', _words(None, None, 'articles'), 'as today\'s tools', _BY_WORD, notes=_RAW
+        'wikitext2', _words(None, None, 'articles'), "as today's tools", _BY_WORD, notes=_RAW
     ),
     'wikitext103': _task(
         'wikitext103', _wiki, 'GPT-2, 3.1', _BY_WORD, split='test', notes=f'articles; {_UNITS}'
     ),
     'ptb': _task(
-        'ptb', _words(detokenize.ptb, detokenize.ptb_tokenized, 'whole'),
-        'GPT-2, 3.1; GPT-3, 3.1.1', _BY_WORD, split='test', notes=_UNITS,
+        'ptb',
+        _words(detokenize.ptb, detokenize.ptb_tokenized, 'whole'),
+        'GPT-2, 3.1; GPT-3, 3.1.1',
+        _BY_WORD,
+        split='test',
+        notes=_UNITS,
     ),
     'ptb_valid': _task(
-        'ptb', _words(detokenize.ptb, detokenize.ptb_tokenized, 'whole'),
-        'GPT-2, 3.1; GPT-3, 3.1.1', _BY_WORD, notes=_UNITS,
+        'ptb',
+        _words(detokenize.ptb, detokenize.ptb_tokenized, 'whole'),
+        'GPT-2, 3.1; GPT-3, 3.1.1',
+        _BY_WORD,
+        notes=_UNITS,
     ),
     'lm1b': _task(
-        'lm1b', _words(detokenize.lm1b, detokenize.lm1b_tokenized, 'lines'), 'GPT-2, 3.1',
-        _BY_WORD, split='test', notes=f'sentences by themselves; {_UNITS}',
+        'lm1b',
+        _words(detokenize.lm1b, detokenize.lm1b_tokenized, 'lines'),
+        'GPT-2, 3.1',
+        _BY_WORD,
+        split='test',
+        notes=f'sentences by themselves; {_UNITS}',
     ),
     'enwik8': _task(
-        'enwik8', _characters(5_000_000), 'GPT-2, 3.1', ('bits_per_byte', 'token_perplexity'),
-        split='test', notes='the last 5,000,000 bytes',
+        'enwik8',
+        _characters(5_000_000),
+        'GPT-2, 3.1',
+        ('bits_per_byte', 'token_perplexity'),
+        split='test',
+        notes='the last 5,000,000 bytes',
     ),
     'text8': _task(
-        'text8', _characters(5_000_000), 'GPT-2, 3.1', ('bits_per_character', 'token_perplexity'),
-        split='test', notes='the last 5,000,000 characters',
+        'text8',
+        _characters(5_000_000),
+        'GPT-2, 3.1',
+        ('bits_per_character', 'token_perplexity'),
+        split='test',
+        notes='the last 5,000,000 characters',
     ),
-}  # fmt: skip
+}

@@ -15,9 +15,18 @@ def _titled(record: fewshot.Record, k: int) -> list[fewshot.Item]:
 
 TASKS = {
     'news_articles': fewshot.Task(
-        'news_titles', _titled, 'GPT-3, 3.9.4', 'generate', split='test', shots_from='train', k=3,
-        metrics=('words',), delimiter='\n\n', stop=('\nTitle:',), max_new_tokens=400,
+        'news_titles',
+        _titled,
+        'GPT-3, 3.9.4',
+        'generate',
+        split='test',
+        shots_from='train',
+        k=3,
+        metrics=('words',),
+        delimiter='\n\n',
+        stop=('\nTitle:',),
+        max_new_tokens=400,
         decode={'num_beams': 1, 'do_sample': True, 'top_p': 0.9},
         notes='three articles are shown as examples, as in the paper; top-p 0.9 is ours',
     ),
-}  # fmt: skip
+}

@@ -74,10 +74,15 @@ _SAMPLED = {'num_beams': 1, 'do_sample': True, 'top_k': 2}  # GPT-2, section 3.6
 
 def _race_task(level: str, figure: str) -> fewshot.Task:
     return fewshot.Task(
-        f'race_{level}', _race, f'GPT-3, 3.6, figure {figure}', split='test', k=10,
-        normalise='answer_context', answer_context='A:',
+        f'race_{level}',
+        _race,
+        f'GPT-3, 3.6, figure {figure}',
+        split='test',
+        k=10,
+        normalise='answer_context',
+        answer_context='A:',
         notes='questions of an article that came before are answered in the context',
-    )  # fmt: skip
+    )
 
 
 TASKS = {
@@ -85,12 +90,21 @@ TASKS = {
         'coqa', _coqa, 'GPT-3, 3.6, figure G.18', 'generate', k=5, metrics=('f1', 'exact_match')
     ),
     'squad2': fewshot.Task(
-        'squad2', _squad, 'GPT-3, 3.6, figure G.28', 'generate', k=16,
+        'squad2',
+        _squad,
+        'GPT-3, 3.6, figure G.28',
+        'generate',
+        k=16,
         metrics=('f1', 'exact_match'),
         notes=f'questions without an answer have {_NO_ANSWER!r} (ours)',
     ),
     'quac': fewshot.Task(
-        'quac', _quac, 'GPT-3, 3.6, figure G.25', 'generate', k=5, metrics=('f1',),
+        'quac',
+        _quac,
+        'GPT-3, 3.6, figure G.25',
+        'generate',
+        k=5,
+        metrics=('f1',),
         notes=f'questions without an answer have {_NO_ANSWER!r}; earlier questions are not shown '
         '(ours)',
     ),
@@ -100,17 +114,36 @@ TASKS = {
     'race_h': _race_task('h', 'G.1'),
     'race_m': _race_task('m', 'G.3'),
     'gpt2_coqa': fewshot.Task(
-        'coqa', _coqa, 'GPT-2, 3.5', 'generate', metrics=('f1',), decode={'num_beams': 1},
+        'coqa',
+        _coqa,
+        'GPT-2, 3.5',
+        'generate',
+        metrics=('f1',),
+        decode={'num_beams': 1},
         notes='greedy behind "A:"',
     ),
     'gpt2_cnn_dailymail': fewshot.Task(
-        'cnn_dailymail', _summary, 'GPT-2, 3.6', 'generate', split='test', stop=(),
-        metrics=('rouge1', 'rouge2', 'rougeL'), max_new_tokens=100, decode=_SAMPLED,
+        'cnn_dailymail',
+        _summary,
+        'GPT-2, 3.6',
+        'generate',
+        split='test',
+        stop=(),
+        metrics=('rouge1', 'rouge2', 'rougeL'),
+        max_new_tokens=100,
+        decode=_SAMPLED,
         notes='first 3 sentences of the text; articles that do not fit lose their beginning',
     ),
     'gpt2_cnn_dailymail_no_hint': fewshot.Task(
-        'cnn_dailymail', _unhinted, 'GPT-2, 3.6: no hint', 'generate', split='test', stop=(),
-        metrics=('rouge1', 'rouge2', 'rougeL'), max_new_tokens=100, decode=_SAMPLED,
+        'cnn_dailymail',
+        _unhinted,
+        'GPT-2, 3.6: no hint',
+        'generate',
+        split='test',
+        stop=(),
+        metrics=('rouge1', 'rouge2', 'rougeL'),
+        max_new_tokens=100,
+        decode=_SAMPLED,
         notes='first 3 sentences of the text; articles that do not fit lose their beginning',
     ),
-}  # fmt: skip
+}

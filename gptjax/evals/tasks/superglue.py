@@ -92,7 +92,12 @@ TASKS = {
     'rte': fewshot.Task('rte', _rte, 'GPT-3, 3.7, figure G.31', k=32),
     'wic': fewshot.Task('wic', _wic, 'GPT-3, 3.7, figure G.32', k=32),
     'wsc': fewshot.Task(
-        'wsc', _wsc, 'GPT-3, 3.7, figure G.33', 'generate', k=32, metrics=('agreement',),
+        'wsc',
+        _wsc,
+        'GPT-3, 3.7, figure G.33',
+        'generate',
+        k=32,
+        metrics=('agreement',),
         instruction=(
             'Final Exam with Answer Key\nInstructions: Please carefully read the following '
             'passages. For each passage, you must identify which noun the pronoun marked in *bold* '
@@ -102,12 +107,22 @@ TASKS = {
         notes='the label is predicted by whether the noun generated is the one in question (ours)',
     ),
     'multirc': fewshot.Task(
-        'multirc', _multirc, 'GPT-3, 3.7, figure G.15', k=32, metrics=('group_accuracy', 'f1a'),
-        instruction='READING COMPREHENSION ANSWER KEY\n\n', separator='', normalise='sum',
+        'multirc',
+        _multirc,
+        'GPT-3, 3.7, figure G.15',
+        k=32,
+        metrics=('group_accuracy', 'f1a'),
+        instruction='READING COMPREHENSION ANSWER KEY\n\n',
+        separator='',
+        normalise='sum',
         notes='K counts answers, of any question (the paper: questions)',
     ),
     'record': fewshot.Task(
-        'record', _record, 'GPT-3, 3.7, figure G.6', k=32, separator='\n',
+        'record',
+        _record,
+        'GPT-3, 3.7, figure G.6',
+        k=32,
+        separator='\n',
     ),
     **{f'anli_r{number}': _anli(number) for number in (1, 2, 3)},
-}  # fmt: skip
+}

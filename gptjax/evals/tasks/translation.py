@@ -14,15 +14,28 @@ def _pair(source: str, target: str) -> fewshot.Task:
         return [fewshot.Item(context, (record[target],))]
 
     sets = {'fr': 'wmt14_en_fr', 'de': 'wmt16_en_de', 'ro': 'wmt16_en_ro'}
-    figures = {'de-en': 'G.36', 'en-de': 'G.37', 'en-fr': 'G.38', 'fr-en': 'G.39',
-               'en-ro': 'G.40', 'ro-en': 'G.41'}  # fmt: skip
+    figures = {
+        'de-en': 'G.36',
+        'en-de': 'G.37',
+        'en-fr': 'G.38',
+        'fr-en': 'G.39',
+        'en-ro': 'G.40',
+        'ro-en': 'G.41',
+    }
     other = source if target == 'en' else target
     return fewshot.Task(
-        sets[other], form, f'GPT-3, 3.3, figure {figures[f"{source}-{target}"]}', 'generate',
-        split='test', shots_from='validation', k=64, metrics=('bleu',), delimiter='\n',
+        sets[other],
+        form,
+        f'GPT-3, 3.3, figure {figures[f"{source}-{target}"]}',
+        'generate',
+        split='test',
+        shots_from='validation',
+        k=64,
+        metrics=('bleu',),
+        delimiter='\n',
         max_new_tokens=128,
         notes='BLEU by sacrebleu, tokenize=13a',
-    )  # fmt: skip
+    )
 
 
 def _multi30k(source: str, target: str) -> fewshot.Task:
@@ -31,9 +44,11 @@ def _multi30k(source: str, target: str) -> fewshot.Task:
 
     other = source if target == 'en' else target
     return dataclasses.replace(
-        _pair(source, target), set=f'multi30k_en_{other}', max_new_tokens=48,
+        _pair(source, target),
+        set=f'multi30k_en_{other}',
+        max_new_tokens=48,
         source='Multi30k (Elliott et al. 2016), in the form of GPT-3, 3.3',
-    )  # fmt: skip
+    )
 
 
 def _gpt2(source: str, target: str) -> fewshot.Task:
@@ -42,12 +57,21 @@ def _gpt2(source: str, target: str) -> fewshot.Task:
         return [fewshot.Item(f'{record[source]} =', (record[target],))]
 
     return fewshot.Task(
-        'wmt14_en_fr', form, 'GPT-2, 3.7', 'generate', split='test', shots_from='validation', k=5,
+        'wmt14_en_fr',
+        form,
+        'GPT-2, 3.7',
+        'generate',
+        split='test',
+        shots_from='validation',
+        k=5,
         metrics=('bleu',),
-        delimiter='\n', max_new_tokens=128, stop=('\n', '.'), decode={'num_beams': 1},
+        delimiter='\n',
+        max_new_tokens=128,
+        stop=('\n', '.'),
+        decode={'num_beams': 1},
         notes='"english sentence = french sentence" pairs of unstated number (K), greedy, up to '
         'the first sentence end; BLEU by sacrebleu, tokenize=13a',
-    )  # fmt: skip
+    )
 
 
 _PAIRS = (('en', 'fr'), ('fr', 'en'), ('en', 'de'), ('de', 'en'), ('en', 'ro'), ('ro', 'en'))

@@ -21,18 +21,32 @@ def _full(record: fewshot.Record, k: int) -> list[fewshot.Item]:
 
 TASKS = {
     'winograd': fewshot.Task(
-        'wsc273', _partial, 'GPT-3, 3.4, figure G.13', split='test', shots_from='self', k=7,
+        'wsc273',
+        _partial,
+        'GPT-3, 3.4, figure G.13',
+        split='test',
+        shots_from='self',
+        k=7,
         normalise='sum',
     ),
     'winogrande': fewshot.Task(
         'winogrande', _partial, 'GPT-3, 3.4, figure G.14', k=50, normalise='sum'
     ),
     'gpt2_winograd_partial': fewshot.Task(
-        'wsc273', _partial, 'GPT-2, 3.4: partial scoring', split='test', shots_from='self',
+        'wsc273',
+        _partial,
+        'GPT-2, 3.4: partial scoring',
+        split='test',
+        shots_from='self',
         normalise='sum',
     ),
     'gpt2_winograd_full': fewshot.Task(
-        'wsc273', _full, 'GPT-2, 3.4: full scoring', split='test', shots_from='self',
-        normalise='sum', separator='',
+        'wsc273',
+        _full,
+        'GPT-2, 3.4: full scoring',
+        split='test',
+        shots_from='self',
+        normalise='sum',
+        separator='',
     ),
-}  # fmt: skip
+}

@@ -46,11 +46,15 @@ def linear(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _affine(x_MxK: jax.Array, weight_KxN: jax.Array, bias_N: jax.Array | None, dtypes: tuple):
+def _affine(
+    x_MxK: jax.Array, weight_KxN: jax.Array, bias_N: jax.Array | None, dtypes: tuple
+) -> jax.Array:
     return _forward(x_MxK, weight_KxN, bias_N, dtypes)[0]
 
 
-def _forward(x_MxK, weight_KxN, bias_N, dtypes):
+def _forward(
+    x_MxK: jax.Array, weight_KxN: jax.Array, bias_N: jax.Array | None, dtypes: tuple
+) -> tuple:
     del dtypes
     weight_KxN = weight_KxN.astype(x_MxK.dtype)
     y_MxN = _dot('MK,KN->MN', x_MxK, weight_KxN)
@@ -59,7 +63,7 @@ def _forward(x_MxK, weight_KxN, bias_N, dtypes):
     return y_MxN.astype(x_MxK.dtype), (x_MxK, weight_KxN)
 
 
-def _backward(dtypes, kept, dy_MxN):
+def _backward(dtypes: tuple, kept: tuple, dy_MxN: jax.Array) -> tuple:
     x_MxK, weight_KxN = kept
     dx_MxK = _dot('MN,KN->MK', dy_MxN, weight_KxN).astype(x_MxK.dtype)
     dbias_N = None if dtypes[1] is None else dy_MxN.astype(jnp.float32).sum(0).astype(dtypes[1])

@@ -6,6 +6,8 @@ with it; then they exchange parts. The gradient goes back the same way, and is s
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +30,13 @@ def lookup(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _lookup(table, tokens, dtype, table_dtype):
+def _lookup(table: jax.Array, tokens: jax.Array, dtype: Any, table_dtype: Any) -> jax.Array:
     del table_dtype
     if axes.n_devices() == 1:
         return table[tokens].astype(dtype)
     vocab, embed = axes.parameter_spec('vocab', 'embed')
 
-    def local(table, tokens):
+    def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
         ids = jax.lax.all_gather(tokens, embed, axis=0, tiled=True) if embed else tokens
         ids, mine = _mine(ids, table.shape[0], vocab)
         x = jnp.where(mine, table.astype(dtype)[ids], 0)
@@ -44,11 +46,11 @@ def _lookup(table, tokens, dtype, table_dtype):
     return _shard_map(local, (PartitionSpec(vocab, embed), _tokens()), _hidden())(table, tokens)
 
 
-def _forward(table, tokens, dtype, table_dtype):
+def _forward(table: jax.Array, tokens: jax.Array, dtype: Any, table_dtype: Any) -> tuple:
     return _lookup(table, tokens, dtype, table_dtype), (tokens, table.shape[0])
 
 
-def _backward(dtype, table_dtype, kept, dx):
+def _backward(dtype: Any, table_dtype: Any, kept: tuple, dx: jax.Array) -> tuple:
     del dtype
     tokens, n_vocab = kept
     vocab, embed = (None, None)
@@ -57,7 +59,7 @@ def _backward(dtype, table_dtype, kept, dx):
         n_vocab //= axes.parameter_size('vocab')
     rest = tuple(a for a in axes.flat(_tokens()) if a != embed) if axes.n_devices() > 1 else ()
 
-    def local(tokens, dx):
+    def local(tokens: jax.Array, dx: jax.Array) -> jax.Array:
         ids = jax.lax.all_gather(tokens, embed, axis=0, tiled=True) if embed else tokens
         dx = jax.lax.all_to_all(dx, embed, 2, 0, tiled=True) if embed else dx
         ids, mine = _mine(ids, n_vocab, vocab)
@@ -73,7 +75,7 @@ def _backward(dtype, table_dtype, kept, dx):
 _lookup.defvjp(_forward, _backward)
 
 
-def _mine(ids, n_local: int, vocab: str | None):
+def _mine(ids: jax.Array, n_local: int, vocab: str | None) -> tuple:
     """Places of ids in this device's part of the table, and which of them it holds (B, L, 1)."""
     if vocab is None:
         return ids, jnp.ones((*ids.shape, 1), bool)
@@ -90,5 +92,5 @@ def _hidden() -> PartitionSpec:
     return axes.spec('batch', 'length', 'act_embed')
 
 
-def _shard_map(f, in_specs, out_specs):
+def _shard_map(f: Callable, in_specs: tuple, out_specs: Any) -> Callable:
     return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=False)

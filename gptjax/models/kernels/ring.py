@@ -9,6 +9,8 @@ makes only the hops that its band reaches. Runs inside shard_map; scores live on
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +39,18 @@ def attend(
     return _forward(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, mask, axis, size)[0]
 
 
-def _forward(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, mask, axis, size):
+def _forward(
+    query_BxLxHxK: jax.Array,
+    key_BxLxGxK: jax.Array,
+    value_BxLxGxK: jax.Array,
+    mask: masks.Mask,
+    axis: str,
+    size: int,
+) -> Any:
     shape = query_BxLxHxK.shape
     query = _grouped(query_BxLxHxK, key_BxLxGxK.shape[2])
 
-    def hop(soft, pair, offset):
+    def hop(soft: tuple, pair: tuple, offset: Any) -> Any:
         keys_at = jax.lax.axis_index(axis) * shape[1] - offset
         return _merge(soft, _attend_tiles(query, *pair, offset, keys_at, mask))
 
@@ -56,14 +65,16 @@ def _forward(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, mask, axis, size):
     return out.reshape(shape), (query, *pair, out, highest + jnp.log(total))
 
 
-def _backward(mask, axis, size, kept, cotangent_BxLxHxK):
+def _backward(
+    mask: masks.Mask, axis: str, size: int, kept: tuple, cotangent_BxLxHxK: jax.Array
+) -> Any:
     query, key, value, out, log_total = kept
     shape = cotangent_BxLxHxK.shape
     cotangent = _grouped(cotangent_BxLxHxK, key.shape[2])
     delta = (cotangent.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
     rows = (query, cotangent, delta, log_total)
 
-    def hop(dquery, travelling, offset):
+    def hop(dquery: jax.Array, travelling: tuple, offset: Any) -> Any:
         k, v, dk, dv = travelling
         keys_at = jax.lax.axis_index(axis) * shape[1] - offset
         found = _differentiate_tiles(rows, k, v, offset, keys_at, mask)
@@ -94,7 +105,16 @@ def _hops(length: int, mask: masks.Mask, size: int) -> int:
     return min(size, 1 + -(-(mask.window - 1) // length)) if mask.window else size
 
 
-def _round(hop, carry, travelling, length, mask, axis, size, carries=False):
+def _round(
+    hop: Callable,
+    carry: Any,
+    travelling: tuple,
+    length: int,
+    mask: masks.Mask,
+    axis: str,
+    size: int,
+    carries: bool = False,
+) -> Any:
     """Hop h meets the keys of the device h before this one, if there is one.
 
     `hop(carry, travelling, offset)` gives the new carry; with `carries` what travels, too.
@@ -102,14 +122,14 @@ def _round(hop, carry, travelling, length, mask, axis, size, carries=False):
     index = jax.lax.axis_index(axis)
     onwards = [(i, (i + 1) % size) for i in range(size)]
 
-    def meet(state, h):
-        def yes(state):
+    def meet(state: tuple, h: Any) -> Any:
+        def yes(state: tuple) -> Any:
             found = hop(*state, h * length)
             return found if carries else (found, state[1])
 
         return jax.lax.cond(index >= h, yes, lambda state: state, state)
 
-    def move_and_meet(h, state):
+    def move_and_meet(h: Any, state: tuple) -> Any:
         carry, travelling = state
         travelling = tuple(jax.lax.ppermute(x, axis, onwards) for x in travelling)
         return meet((carry, travelling), h)
@@ -122,7 +142,9 @@ def _grouped(x_BxLxHxK: jax.Array, n_kv_heads: int) -> jax.Array:
     return x_BxLxHxK.reshape(*x_BxLxHxK.shape[:2], n_kv_heads, -1, x_BxLxHxK.shape[3])
 
 
-def _scores(query, key, query_start, key_start, mask):
+def _scores(
+    query: jax.Array, key: jax.Array, query_start: Any, key_start: Any, mask: masks.Mask
+) -> jax.Array:
     """Scores of a tile (B, L, G, S, M) in float32; -inf where a query may not look."""
     att = jnp.einsum('blgsk,bmgk->blgsm', query, key, preferred_element_type=jnp.float32)
     seen = mask.seen(
@@ -132,7 +154,7 @@ def _scores(query, key, query_start, key_start, mask):
     return jnp.where(seen[None, :, None, None], att, -jnp.inf)
 
 
-def _merge(one, other):
+def _merge(one: tuple, other: tuple) -> Any:
     """Two softmax accumulations (highest score, sum of exponents, weighted values) as one."""
     highest = jnp.maximum(one[0], other[0])
     safe = jnp.where(jnp.isfinite(highest), highest, 0.0)
@@ -141,17 +163,19 @@ def _merge(one, other):
     return highest, a * one[1] + b * other[1], out
 
 
-def _attend_tiles(query, key, value, offset, keys_at, mask):
+def _attend_tiles(
+    query: jax.Array, key: jax.Array, value: jax.Array, offset: Any, keys_at: Any, mask: masks.Mask
+) -> Any:
     """The softmax accumulation of local queries, `offset` places after the keys at hand.
 
     Those are at positions from `keys_at` on.
     """
     size = _tile(query.shape[1])
 
-    def rows(start):
+    def rows(start: Any) -> Any:
         q = jax.lax.dynamic_slice_in_dim(query, start, size, 1)
 
-        def meet(index, soft):
+        def meet(index: Any, soft: tuple) -> Any:
             k, v = (jax.lax.dynamic_slice_in_dim(x, index * size, size, 1) for x in (key, value))
             att = _scores(q, k, keys_at + start + offset, keys_at + index * size, mask)
             highest = att.max(-1)
@@ -174,14 +198,16 @@ def _attend_tiles(query, key, value, offset, keys_at, mask):
     return tuple(_joined(x) for x in found)
 
 
-def _differentiate_tiles(rows, key, value, offset, keys_at, mask):
+def _differentiate_tiles(
+    rows: tuple, key: jax.Array, value: jax.Array, offset: Any, keys_at: Any, mask: masks.Mask
+) -> Any:
     """Gradients (queries, keys, values) in float32 of local queries against the keys at hand."""
     size = _tile(key.shape[1])
 
-    def block(carry, start):
+    def block(carry: Any, start: Any) -> Any:
         q, cot, delta, log_total = (jax.lax.dynamic_slice_in_dim(x, start, size, 1) for x in rows)
 
-        def meet(index, grads):
+        def meet(index: Any, grads: tuple) -> Any:
             dq, dkey, dvalue = grads
             k, v, dk, dv = (
                 jax.lax.dynamic_slice_in_dim(x, index * size, size, 1)
@@ -211,7 +237,7 @@ def _differentiate_tiles(rows, key, value, offset, keys_at, mask):
     return _joined(dquery), dkey, dvalue
 
 
-def _reach(start, size, length, mask):
+def _reach(start: Any, size: int, length: int, mask: masks.Mask) -> tuple:
     """The tiles of keys [first, last) that queries from `start` on may see."""
     last = jnp.minimum((start + size - 1) // size + 1, length // size)
     first = jnp.maximum(0, (start - mask.window + 1) // size) if mask.window else 0

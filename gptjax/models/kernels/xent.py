@@ -7,6 +7,7 @@ over its own tokens; devices exchange it once, after the last chunk.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,16 +38,20 @@ def nats(
 
 
 @jax.custom_vjp
-def _nats(hidden, table, bias, targets, weights):
+def _nats(
+    hidden: jax.Array, table: Any, bias: jax.Array | None, targets: jax.Array, weights: jax.Array
+) -> Any:
     return _on_mesh(False, hidden, table, bias, targets, weights)[0]
 
 
-def _forward(hidden, table, bias, targets, weights):
+def _forward(
+    hidden: jax.Array, table: Any, bias: jax.Array | None, targets: jax.Array, weights: jax.Array
+) -> Any:
     found, *grads = _on_mesh(True, hidden, table, bias, targets, weights)
     return found, (grads, targets, weights)
 
 
-def _backward(kept, cotangent):
+def _backward(kept: tuple, cotangent: jax.Array) -> Any:
     (dhidden, dtable, dbias), targets, weights = kept
     scaled = [(g * cotangent).astype(g.dtype) for g in (dhidden, dtable, dbias)]
     return *scaled, np.zeros(targets.shape, jax.dtypes.float0), jnp.zeros_like(weights)
@@ -55,7 +60,7 @@ def _backward(kept, cotangent):
 _nats.defvjp(_forward, _backward)
 
 
-def _on_mesh(differentiate: bool, *arrays):
+def _on_mesh(differentiate: bool, *arrays: jax.Array) -> Any:
     """(nats,) or (nats, and the gradients of the first three arrays)."""
     if axes.n_devices() == 1:
         return _chunks(differentiate, (), None, None, *arrays)
@@ -73,7 +78,17 @@ def _on_mesh(differentiate: bool, *arrays):
     )(*arrays)
 
 
-def _chunks(differentiate, split, vocab, embed, hidden, table, bias, targets, weights):
+def _chunks(
+    differentiate: bool,
+    split: tuple[str, ...],
+    vocab: Any,
+    embed: Any,
+    hidden: jax.Array,
+    table: Any,
+    bias: jax.Array | None,
+    targets: jax.Array,
+    weights: jax.Array,
+) -> Any:
     """One device's share.
 
     Args:
@@ -88,7 +103,7 @@ def _chunks(differentiate, split, vocab, embed, hidden, table, bias, targets, we
     first = jax.lax.axis_index(vocab) * table.shape[0] if vocab else 0
     over_vocab = functools.partial(jax.lax.psum, axis_name=vocab) if vocab else lambda x: x
 
-    def chunk(sums, start):
+    def chunk(sums: tuple, start: Any) -> Any:
         h, t, w = (
             jax.lax.dynamic_slice_in_dim(x, start, size, 1).reshape(rows * size, *x.shape[2:])
             for x in (hidden, targets, weights)

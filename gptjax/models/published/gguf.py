@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from gptjax.configs import errors
 from gptjax.models import gpt
-from gptjax.models.published import families
+from gptjax.models.published import llama
 from gptjax.models.published.tensors import Stored
 from gptjax.text import tokenizer as tokenizer_lib
 
@@ -30,12 +30,20 @@ _SPLITS = {
 _FIELDS = frozenset(
     f'llama.{name}'
     for name in (
-        'block_count', 'context_length', 'embedding_length', 'feed_forward_length', 'vocab_size',
-        'attention.head_count', 'attention.head_count_kv', 'attention.key_length',
-        'attention.value_length', 'attention.layer_norm_rms_epsilon', 'rope.dimension_count',
+        'block_count',
+        'context_length',
+        'embedding_length',
+        'feed_forward_length',
+        'vocab_size',
+        'attention.head_count',
+        'attention.head_count_kv',
+        'attention.key_length',
+        'attention.value_length',
+        'attention.layer_norm_rms_epsilon',
+        'rope.dimension_count',
         'rope.freq_base',
     )
-)  # fmt: skip
+)
 _PRE_TOKENIZERS = ('gpt-2', 'smollm', *_SPLITS)
 
 
@@ -97,7 +105,7 @@ class File:
         d_head = self._value('llama.attention.key_length', d_model // n_heads)
         if self._value('llama.rope.dimension_count', d_head) != d_head:
             raise errors.InputError(f'{self._path} rotates a part of each head only')
-        return families.LLAMA.config(
+        return llama.LLAMA.config(
             {
                 'num_hidden_layers': self._value('llama.block_count'),
                 'hidden_size': d_model,

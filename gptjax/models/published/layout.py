@@ -126,9 +126,15 @@ def groups(side: str) -> list[str]:
 
 def _sizes(tensor: Tensor, config: gpt.Config) -> dict[str, int]:
     return {
-        'D': config.d_model, 'F': config.d_ff, 'G': config.kv_heads, 'H': config.n_heads,
-        'K': config.d_head, 'L': config.n_ctx, 'T': len(tensor.paths), 'V': config.n_vocab,
-    }  # fmt: skip
+        'D': config.d_model,
+        'F': config.d_ff,
+        'G': config.kv_heads,
+        'H': config.n_heads,
+        'K': config.d_head,
+        'L': config.n_ctx,
+        'T': len(tensor.paths),
+        'V': config.n_vocab,
+    }
 
 
 def _used(sizes_: dict[str, int], side: str) -> dict[str, int]:

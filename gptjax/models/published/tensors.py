@@ -22,17 +22,30 @@ from gptjax.configs import errors
 from gptjax.text import files
 
 _DTYPES = {
-    'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
-    'I64': np.int64, 'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8,
+    'F64': np.float64,
+    'F32': np.float32,
+    'F16': np.float16,
+    'BF16': ml_dtypes.bfloat16,
+    'I64': np.int64,
+    'I32': np.int32,
+    'I16': np.int16,
+    'I8': np.int8,
+    'U8': np.uint8,
     'BOOL': np.bool_,
-}  # fmt: skip
+}
 # torch storages that a weight file may name -> dtype; anything else is refused.
 _STORAGES = {
-    'DoubleStorage': np.float64, 'FloatStorage': np.float32, 'HalfStorage': np.float16,
-    'BFloat16Storage': ml_dtypes.bfloat16, 'LongStorage': np.int64, 'IntStorage': np.int32,
-    'ShortStorage': np.int16, 'CharStorage': np.int8, 'ByteStorage': np.uint8,
+    'DoubleStorage': np.float64,
+    'FloatStorage': np.float32,
+    'HalfStorage': np.float16,
+    'BFloat16Storage': ml_dtypes.bfloat16,
+    'LongStorage': np.int64,
+    'IntStorage': np.int32,
+    'ShortStorage': np.int16,
+    'CharStorage': np.int8,
+    'ByteStorage': np.uint8,
     'BoolStorage': np.bool_,
-}  # fmt: skip
+}
 
 
 class Stored(NamedTuple):
@@ -129,7 +142,7 @@ def _safetensors(path: pathlib.Path) -> dict[str, Stored]:
     # Its pread backend reads what is asked for and keeps no page of the file in memory.
     file = safetensors.safe_open(path, 'numpy', backend='pread')
     found = {}
-    for name in file.keys():  # noqa: SIM118, it is no mapping
+    for name in file.keys():
         part = file.get_slice(name)
         if part.get_dtype() not in _DTYPES:
             raise errors.InputError(f'{path}: {name} has the unknown dtype {part.get_dtype()}')
