@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-from tests import typechecker
+from tests import typechecker  # noqa: F401 - pytest's --jaxtyping-packages looks it up here

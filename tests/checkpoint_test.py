@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gptjax.configs import errors
-from gptjax.runtime import checkpoint
+from gptjax.runtime import checkpoint, manifest
 from gptjax.runtime import mesh as mesh_lib
 
 
@@ -108,10 +108,10 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path):
             at, bit = rng.randrange(len(content)), 1 << rng.randrange(8)
             content[at] ^= bit
             path.write_bytes(content)
-            assert checkpoint._damage(folder), path
+            assert manifest.damage(folder), path
             content[at] ^= bit
             path.write_bytes(content)
-            assert not checkpoint._damage(folder)
+            assert not manifest.damage(folder)
 
 
 def test_all_damaged_is_an_error(tmp_path):
@@ -158,7 +158,7 @@ def test_a_disk_that_is_full_keeps_what_was_there(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, limit[1]))
     try:
         whole = 'the checkpoint of step 1 is whole'
-        with pytest.raises(checkpoint.SaveError, match=whole) as said:
+        with pytest.raises(checkpoint.SaveError, match=whole) as said:  # noqa: PT012
             checkpoints.save(2, items(big, {'step': jnp.zeros(())}), {})
             checkpoints.wait()
     finally:

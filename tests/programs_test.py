@@ -210,6 +210,7 @@ def test_baselines_are_runs_like_any_other(trained, model, capsys):
     results = json.loads((workdir / 'results.json').read_text())
     gpt_results = json.loads((run / 'results.json').read_text())
     assert results.keys() == gpt_results.keys()
+    evaluate.main(helpers.args(config, run))
     evaluate.main(helpers.args(spec, workdir, *SHARED))
     found = json.loads((workdir / 'evaluation.json').read_text())
     gpt_found = json.loads((run / 'evaluation.json').read_text())

@@ -78,7 +78,7 @@ def field_of(path: str, family: str = 'gpt') -> fields.Field | None:
     """The field at a dotted path, as 'optim.peak_lr'; None where there is none."""
     section, _, name = path.partition('.')
     if not name:
-        return TOP[section] if section in TOP else None
+        return TOP.get(section)
     if section not in SECTIONS:
         return None
     known, leaf = section_of(section, family), name.partition('.')[0]

@@ -70,4 +70,4 @@ def name(point: Overrides) -> str:
 
 
 def _section(node: Any, name: str) -> Any:
-    return node[name] if name in node else {}
+    return node[name] if name in node else {}  # noqa: SIM401 - .get forgives typing errors

@@ -58,13 +58,14 @@ def configure(section: fields.Values) -> Config:
     Raises:
       UsageError: a field is unknown, missing or out of range.
     """
-    sets = section['eval_sets'] if 'eval_sets' in section else {}
+    fields.check(section, (f.name for f in dataclasses.fields(Config)), 'the data section')
+    sets = section['eval_sets']
     errors.require(
         isinstance(sets, Mapping | ml_collections.ConfigDict),
         f'data.eval_sets is label -> folder, as data.eval_sets.wiki=wiki/tokens; got {sets!r}',
     )
     named = tuple((label, folder) for label, folder in sorted(sets.items()) if folder)
-    return fields.build(Config, {**section, 'eval_sets': named}, 'data')
+    return Config(**{**section, 'eval_sets': named})
 
 
 def windows(

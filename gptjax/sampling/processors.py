@@ -130,7 +130,7 @@ def process(
         active_B: jax.Array, change: Callable[[jax.Array], jax.Array], x: jax.Array
     ) -> jax.Array:
         """The rows in which it is active changed; skipped where there is none."""
-        changed = lambda x: jnp.where(active_B[:, None], change(x), x)
+        changed = lambda x: jnp.where(active_B[:, None], change(x), x)  # noqa: E731
         return jax.lax.cond(active_B.any(), changed, lambda x: x, x)
 
     x = given(
@@ -267,7 +267,7 @@ def _rank(x: jax.Array) -> jax.Array:
 
 
 def _counts(
-    tokens_BxT: jax.Array, start_B: jax.Array, length_B: jax.Array, n_vocab: int
+    tokens_BxT: jax.Array, start_B: jax.Array | int, length_B: jax.Array, n_vocab: int
 ) -> jax.Array:
     """How often each token occurs in the places from start to length."""
     place_1xT = jnp.arange(tokens_BxT.shape[1])[None]
@@ -277,7 +277,7 @@ def _counts(
     return zeros_BxV.at[rows_Bx1, tokens_BxT].add(real_BxT.astype(jnp.int32))
 
 
-def _biases(tokens_BxT: jax.Array, length_B: jax.Array, rows: jax.Array, n_vocab: int) -> jax.Array:
+def _biases(tokens_BxT: jax.Array, length_B: jax.Array, rows: Settings, n_vocab: int) -> jax.Array:
     """The sum of the biases of all sequences that one more token would complete."""
     ahead = rows.words_BxWxS.shape[2] - 1
     place_BxS = length_B[:, None] - ahead + jnp.arange(ahead)[None]
@@ -296,7 +296,7 @@ def _repeats(
     """Which tokens would complete an n-gram that the text has already."""
     place_T = jnp.arange(tokens_BxT.shape[1])
 
-    def compare(back: Any, same_BxT: jax.Array) -> jax.Array:
+    def compare(back: jax.Array, same_BxT: jax.Array) -> jax.Array:
         """Whether the token `back + 1` before a place is the one that far back from the end."""
         mine_Bx1 = jnp.take_along_axis(
             tokens_BxT, jnp.maximum(length_B - 1 - back, 0)[:, None], axis=1

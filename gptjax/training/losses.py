@@ -50,7 +50,7 @@ def with_sown(objective: jax.Array, sums: Sums, sown: Mapping[str, Any]) -> tupl
     """Adds what layers sowed, means over a batch, as sums that its weight divides again."""
     found = dict(sums)
     for kind in _ADDED:
-        for name, mean in _leaves(sown[kind] if kind in sown else {}):
+        for name, mean in _leaves(sown.get(kind, {})):
             found[name] = mean * sums['weight']
             objective += found[name] if kind == 'losses' else 0.0
     return objective, found

@@ -142,7 +142,7 @@ def _safetensors(path: pathlib.Path) -> dict[str, Stored]:
     # Its pread backend reads what is asked for and keeps no page of the file in memory.
     file = safetensors.safe_open(path, 'numpy', backend='pread')
     found = {}
-    for name in file.keys():
+    for name in file.keys():  # noqa: SIM118, it is no mapping
         part = file.get_slice(name)
         if part.get_dtype() not in _DTYPES:
             raise errors.InputError(f'{path}: {name} has the unknown dtype {part.get_dtype()}')
