@@ -46,7 +46,7 @@ def main(args: cli.Args) -> None:
         with progress.Progress('write', None, ' bytes') as bar:
             pretrained.save(target, *found, **about, progress=bar.advance)
     else:
-        pretrained.save_workdir(target, *found, **about)
+        pretrained.save_workdir(target, *found, **about, objective=source.objective)
     n_params = sum(x.size for x in jax.tree.leaves(found.params))
     _log.info('wrote %s parameters to %s', f'{n_params:,}', target)
 

@@ -15,19 +15,22 @@ import logging
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
-from gptjax.configs import cli, errors, upgrade
+from gptjax.configs import cli, errors
 from gptjax.data import inputs, loader, tokens
 from gptjax.evals import perplexity
 from gptjax.models import heads, kneser_ney, ngram, pretrained
 from gptjax.runtime import checkpoint, program, progress
 from gptjax.runtime import mesh as mesh_lib
+from gptjax.runtime import meta as meta_lib
 from gptjax.text import files
+from gptjax.training import claim
 from gptjax.training import step as step_lib
 
 READS = ('tokenizer', 'data', 'model', 'ngram', 'evaluate')
@@ -45,7 +48,7 @@ def main(args: cli.Args) -> None:
         f'model.family is {config.model.family!r}; an n-gram config is wanted, as '
         'experiments/quickstart.py:model=ngram',
     )
-    errors.require(jax.process_count() == 1, 'counting runs on one host; leave out --distributed')
+    errors.require(program.is_alone(), 'counting runs on one host; leave out --distributed')
     counting = args.section('ngram', kneser_ney.Config)
     scoring = args.section('evaluate', perplexity.Config)
     with program.only_one(workdir):
@@ -57,14 +60,8 @@ def main(args: cli.Args) -> None:
         n_ctx = scoring.n_ctx or model_config.n_ctx
         for token_set in data.held_out.values():
             perplexity.check(token_set, n_ctx, scoring)
-        meta = {
-            'config': json.loads(config.to_json()),
-            'head': 'language_model',
-            'data': {'sets': [token_set.digest for token_set in data.train]},
-            'tokenizer': data.train[0].fingerprint,
-            'provenance': '',
-        }
-        there = _matching(workdir, meta, model_config)
+        made_of = {'sets': [token_set.digest for token_set in data.train]}
+        there = _matching(workdir, config, made_of)
         if there and (workdir / RESULTS).exists():
             _log.info('counting in %s is done already', workdir)
             return
@@ -84,7 +81,11 @@ def main(args: cli.Args) -> None:
         results |= {'commit': program.commit()}
         files.replace(workdir / 'config.json', config.to_json(indent=1) + '\n')
         files.replace(workdir / RESULTS, json.dumps(results, indent=1) + '\n')
-        meta['config']['model']['entries'] = entries
+        counted = config.copy_and_resolve_references()
+        with counted.unlocked():
+            counted.model.entries = entries
+        tokenizer = data.train[0].fingerprint
+        meta = meta_lib.of(counted, heads.name_of(model), tokenizer, data=made_of)
         if there:
             shutil.rmtree(there)  # the same tables, counted again for the results
         checkpoints = checkpoint.Checkpoints(workdir, keep=2)
@@ -98,7 +99,7 @@ def main(args: cli.Args) -> None:
 def _scores(
     model: heads.LanguageModel, params: Any, data: inputs.Inputs, config: perplexity.Config
 ) -> dict[str, float]:
-    """Of the held-out sets."""
+    """Scores of the held-out sets."""
     found: dict[str, float] = {}
     mesh = mesh_lib.one_device()  # n-grams are looked up on the host
     with mesh.scope():
@@ -115,18 +116,15 @@ def _pieces(token_set: tokens.TokenSet) -> Iterator[np.ndarray]:
         yield token_set.read(start, _PIECE)
 
 
-def _matching(workdir: pathlib.Path, meta: dict, model: ngram.Config) -> pathlib.Path | None:
+def _matching(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, made_of: Mapping[str, Any]
+) -> pathlib.Path | None:
     """The workdir's checkpoint of this very model. Raises InputError where it holds another."""
     found = checkpoint.latest(workdir)
     if not found:
         return None
-    folder, there = found
-    section = upgrade.section('model', there['config']['model']) | {'entries': ()}
-    if section != dataclasses.asdict(model) or there.get('data') != meta['data']:
-        raise errors.InputError(
-            f'{workdir} holds another model or one of other tokens; use another --workdir'
-        )
-    return folder
+    claim.check(workdir, found[1], json.loads(config.to_json()), READS, made_of)
+    return found[0]
 
 
 if __name__ == '__main__':

@@ -49,9 +49,7 @@ def _suite(args: cli.Args) -> None:
     workdir = pathlib.Path(args.workdir)
     source = sources.open(args.config.init_from or args.workdir)
     mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
-    errors.require(
-        jax.process_count() == 1, 'tasks are scored by one process; leave --distributed out'
-    )
+    errors.require(program.is_alone(), 'tasks are scored by one process; leave --distributed out')
     for other in config.beside:
         errors.require(bool(report.read(pathlib.Path(other))), f'{other} holds no results.jsonl')
     with mesh.scope(), program.only_one(workdir), program.graceful_stop():
@@ -149,9 +147,8 @@ def _held_out(args: cli.Args) -> None:
                 score = perplexity.score(
                     step, loaded.params, token_set, n_ctx, config, mesh, bar.advance
                 )
-            found[label] = {'set': args.config.data.eval_sets[label], **score.report()}
-    written = {'weights': source.said, 'commit': program.commit()}
-    written |= found if len(found) > 1 else next(iter(found.values()))
+            found[label] = {'folder': args.config.data.eval_sets[label], **score.report()}
+    written = {'weights': source.said, 'commit': program.commit(), 'sets': found}
     workdir.mkdir(parents=True, exist_ok=True)
     if program.is_first():
         files.replace(workdir / EVALUATION, json.dumps(written, indent=1) + '\n')

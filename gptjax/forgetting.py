@@ -15,7 +15,7 @@ from absl import flags
 
 from gptjax.configs import cli, errors
 from gptjax.data import inputs, loader
-from gptjax.evals import context
+from gptjax.evals import context, perplexity
 from gptjax.models import ngram, pretrained, sources
 from gptjax.runtime import plots, program, progress
 from gptjax.text import files
@@ -42,7 +42,10 @@ def main(args: cli.Args) -> None:
     errors.require(bool(runs), 'give --run=NAME=PATH; several are allowed')
     workdir = pathlib.Path(args.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    config, batch = args.config, args.config.evaluate.batch_windows
+    config, scoring = args.config, args.section('evaluate', perplexity.Config)
+    unread = [f for f in ('stride', 'max_tokens', 'measures') if getattr(scoring, f)]
+    errors.require(not unread, f'evaluate.{"".join(unread[:1])} changes nothing here; leave it out')
+    batch = scoring.batch_windows
     sets = inputs.open_held_out(loader.configure(config.data), workdir, lambda n: None)
     errors.require(len(sets) == 1, f'one held-out set is looked at; data.eval_sets has {len(sets)}')
     ((label, held_out),) = sets.items()
@@ -53,7 +56,7 @@ def main(args: cli.Args) -> None:
             raise errors.InputError(
                 f'{name} was made with another tokenizer than {held_out.folder}'
             )
-    n_ctx = config.evaluate.n_ctx or min(m.config.n_ctx for m, _, _ in loaded.values())
+    n_ctx = scoring.n_ctx or min(m.config.n_ctx for m, _, _ in loaded.values())
     contexts, targets = context.windows(held_out, n_ctx, args.flags.windows)
     found: dict[str, dict] = {}
     with progress.Progress('score', None, ' windows') as bar:

@@ -19,6 +19,7 @@ TPU VM, the same; the weights are spread over --config.mesh.tensor devices:
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -69,16 +70,17 @@ def main(args: cli.Args) -> None:
         form = (config.dtype or None, config.weights, config.cache_dtype, mesh)
         with progress.Progress('read', None, ' parameters') as bar:
             loaded = loaded_lib.load(source, *form, bar.advance)
-        draft = loaded_lib.draft(config.draft, config.dtype or None, mesh)
-        sender = router.Router(loaded, draft, config.draft_tokens)
+        drafted = sources.open(config.draft) if config.draft else None
+        draft = loaded_lib.draft(drafted, config.draft_tokens, config.dtype or None, mesh)
+        sender = router.Router(loaded, draft)
         jobs = [_job(args, loaded, i, prompt) for i, prompt in enumerate(wanted)]
         streams = args.flags.stream
         errors.require(not streams or args.flags.out == 'text', '--stream is for --out=text')
         for prompt, asked in jobs:
-            sender.check(prompt, asked, streams)
-        job = _fingerprint(args, source, wanted)
+            sender.check(prompt, asked, config, streams)
+        fingerprint = _fingerprint(config, source, drafted, wanted, jobs)
         one = program.only_one(pathlib.Path(args.workdir))
-        with one, program.graceful_stop(), _Out(args, wanted, jobs, loaded, job) as out:
+        with one, program.graceful_stop(), _Out(args, wanted, jobs, loaded, fingerprint) as out:
             left = jobs[out.done :]
             found = sender.streamed(left, config, out) if streams else sender.each(left, config)
             for texts_ in found:
@@ -136,11 +138,18 @@ def _job(args: cli.Args, loaded: loaded_lib.Loaded, i: int, wanted: dict[str, An
     return texts.prompt_ids(loaded.tokenizer, wanted['prompt']), asked
 
 
-def _fingerprint(args: cli.Args, source: weights.Source, wanted: list[dict[str, Any]]) -> str:
+def _fingerprint(
+    of: engine.Config,
+    source: weights.Source,
+    draft: weights.Source | None,
+    wanted: list[dict[str, Any]],
+    jobs: list[router.Job],
+) -> str:
     """Equal for commands that would write the same file."""
-    of = args.config.engine
-    parts = [source.identity(), wanted, args.config.decode.to_dict()]
-    parts += [of.weights, of.dtype, of.cache_dtype, of.draft, of.draft_tokens]
+    parts = [source.identity(), of.weights, of.dtype, of.cache_dtype]
+    parts += [draft.identity(), of.draft_tokens] if draft else []
+    parts += [one['prompt'] for one in wanted]
+    parts += [(list(ids), dataclasses.asdict(asked)) for ids, asked in jobs]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -127,21 +127,22 @@ def _baseline_flags(
         return name if '://' in name else str(pathlib.PurePath('..') / name)
 
     flags = cli.variant(argv, f'model={baseline}', str(workdir / baseline))
+    try:
+        cli.load(flags[0].partition('=')[2])
+    except errors.UsageError:  # of a config file that does not know the variant
+        return []
     common = ('--config.model.n_ctx=', '--config.model.n_vocab=')  # the rest is the GPT's
-    flags = [f for f in flags if not f.startswith('--config.model.') or f.startswith(common)]
-    flags += [
+    flags = [f for f in flags if 'model' not in cli.sections([f]) or f.startswith(common)]
+    return [
+        *flags,
         f'--config.tokenizer.dir={shared(config.tokenizer.dir)}',
         f'--config.data.sets={tuple(map(shared, config.data.sets))!r}',
         *(
             f'--config.data.eval_sets.{label}={shared(folder)}'
             for label, folder in config.data.eval_sets.items()
+            if folder
         ),
     ]
-    try:
-        cli.parse([argv[0], *flags])
-    except errors.UsageError:
-        return []
-    return flags
 
 
 def _run(command: list[str]) -> None:
@@ -166,7 +167,7 @@ def _run(command: list[str]) -> None:
 
 
 def _die_with_parent() -> None:
-    """On Linux, a killed quickstart leaves no program behind: it is told to stop and save."""
+    """Tells the programs of a killed quickstart to stop and save, on Linux."""
     if sys.platform == 'linux':
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
@@ -174,10 +175,11 @@ def _die_with_parent() -> None:
 
 def _report(args: cli.Args, workdir: pathlib.Path, flags: list[str]) -> None:
     config = args.config
-    eval_name = f'eval/{next(iter(config.data.eval_sets))}/bits_per_byte'
+    label = next(label for label, folder in config.data.eval_sets.items() if folder)
+    eval_name = f'eval/{label}/bits_per_byte'
     plots.loss_curve(workdir, eval_name, workdir / 'loss.png')
     results = json.loads((workdir / 'results.json').read_text())
-    evaluation = json.loads((workdir / 'evaluation.json').read_text())
+    evaluation = json.loads((workdir / 'evaluation.json').read_text())['sets'][label]
     python = os.path.relpath(sys.executable)
     generate, evaluate = (
         shlex.join([python, '-m', f'gptjax.{name}', *cli.for_program(flags, name)])

@@ -11,6 +11,7 @@ TPU VM, on every host of a v5e-16, the workdir on a disk that all of them mount:
 
 import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -22,7 +23,7 @@ from gptjax.models import heads, pretrained, sources, weights
 from gptjax.runtime import checkpoint, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.text import tokenizer as tokenizer_lib
-from gptjax.training import loop, optim, parameters
+from gptjax.training import loop, losses, optim, parameters
 from gptjax.training import plan as plan_lib
 from gptjax.training import run as run_lib
 from gptjax.training import step as step_lib
@@ -93,7 +94,7 @@ def _train(
     data: inputs.Inputs,
     tokenizer_dir: pathlib.Path,
 ) -> None:
-    """From the newest checkpoint, or the beginning, to the end; once more after every rollback."""
+    """Trains from the newest checkpoint, or the beginning, to the end; again after a rollback."""
     model, n_ctx = heads.LanguageModel(sections.model), sections.model.n_ctx
     plan = _plan(sections, mesh, data)
     described = heads.describe(model)
@@ -102,13 +103,9 @@ def _train(
     optimizer = optim.make(sections.optim, plan, trained)
     target = step_lib.abstract(model.init_params, optimizer, mesh.shardings, options)
     objective, asked = sections.objective
+    loss = losses.with_sown(objective.make, model.apply, asked)
     train_step = step_lib.make_train_step(
-        objective.make(model.apply, asked),
-        optimizer,
-        config.seed,
-        options,
-        target,
-        parameters.merge,
+        loss, optimizer, config.seed, options, target, parameters.merge
     )
     tasks = during.tasks(model, sections.suite, config.data_dir, tokenizer_dir, mesh.rows())
     evaluation = during.evaluation(
@@ -132,7 +129,7 @@ def _train(
     )
 
     def fresh() -> tuple[step_lib.State, str]:
-        """From the weights of init_from, or from the seed."""
+        """The state of the weights of init_from, or of the seed."""
         if not config.init_from:
             made = step_lib.init(model.init_params, optimizer, config.seed, target, options)
             return made, ''
@@ -140,24 +137,21 @@ def _train(
         params = _initial(source, sections.model, data.train[0], mesh)
         return step_lib.init_from(params, optimizer, target, options), source.provenance
 
-    while (state := run.begin(recipe, fresh)) is not None:
-        batches = loader.batches(
+    def batches(step: int) -> Iterator[loop.Batch]:
+        """The batches from a step on."""
+        windows = loader.batches(
             data.train,
             sections.data,
             n_ctx,
             config.seed,
             plan.examples,
             lambda windows: mesh.region(windows, n_ctx),
-            int(state.step),
+            step,
             plan.total_steps,
         )
-        try:
-            state = loop.fit(run, state, map(mesh.put, batches), train_step)
-        except run_lib.Spike as spike:
-            run.go_back(spike)
-            continue
-        run.finish(state)
-        return
+        return map(mesh.put, windows)
+
+    loop.train(run, recipe, fresh, batches, train_step)
 
 
 def _plan(sections: Sections, mesh: mesh_lib.Mesh, data: inputs.Inputs) -> plan_lib.Plan:
@@ -185,7 +179,7 @@ def _options(sections: Sections, described: parameters.Described) -> step_lib.Op
         ema_decay=sections.optim.ema_decay,
         spike_sigmas=sections.train.spike_sigmas,
         skip_spikes=sections.train.on_spike == 'skip',
-        layer_norms=sections.train.layer_norms,
+        norms_of=described if sections.train.layer_norms else None,
         offload=sections.optim.offload,
         frozen=optim.frozen(sections.optim, described),
     )

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from gptjax.configs import cli, errors
 from gptjax.data import documents
 from gptjax.runtime import program, progress
-from gptjax.text import files
+from gptjax.text import files, vocabulary
 from gptjax.text import tokenizer as tokenizer_lib
 
 READS = ('corpus', 'tokenizer', 'tokens')
@@ -30,7 +30,7 @@ def main(args: cli.Args) -> None:
 
 
 def _main(args: cli.Args) -> None:
-    config = args.section('tokenizer', tokenizer_lib.Config)
+    config = args.section('tokenizer', vocabulary.Config)
     corpus = pathlib.Path(args.workdir, args.config.corpus.dir)
     folder = pathlib.Path(args.workdir, config.dir)
     recipe = f'{config.kind} {config.path} {config.n_vocab} {config.sample_bytes}\n'
@@ -47,7 +47,7 @@ def _main(args: cli.Args) -> None:
     fraction = args.config.tokens.valid_fraction
     texts = documents.training_texts(corpus, fraction, config.sample_bytes)
     with progress.Progress('read', min(total, config.sample_bytes), ' bytes') as bar:
-        tokenizer = tokenizer_lib.train(config, _told(texts, bar))
+        tokenizer = vocabulary.train(config, _told(texts, bar))
     tokenizer_lib.save(tokenizer, folder)
     files.replace(made, recipe)
     _log.info(

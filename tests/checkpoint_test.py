@@ -182,6 +182,29 @@ def test_a_disk_that_will_not_hold_it_is_seen_beforehand(tmp_path, monkeypatch):
     assert checkpoint.latest(tmp_path)[1]['step'] == 1
 
 
+def test_a_step_before_is_one_of_the_newest(tmp_path):
+    """What is kept beside them, as the best of long ago, is no place to go back to."""
+    checkpoints = checkpoint.Checkpoints(tmp_path, 2, keep_steps=(1, 2))
+    for step in (1, 2, 10, 20, 30):
+        checkpoints.save(step, items(*tree(step)), {})
+    checkpoints.close()
+    kept = [1, 2, 20, 30]
+    assert sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir()) == kept
+    for keep in (1, 2, 3, 4, 5):
+        for step in range(40):
+            looked_at = kept[-keep:]
+            expected = max((s for s in looked_at if s <= step), default=looked_at[0])
+            assert checkpoint.step_before(tmp_path, step, keep) == expected
+    assert checkpoint.step_before(tmp_path / 'none', 5, 2) == 0
+
+
+def test_peeking_takes_what_can_be_read(tmp_path):
+    save(tmp_path, [1, 2])
+    assert checkpoint.peek(tmp_path)['config'] == {'n': 2}
+    assert checkpoint.peek(tmp_path, 1)['config'] == {'n': 1}
+    assert checkpoint.peek(tmp_path, 3) == checkpoint.peek(tmp_path / 'none') == {}
+
+
 def test_meta_records_every_shape(tmp_path):
     save(tmp_path, [1])
     meta = json.loads((tmp_path / 'checkpoints' / '00000001' / 'meta.json').read_text())

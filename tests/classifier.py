@@ -46,14 +46,14 @@ def records(split):
     return tokens, counts.argmax(axis=1).astype(np.int32)
 
 
-def batches(plan, seed, start):
+def batches(plan, mesh, seed, start):
     """Every epoch in an order of its own; step s reads what the plan says."""
     tokens, labels = records('train')
     order = grain.MapDataset.range(len(tokens)).shuffle(seed=seed).repeat()
     for step in range(start, plan.total_steps):
         first, number = plan.examples(step)
         rows = np.array([order[i] for i in range(first, first + number)])
-        yield {'tokens': tokens[rows], 'labels': labels[rows]}
+        yield mesh.put({'tokens': tokens[rows], 'labels': labels[rows]})
 
 
 def loss_of(model):
@@ -88,7 +88,7 @@ def main(args: cli.Args) -> None:
         optimizer = optim.make(optim_, plan, described)
         with mesh.scope():
             target = step_lib.abstract(init, optimizer, mesh.shardings, options)
-            step = step_lib.make_train_step(
+            train_step = step_lib.make_train_step(
                 loss_of(model), optimizer, config.seed, options, target, parameters.merge
             )
             measure = step_lib.make_eval_step(loss_of(model))
@@ -102,9 +102,10 @@ def main(args: cli.Args) -> None:
             evaluation = run_lib.Evaluation(['eval/made/accuracy'], scores)
             flops = 6.0 * sum(x.size for x in jax.tree.leaves(target.params))
             recipe = run_lib.Recipe(plan, target, options, evaluation, 'classifier', '', {}, flops)
-            state = run.begin(
-                recipe, lambda: (step_lib.init(init, optimizer, config.seed, target, options), '')
+            loop.train(
+                run,
+                recipe,
+                lambda: (step_lib.init(init, optimizer, config.seed, target, options), ''),
+                lambda step: batches(plan, mesh, config.seed, step),
+                train_step,
             )
-            if state is not None:
-                todo = map(mesh.put, batches(plan, config.seed, int(state.step)))
-                run.finish(loop.fit(run, state, todo, step))

@@ -171,6 +171,8 @@ def test_flags_of_a_pipeline_go_to_who_reads_them():
     flags_ = ['--config=a.py', '--config.optim.peak_lr', '1', '--workdir=w', '--config.seed=2']
     assert cli.for_program(flags_, 'generate') == ['--config=a.py', '--workdir=w']
     assert '--config.optim.peak_lr=1' in cli.for_program(flags_, 'train')
+    odd = ['--stream', '--noconfig', '-config.seed=1', '--', '--config.decode.seed', '3']
+    assert cli.for_program(odd, 'train') == ['--stream', '--noconfig', '-config.seed=1', '--']
 
 
 @pytest.mark.parametrize(
@@ -180,9 +182,9 @@ def test_flags_of_a_pipeline_go_to_who_reads_them():
         ('--config.train.objective=next_token:a=1', 'not key=value with a key of: none'),
         ('--config.optim.optimizer=adam', 'there are: adamw'),
         ('--config.model.mlp=mixture', 'there are: dense'),
-        ("--config.evaluate.measures=('entropi',)", 'there are: entropy, nats'),
+        ("--config.evaluate.measures=('entropi',)", 'there are: entropy'),
         ('--config.optim.schedule=cosin', 'schedule must be one of cosine'),
-        ("--config.model.attention=('dens',)", "pattern of 'dense' and 'banded'"),
+        ("--config.model.attention=('dens',)", "no form of attention 'dens'; there are: dense"),
         ("--config.model.attention=('banded:wide=3',)", 'not key=value with a key of: width'),
         ('--config.model.norm_kind=batch', 'norm_kind must be one of layer, rms'),
         ('--config.checkpoint.best_is=best', 'best_is must be one of lowest, highest'),

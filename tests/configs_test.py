@@ -16,12 +16,12 @@ from gptjax.evals import perplexity, suite
 from gptjax.models import gpt, heads, kneser_ney
 from gptjax.runtime import checkpoint, mesh
 from gptjax.sampling import engine, options
-from gptjax.text import tokenizer
+from gptjax.text import vocabulary
 from gptjax.training import optim, plan, run
 
 OWNERS = {
     'corpus': documents.Config,
-    'tokenizer': tokenizer.Config,
+    'tokenizer': vocabulary.Config,
     'tokens': tokens.Config,
     'data': loader.Config,
     'model': gpt.Config,
@@ -268,7 +268,7 @@ def test_lookup_lists_what_there_is():
     [
         ({'n_layers': 0}, 'n_layers must be above 0'),
         ({'n_layers': 3, 'attention': ('dense', 'banded'), 'band_width': 2}, 'use a multiple of 2'),
-        ({'attention': ('dence',)}, "pattern of 'dense' and 'banded'"),
+        ({'attention': ('dence',)}, "no form of attention 'dence'; there are: dense, banded"),
         ({'band_width': 4}, 'band_width = 4 does not fit'),
         ({'norm': 'mid'}, 'norm must be one of pre, post'),
         ({'embed_dropout': 1.5}, 'embed_dropout must be from'),

@@ -13,6 +13,7 @@ from gptjax.runtime import program
 from gptjax.sampling import engine, texts
 from gptjax.sampling import pipeline as pipeline_lib
 from gptjax.text import tokenizer as tokenizer_lib
+from gptjax.text import vocabulary
 from tests import helpers
 
 
@@ -21,7 +22,7 @@ def folder(tmp_path_factory):
     """A published folder of a tiny model with a tokenizer."""
     section = base.get_config().tokenizer.to_dict() | {'kind': 'bpe', 'n_vocab': 300}
     words = ['the cat sat on the mat, and the dog sat on the log. '] * 20
-    tokenizer = tokenizer_lib.train(tokenizer_lib.Config(**section), words)
+    tokenizer = vocabulary.train(vocabulary.Config(**section), words)
     model = helpers.tiny_model(n_vocab=tokenizer.n_vocab, n_ctx=64, compute_dtype='float32')
     path = tmp_path_factory.mktemp('published')
     pretrained.save(path, model, helpers.params_of(model), tokenizer)

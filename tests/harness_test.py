@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from gptjax.text import tokenizer as tokenizer_lib
+from gptjax.text import vocabulary
 from tests import conftest
 
 torch = pytest.importorskip('torch')
@@ -24,9 +25,9 @@ _WORDS = _TEXT.split()
 def weights(tmp_path_factory) -> pathlib.Path:
     """A folder with a random tiny GPT-2 and a tokenizer of some hundred merges."""
     folder = tmp_path_factory.mktemp('weights')
-    config = tokenizer_lib.Config(kind='bpe', path='', dir='', n_vocab=320, sample_bytes=10**6)
+    config = vocabulary.Config(kind='bpe', path='', dir='', n_vocab=320, sample_bytes=10**6)
     lines = [' '.join(_WORDS[i:] + _WORDS[:i]) for i in range(len(_WORDS))]
-    tokenizer = tokenizer_lib.train(config, lines * 5)
+    tokenizer = vocabulary.train(config, lines * 5)
     tokenizer_lib.save(tokenizer, folder)
     torch.manual_seed(0)
     end = tokenizer.end_of_text

@@ -2,6 +2,7 @@
 """Tiny versions of what programs do, for tests."""
 
 import functools
+import json
 import pathlib
 import subprocess
 import sys
@@ -143,6 +144,12 @@ def batch_of(windows: int, n_ctx: int, n_vocab: int, seed: int = 0) -> dict[str,
     read = np.random.default_rng(seed).integers(0, n_vocab, (windows, n_ctx + 1)).astype(np.int32)
     weights = np.ones((windows, n_ctx), np.float32)
     return {'tokens': read[:, :-1], 'targets': read[:, 1:], 'weights': weights}
+
+
+def evaluation_of(workdir: pathlib.Path, label: str = 'tokens') -> dict:
+    """What evaluate wrote of one held-out set, and of the weights."""
+    found = json.loads((workdir / 'evaluation.json').read_text())
+    return found['sets'][label] | {'weights': found['weights']}
 
 
 def run_program(name: str, *flags: str, **kwargs) -> subprocess.CompletedProcess:

@@ -108,6 +108,33 @@ def test_a_published_folder_is_known_by_its_bytes(tmp_path, kind):
     assert sources.open(tmp_path / 'hf').identity() == before
 
 
+TOKENIZERS = [  # files of a folder, of which the first that is known is read
+    ('bytes.json',),
+    ('tokenizer.json', 'vocab.json', 'merges.txt'),
+    ('vocab.json', 'merges.txt'),
+    ('encoder.json', 'vocab.bpe'),
+    ('encoder_bpe_40000.json', 'vocab_40000.bpe'),
+    ('gpt1.json', 'vocab.json', 'merges.txt'),
+    ('spiece.model',),
+]
+
+
+@pytest.mark.parametrize('names', TOKENIZERS)
+def test_a_published_folder_is_known_by_its_tokenizer(tmp_path, names):
+    (tmp_path / 'config.json').write_text('{"model_type": "gpt2"}')
+    for name in names:
+        (tmp_path / name).write_text('{}')
+    before = sources.open(tmp_path).identity()
+    read = names[:1] if names[0] == 'tokenizer.json' else names
+    for name in names:
+        (tmp_path / name).write_text('{ }')
+        assert (sources.open(tmp_path).identity() != before) == (name in read)
+        (tmp_path / name).unlink()
+        assert (sources.open(tmp_path).identity() != before) == (name in read)
+        (tmp_path / name).write_text('{}')
+        assert sources.open(tmp_path).identity() == before
+
+
 def test_a_digest_is_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     path = tmp_path / 'file'
@@ -174,6 +201,6 @@ def test_the_best_checkpoint_can_be_named(run):
     table = found['network']['token_embedding']
     np.testing.assert_array_equal(table, named['network']['token_embedding'])
     evaluate.main(helpers.args(config, workdir, f'--config.init_from={workdir}/best'))
-    report = json.loads((workdir / 'evaluation.json').read_text())
+    report = helpers.evaluation_of(workdir)
     assert report['bits_per_byte'] == pytest.approx(scored[best], rel=1e-5)
     assert report['weights'] == f'{workdir}/best'

@@ -23,7 +23,8 @@ BELOW = {
 BELOW['sampling'] = tuple(BELOW)
 BELOW['training'] = ('configs', 'text', 'scaling', 'data', 'runtime')
 BELOW['evals'] = (*BELOW['sampling'], 'sampling', 'training')
-EXCEPTIONS = {('models/workdirs.py', 'runtime.checkpoint')}  # reads and writes our own
+OURS = ('checkpoint', 'meta')  # read and written by models.workdirs
+EXCEPTIONS = {('models/workdirs.py', f'runtime.{name}') for name in OURS}
 WITHOUT_JAX = ('prepare_corpus', 'train_tokenizer', 'prepare_tokens', 'quickstart', 'configs.base')
 
 

@@ -8,12 +8,13 @@ import threading
 import time
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from gptjax import train
 from gptjax.configs import errors
-from gptjax.runtime import checkpoint, clock, metrics, retry, saver
+from gptjax.runtime import checkpoint, clock, metrics, program, retry, saver
 from gptjax.training import reader
 from gptjax.training import step as step_lib
 from tests import helpers
@@ -304,6 +305,51 @@ def test_weights_and_biases_when_asked(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'wandb', None)
     with pytest.raises(errors.UsageError, match='pip install wandb'):
         metrics.Writer(tmp_path, 0, 1.0, wandb='project')
+
+
+def test_an_average_beside_frozen_weights_goes_on_bit_equal(ready, workdir, tmp_path, monkeypatch):
+    from gptjax.models import pretrained
+
+    flags = ('--config.optim.ema_decay=0.5', '--config.optim.frozen=("network/*_embedding",)')
+    flags += ('--config.train.total_tokens=3072',)
+    whole = helpers.fresh(tmp_path / 'whole', ready[1])
+    run(ready, whole, *flags)
+    _, meta = checkpoint.latest(whole)
+    averaged = {name for name in meta['shapes'] if name.startswith("['average']")}
+    assert averaged
+    assert not any('embedding' in name for name in averaged)
+    seen = [0]
+
+    def requested():
+        seen[0] += 1
+        return seen[0] == 3
+
+    monkeypatch.setattr(program, 'stop_requested', requested)
+    with pytest.raises(program.Preempted):
+        run(ready, workdir, *flags)
+    monkeypatch.undo()
+    run(ready, workdir, *flags)
+    for path in ('', 'average'):
+        first, again = (pretrained.load(w / path).params for w in (whole, workdir))
+        np.testing.assert_equal(jax.device_get(first), jax.device_get(again))
+    trained, average = (pretrained.load(whole / p).params['network'] for p in ('', 'average'))
+    np.testing.assert_array_equal(trained['token_embedding'], average['token_embedding'])
+
+
+def test_the_best_average_is_what_best_stands_for(ready, workdir):
+    from gptjax.models import pretrained
+
+    name = 'eval_average/tokens/bits_per_byte'
+    flags = ('--config.optim.ema_decay=0.5', f'--config.checkpoint.keep_best={name}')
+    run(ready, workdir, *flags, '--config.train.total_tokens=3072')
+    best = checkpoint.best(workdir)
+    step = workdir / 'checkpoints' / f'{best.step:08d}'
+    of_best, average, last = (
+        np.asarray(pretrained.load(p).params['network']['token_embedding'])
+        for p in (workdir / 'best', step / 'average', step)
+    )
+    np.testing.assert_array_equal(of_best, average)
+    assert not np.array_equal(average, last)
 
 
 def test_the_average_is_scored_saved_and_loaded(ready, workdir):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gptjax.configs import errors
 from gptjax.models import attention, masks
 from gptjax.models.kernels import dots, flash, ring, tiled, xent
 from gptjax.runtime import mesh as mesh_lib
@@ -31,7 +32,6 @@ class Prefix(masks.Mask):
     """The first positions see one another, the later ones all before them."""
 
     length: int
-    causal = False
 
     def seen(self, query, key):
         return (query >= key) | (key < self.length)
@@ -149,6 +149,22 @@ def test_kernels_that_cannot_do_a_mask_step_aside():
     mesh = mesh_lib.Mesh(mesh_lib.Config(4, 1, 1, 2))
     with mesh.scope():
         assert flash.attend(*arrays((8, 128, 2, 8), 1), mask=Prefix(70)) is None
+
+
+def test_a_form_that_sees_ahead_scores_windows_and_is_refused_a_cache(monkeypatch):
+    monkeypatch.setitem(masks.FORMS, 'prefix', Prefix)
+    for mask in [*MASKS, Prefix(1)]:
+        assert not masks.sees_ahead(mask, 16)
+    assert masks.sees_ahead(Prefix(2), 16)
+    model = helpers.tiny_model(attention=('dense', 'prefix:length=5'))
+    params, tokens = helpers.params_of(model), helpers.batch_of(2, 16, 64)['tokens']
+    logits = helpers.applied(model)(params, tokens)
+    changed = tokens.copy()
+    changed[:, 4] = (changed[:, 4] + 1) % 64
+    differs = np.abs(helpers.applied(model)(params, changed) - logits).max(axis=(0, 2)) > 1e-4
+    assert differs[:5].all()
+    with pytest.raises(errors.UsageError, match='sees ahead: such a model scores whole windows'):
+        model.config.empty_cache(1, 16)
 
 
 def ring_memory(context: int, length: int, mask: masks.Mask) -> int:

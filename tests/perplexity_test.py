@@ -30,7 +30,7 @@ def score(held_out, loss, params=None, stride=0, max_tokens=0, batch_windows=8):
 
     def measure(params, batch):
         nats, sums = loss(params, batch)
-        return {'nats': {'nats': nats} | sums}
+        return {perplexity.SCORE: {'nats': nats} | sums}
 
     return perplexity.score(step_lib.make_eval_step(measure), params, held_out, N_CTX, config, mesh)
 

@@ -13,6 +13,7 @@ from gptjax.configs import errors, sizes
 from gptjax.models import gpt, heads, pretrained
 from gptjax.models.published import families, stream, tensors
 from gptjax.text import tokenizer as tokenizer_lib
+from gptjax.text import vocabulary
 from gptjax.training import losses
 from tests import helpers
 
@@ -313,8 +314,8 @@ def test_weights_land_in_their_shardings(published):
 def test_tokenizers_travel(published, tmp_path):
     _, _, (model, params, _) = published('gpt2')
     texts = ['the cat sat on the mat', 'a second line, 123'] * 50
-    config = tokenizer_lib.Config('bpe', '', '', 300, 10**6)
-    for tokenizer in (tokenizer_lib.train(config, iter(texts)), tokenizer_lib.Bytes()):
+    config = vocabulary.Config('bpe', '', '', 300, 10**6)
+    for tokenizer in (vocabulary.train(config, iter(texts)), tokenizer_lib.Bytes()):
         folder = tmp_path / type(tokenizer).__name__
         pretrained.save(folder, model, params, tokenizer)
         back = pretrained.load(folder).tokenizer

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a new user gets: one command, killed and run again, ends with a report."""
 
-import json
 import os
 import re
 import signal
@@ -64,7 +63,7 @@ def test_killed_and_run_again_it_finishes_and_repeats_nothing(tmp_path, corpus_f
     for label in ('n-gram', 'LSTM', 'GPT'):  # a row each: bits per byte and tokens/s are numbers
         cells = re.search(rf'^\| {label} \|(.*)\|$', report, re.MULTILINE)[1].split('|')
         assert [float(cell.replace(',', '')) > 0 for cell in cells] == [True] * 4
-    assert json.loads((workdir / 'evaluation.json').read_text())['bits_per_byte'] > 0
+    assert helpers.evaluation_of(workdir)['bits_per_byte'] > 0
     before = (workdir / 'samples.jsonl').stat().st_mtime_ns
     again = subprocess.run(process.args, capture_output=True, text=True, timeout=60)
     assert again.returncode == 0
@@ -98,6 +97,6 @@ def test_shakespeare_learns_as_nanogpt_does(real_data, tmp_path):
             timeout=1500,
         )
         assert found.returncode == 0, found.stderr
-    evaluation = json.loads((workdir / 'evaluation.json').read_text())
+    evaluation = helpers.evaluation_of(workdir)
     assert evaluation['tokens'] == 111_540
     assert evaluation['nats_per_token'] <= 1.90

@@ -21,21 +21,59 @@ def ready():
 
 
 def test_ways(ready):
-    draft = speculative.Draft(ready.decoder, ready.params)
-    plain, drafted = router.Router(ready), router.Router(ready, draft, 3)
-    for options, way in (
-        (asked(), 'plain'),
-        (asked(num_beams=2), 'beams'),
-        (asked(prompt_lookup_num_tokens=2), 'lookup'),
-    ):
-        assert plain.way(options) == way
-        assert plain.by_itself(options) == (way != 'plain')
-    assert plain.by_itself(asked(echo=True))
-    assert drafted.way(asked()) == 'draft'
-    with pytest.raises(errors.UsageError, match='a draft is for decoding without beams'):
-        drafted.way(asked(num_beams=2))
-    with pytest.raises(errors.UsageError, match='a stream is for text'):
-        drafted.check([1], asked(max_new_tokens=3), streamed=True)
+    draft = speculative.Draft(ready.decoder, ready.params, 3)
+    plain, drafted = router.Router(ready), router.Router(ready, draft)
+    assert not plain.by_itself(asked())
+    assert drafted.by_itself(asked())
+    for given in ({'num_beams': 2}, {'prompt_lookup_num_tokens': 2}, {'echo': True}):
+        assert plain.by_itself(asked(**given))
+        plain.check([1], asked(max_new_tokens=3, **given), CONFIG, streamed=False)
+        with pytest.raises(errors.UsageError, match='a stream is for text'):
+            plain.check([1], asked(max_new_tokens=3, **given), CONFIG, streamed=True)
+
+
+REFUSED = [  # (with a draft, max_tokens of a slot, options, what is said)
+    (False, 0, {'max_new_tokens': 99}, 'do not fit n_ctx = 64'),
+    (False, 8, {'max_new_tokens': 9}, 'exceed the 8 tokens of a slot'),
+    (False, 0, {'stop_strings': ['x'], 'max_new_tokens': 3}, 'stop strings need a tokenizer'),
+    (False, 0, {'stop_strings': ['x'], 'max_new_tokens': 3, 'echo': True}, 'need a tokenizer'),
+    (False, 0, {'max_new_tokens': 60, 'prompt_lookup_num_tokens': 4}, '4 proposals do not fit'),
+    (True, 0, {'max_new_tokens': 61}, '3 proposals do not fit n_ctx = 64'),
+    (True, 0, {'max_new_tokens': 3, 'echo': True}, 'echo goes without speculative decoding'),
+    (True, 0, {'max_new_tokens': 3, 'num_beams': 2}, 'a draft is for decoding without beams'),
+]
+
+
+@pytest.mark.parametrize(('drafted', 'room', 'given', 'said'), REFUSED)
+def test_what_would_fail_later_is_refused_before_the_first_text(ready, drafted, room, given, said):
+    draft = speculative.Draft(ready.decoder, ready.params, 3) if drafted else None
+    sender, config = router.Router(ready, draft), dataclasses.replace(CONFIG, max_tokens=room)
+    with pytest.raises(errors.InputError, match=said):
+        sender.check([1, 2], asked(**given), config, streamed=False)
+    with pytest.raises(errors.InputError, match=said):
+        list(sender.each([([1, 2], asked(**given))], config))
+
+
+def test_many_copies_wait_within_bounds_and_a_signal_loses_no_text(ready, monkeypatch):
+    """Texts that are made by themselves wait for their turn; a stop comes between any two."""
+    jobs = [
+        ([1], asked(max_new_tokens=2, do_sample=True, num_return_sequences=40)),
+        ([2], asked(max_new_tokens=2, num_beams=2)),
+        ([3], asked(max_new_tokens=2, do_sample=True, num_return_sequences=33)),
+        ([4], asked(max_new_tokens=2, echo=True)),
+        ([5], asked(max_new_tokens=2)),
+    ]
+    config, sender = dataclasses.replace(CONFIG, slots=2), router.Router(ready)
+    whole = [[text.tokens for text in found] for found in sender.each(jobs, config)]
+    assert [len(found) for found in whole] == [40, 1, 33, 1, 1]
+    for stop in range(1, len(jobs)):
+        texts = sender.each(jobs, config)
+        came = [[text.tokens for text in next(texts)] for _ in range(stop)]
+        monkeypatch.setattr(program, 'stop_requested', lambda: True)
+        with pytest.raises(program.Preempted):
+            next(texts)
+        monkeypatch.undo()
+        assert came == whole[:stop]
 
 
 def test_all_kinds_side_by_side_come_in_order(ready):

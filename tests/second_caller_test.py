@@ -4,11 +4,12 @@
 import contextlib
 import json
 import pathlib
+import shutil
 
 import pytest
 
 from gptjax.configs import cli, errors
-from gptjax.runtime import checkpoint, metrics, program
+from gptjax.runtime import checkpoint, clock, metrics, program, scores
 from tests import classifier
 
 CONFIG = """
@@ -82,6 +83,29 @@ def test_the_best_and_some_steps_are_kept_beside_the_newest(whole):
     assert 60 in newest
 
 
+def test_the_best_alone_is_kept_beside_the_newest(tmp_path):
+    flags = ('--config.checkpoint.keep_steps=()',)
+    classifier.main(args_of(tmp_path, 'run', *flags, '--config.train.total_epochs=3.0'))
+    best = checkpoint.best(tmp_path / 'run')
+    kept = {int(p.name) for p in (tmp_path / 'run' / 'checkpoints').iterdir()}
+    assert kept == {best.step, *sorted(kept)[-2:]}
+    assert len(kept) == (2 if best.step in sorted(kept)[-2:] else 3)
+    scored = {r['step']: r.get(best.name, 0.0) for r in metrics.read(tmp_path / 'run')}
+    assert best.value == scored[best.step] == max(scored.values())
+
+
+def test_what_was_best_before_a_rollback_is_best_only_if_it_is_kept(tmp_path):
+    classifier.main(args_of(tmp_path, 'run', '--config.train.total_epochs=3.0'))
+    best = checkpoint.best(tmp_path / 'run')
+    back = checkpoint.Checkpoints(tmp_path / 'run', 2)
+    back.drop_after(best.step)
+    assert checkpoint.best(tmp_path / 'run') == best
+    back.drop_after(best.step - 1)
+    back.close()
+    again = checkpoint.best(tmp_path / 'run')
+    assert again is None or again.step < best.step
+
+
 def test_stopped_anywhere_it_goes_on_bit_equal(whole, tmp_path, monkeypatch):
     """Before and behind saves and evaluations, and between the two."""
     stops = [1, 6, 7, 10, 13, 14, 20, 41, 42, 59, STEPS]
@@ -131,6 +155,54 @@ def test_killed_between_a_save_and_its_evaluation(whole, tmp_path, monkeypatch):
         row['step'] for row in metrics.read(tmp_path / 'killed') if 'eval/made/accuracy' in row
     ]
     assert scored == [7, 14, 21, 28, 35, 42, 49, 56, 60]
+    assert checkpoint.best(tmp_path / 'killed')[1:] == checkpoint.best(whole)[1:]
+
+
+@pytest.mark.parametrize('moment', ['scores.write', 'files.replace', 'Checkpoints.is_best'])
+def test_killed_while_a_score_is_kept(whole, tmp_path, monkeypatch, moment):
+    """The first time that it comes to this, when it goes on the second time, and so on."""
+
+    class Killed(BaseException):
+        pass
+
+    owner, name = {
+        'scores.write': (scores, 'write'),
+        'files.replace': (scores.files, 'replace'),
+        'Checkpoints.is_best': (checkpoint.Checkpoints, 'is_best'),
+    }[moment]
+    plain, left = getattr(owner, name), [0]
+
+    def dying(*given):
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+        return plain(*given)
+
+    monkeypatch.setattr(owner, name, dying)
+    for patience in range(1, 40):
+        left[0] = patience
+        try:
+            classifier.main(args_of(tmp_path, 'run'))
+            break
+        except Killed:
+            continue
+    assert left[0] > 0, 'it does not come to an end'
+    assert patience > 3
+    monkeypatch.undo()
+    assert arrays_of(tmp_path / 'run') == arrays_of(whole)
+    assert checkpoint.best(tmp_path / 'run')[1:] == checkpoint.best(whole)[1:]
+
+
+def test_a_damaged_score_is_a_missing_one(whole, tmp_path, caplog):
+    shutil.copytree(whole, tmp_path / 'run')
+    best = checkpoint.best(whole)
+    for damage in ('', '{', '[1]', '{"eval/made/accuracy": "x"}', '{"eval/made/accuracy": null}'):
+        path = tmp_path / 'run' / 'checkpoints' / f'{best.step:08d}' / scores.NAME
+        path.write_text(damage)
+        found = checkpoint.best(tmp_path / 'run')
+        assert found is None or found.step != best.step
+        assert 'cannot be read' in caplog.text
+        caplog.clear()
 
 
 def test_a_mistake_in_an_evaluation_costs_no_step(tmp_path, monkeypatch):
@@ -156,6 +228,37 @@ def test_a_missing_score_is_missing(tmp_path, monkeypatch):
     results = json.loads((tmp_path / 'run' / 'results.json').read_text())
     assert 'eval/made/accuracy' in results
     assert 'eval/made/spearman' not in results
+
+
+def test_what_a_stop_has_cost_is_no_training_time(tmp_path, monkeypatch):
+    """The evaluation that is caught up with is not of a step."""
+    plain = classifier.run_lib.Evaluation
+    reached, now = [0], [0.0]
+
+    def slow(names, scores):
+        def scored(state):
+            now[0] += 1000.0
+            return scores(state)
+
+        return plain(names, scored)
+
+    monkeypatch.setattr(classifier.run_lib, 'Evaluation', slow)
+    monkeypatch.setattr(clock.time, 'monotonic', lambda: now[0])
+    monkeypatch.setattr(program, 'stop_requested', lambda: reached[-1] >= 7)
+    push = metrics.Writer.write
+
+    def noted(self, step, *rest):
+        reached.append(step)
+        push(self, step, *rest)
+
+    monkeypatch.setattr(metrics.Writer, 'write', noted)
+    flags = ('--config.train.total_epochs=1.0',)
+    with pytest.raises(program.Preempted):
+        classifier.main(args_of(tmp_path, 'run', *flags))
+    monkeypatch.setattr(program, 'stop_requested', lambda: False)
+    classifier.main(args_of(tmp_path, 'run', *flags))
+    assert now[0] >= 2000.0
+    assert json.loads((tmp_path / 'run' / 'results.json').read_text())['train_secs'] < 1000.0
 
 
 def test_frozen_parameters_stay_without_moments(tmp_path):

@@ -12,6 +12,7 @@ from gptjax.sampling import batch, decode, processors, speculative
 from tests import helpers
 
 asked = helpers.asked
+LOOKUP = speculative.Lookup(4)
 PROMPTS = [[5], [1, 2, 3, 1, 2, 3, 1], [60, 3, 9, 60, 3]]
 
 
@@ -24,16 +25,16 @@ def decoder_of(seed=0, **overrides):
 @pytest.mark.parametrize('number', [1, 4])
 def test_greedy_texts_are_equal(kind, number):
     decoder, params = decoder_of()
-    draft = None
+    proposer = speculative.Lookup(number)
     if kind != 'lookup':
-        draft = speculative.Draft(*decoder_of(seed=0 if kind == 'same' else 9))
+        proposer = speculative.Draft(*decoder_of(seed=0 if kind == 'same' else 9), number)
     each = [
         asked(max_new_tokens=20),
         asked(max_new_tokens=17, repetition_penalty=1.2, min_new_tokens=3, eos_token_id=[5, 9]),
         asked(max_new_tokens=30, no_repeat_ngram_size=3, bad_words_ids=[[7]]),
     ]
     plain = batch.generate(decoder, params, PROMPTS, each)
-    found, stats = speculative.generate(decoder, params, PROMPTS, each, draft, number)
+    found, stats = speculative.generate(decoder, params, PROMPTS, each, proposer)
     for one, other in zip(found, plain, strict=True):
         assert (one.tokens, one.reason) == (other.tokens, other.reason)
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=2e-5)
@@ -46,11 +47,13 @@ def test_greedy_texts_are_equal(kind, number):
 def test_draws_have_the_same_distribution(kind):
     """Pairs of tokens behind a prompt, against probabilities computed exactly; 8 x 8 cells."""
     decoder, params = decoder_of(n_vocab=8, n_ctx=16)
-    draft = speculative.Draft(*decoder_of(seed=4, n_vocab=8, n_ctx=16)) if kind == 'draft' else None
+    proposer = speculative.Lookup(2)
+    if kind == 'draft':
+        proposer = speculative.Draft(*decoder_of(seed=4, n_vocab=8, n_ctx=16), 2)
     options = asked(max_new_tokens=3, do_sample=True, temperature=0.8, top_k=6)
     prompt, count = [1, 2, 3, 1, 2], 8192
     found, stats = speculative.generate(
-        decoder, params, [prompt] * count, [options] * count, draft, 2, range(count)
+        decoder, params, [prompt] * count, [options] * count, proposer, range(count)
     )
     assert 0.05 < stats.accepted / stats.proposed < 0.95  # both outcomes are there to be judged
     counts = np.zeros((8, 8, 8))
@@ -88,10 +91,10 @@ def _process(logits, tokens, length, settings):
 def test_what_cannot_take_tokens_back_is_a_clear_error():
     decoder, params = helpers.baseline_decoder('lstm')
     with pytest.raises(errors.UsageError, match='which a rnn cannot'):
-        speculative.generate(decoder, params, PROMPTS, [asked()] * 3, None, 4)
+        speculative.generate(decoder, params, PROMPTS, [asked()] * 3, LOOKUP)
     gpt = decoder_of()
-    other = speculative.Draft(*decoder_of(n_vocab=32))
+    other = speculative.Draft(*decoder_of(n_vocab=32), 4)
     with pytest.raises(errors.UsageError, match='the draft has a vocabulary of 32 ids'):
-        speculative.generate(*gpt, PROMPTS, [asked(max_new_tokens=4)] * 3, other, 4)
+        speculative.generate(*gpt, PROMPTS, [asked(max_new_tokens=4)] * 3, other)
     with pytest.raises(errors.UsageError, match='4 proposals do not fit n_ctx = 64'):
-        speculative.generate(*gpt, PROMPTS, [asked(max_new_tokens=60)] * 3, None, 4)
+        speculative.generate(*gpt, PROMPTS, [asked(max_new_tokens=60)] * 3, LOOKUP)

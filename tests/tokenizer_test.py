@@ -8,6 +8,7 @@ import pytest
 
 from gptjax.configs import errors
 from gptjax.text import tokenizer as lib
+from gptjax.text import vocabulary
 
 HARD = [
     'hello world',
@@ -29,8 +30,9 @@ HARD = [
 
 
 def build(kind: str, n_vocab: int = 400, texts=None) -> lib.Tokenizer:
-    config = lib.Config(kind=kind, path='', dir='x', n_vocab=n_vocab, sample_bytes=10**6)
-    return lib.train(config, iter(texts or ['The quick brown fox. ' * 50, '한국어 텍스트 ' * 30]))
+    config = vocabulary.Config(kind=kind, path='', dir='x', n_vocab=n_vocab, sample_bytes=10**6)
+    texts = texts or ['The quick brown fox. ' * 50, '한국어 텍스트 ' * 30]
+    return vocabulary.train(config, iter(texts))
 
 
 @pytest.mark.parametrize('kind', ['bpe', 'sentencepiece', 'bytes'])

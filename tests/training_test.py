@@ -271,7 +271,8 @@ def test_a_loss_far_above_the_usual_is_a_spike():
 
 
 def test_norms_of_every_layer_on_request():
-    _, (found,) = _trained(step_lib.Options(layer_norms=True), [helpers.batch_of(8, 16, 64)])
+    options = step_lib.Options(norms_of=heads.describe(helpers.tiny_model()))
+    _, (found,) = _trained(options, [helpers.batch_of(8, 16, 64)])
     grads = found['norm/grad']
     assert grads['network/block_0/norm_mlp/scale'].shape == (2,)
     assert grads['network/token_embedding'].shape == ()

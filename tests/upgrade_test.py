@@ -24,7 +24,7 @@ from gptjax.models import pretrained, sources
 from gptjax.runtime import checkpoint, metrics
 from gptjax.training import guard
 from gptjax.training import step as step_lib
-from tests import conftest
+from tests import conftest, helpers
 
 ARCHIVE = conftest.ROOT / 'tests' / 'data' / 'run_of_5a5fca3.tar.xz'
 
@@ -87,7 +87,7 @@ def test_evaluate_and_generate_say_what_they_said(unpacked, tmp_path, item, path
     common = ('--config=config.py', f'--workdir={tmp_path}', weights)
     held_out = f'--config.data.eval_sets.tokens={unpacked}/tokens'
     program('evaluate', *common, held_out, cwd=unpacked)
-    found = json.loads((tmp_path / 'evaluation.json').read_text())
+    found = helpers.evaluation_of(tmp_path)
     for name, value in expected['evaluation'].items():
         assert found[name] == (
             pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
@@ -104,7 +104,7 @@ def test_training_goes_on_bit_equal(old):
     """To rounding on another kind of CPU, which scoring the checkpoint tells."""
     expected = expected_of(old)
     program('evaluate', '--config=config.py', f'--workdir={old}', cwd=old)
-    found = json.loads((old / 'evaluation.json').read_text())
+    found = helpers.evaluation_of(old)
     now, then = (x['nats_per_token'] for x in (found, expected['params']['evaluation']))
     program('train', '--config=config.py', f'--workdir={old}', cwd=old)
     rows = {str(row['step']): row for row in metrics.read(old)}
@@ -154,6 +154,13 @@ def test_every_field_says_what_was_before_it(unpacked):
     assert (now['model']['mlp'], now['optim']['optimizer']) == ('dense', 'adamw')
     assert now['model']['attention'] == ('dense',)
     assert upgrade.config(json.loads(json.dumps(now))) == now
+
+
+def test_a_section_that_came_later_is_as_it_was_before_it(unpacked, monkeypatch):
+    then = json.loads((unpacked / 'config.json').read_text())
+    later = {'width': fields.fixed(3, 'of it'), 'depth': fields.free(5, 'of it', was=4)}
+    monkeypatch.setitem(base.SECTIONS, 'wormhole', later)
+    assert upgrade.config(then)['wormhole'] == {'width': 3, 'depth': 4}
 
 
 def test_a_model_of_tomorrow_is_told_with_its_path(unpacked, tmp_path):

@@ -70,7 +70,13 @@ def optim(unit: str, **overrides: Any) -> ml_collections.ConfigDict:
 
 
 def section_of(name: str, family: str = 'gpt') -> fields.Section:
-    """The fields of a section; of the model section those of a family."""
+    """The fields of a section; of the model section those of a family.
+
+    Raises:
+      UsageError: there is no such family.
+    """
+    known = ', '.join(sorted(models.FAMILIES))
+    errors.require(family in models.FAMILIES, f'model.family = {family!r} is not one of: {known}')
     return models.FAMILIES[family] if name == 'model' else SECTIONS[name]
 
 

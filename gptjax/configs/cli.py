@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gptjax.configs import base, errors, fields, mistakes, sizes, spec
+from gptjax.configs.sections import training
 
 _CONFIG = 'config'
 T = TypeVar('T')
@@ -119,7 +120,7 @@ def load(named: str) -> tuple[str, types.ModuleType, ml_collections.ConfigDict]:
 
 def with_config(argv: list[str], default_config: str) -> list[str]:
     """The command line, naming `default_config` where it names no config file."""
-    if not default_config or any(_name(arg) == _CONFIG for arg in argv[1:]):
+    if not default_config or _config_of(argv)[0]:
         return argv
     return [argv[0], f'--{_CONFIG}={default_config}', *argv[1:]]
 
@@ -138,13 +139,14 @@ def variant(argv: list[str], arg: str, workdir: str) -> list[str]:
 
 
 def for_program(flags_: Iterable[str], program: str) -> list[str]:
-    """Of some flags those that a program takes: overrides of what it does not read are left out."""
+    """Flags without the overrides of what a program does not read."""
     reads = readings()[program]
-    return [
-        flag
-        for flag in _joined(flags_)
-        if not _name(flag).startswith(f'{_CONFIG}.') or _section(flag) in reads
-    ]
+    return [flag for flag in _joined(flags_) if sections([flag]) <= set(reads)]
+
+
+def sections(flags_: Iterable[str]) -> set[str]:
+    """The sections and top-level fields that flags override."""
+    return {field.partition('.')[0] for field in mistakes.overridden(flags_)}
 
 
 @functools.cache
@@ -191,9 +193,12 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         small.batch.update(batch_tokens=16 * 32, ramp_over_tokens=0, ramp_from_tokens=0)
         small.train.update(total_tokens=6 * 16 * 32, total_epochs=0.0)
         small.train.update(log_every_steps=1, eval_every_steps=3)
-        durations = {'warmup_tokens': 2 * 16 * 32, 'warmup_steps': 2, 'warmup_epochs': 0}
-        durations |= {name.replace('warmup', 'decay'): 0 for name in durations}
-        small.optim.update({k: v for k, v in durations.items() if k in small.optim})
+        for unit in training.UNITS:
+            if f'warmup_{unit}' in small.optim:
+                step = {'tokens': 16 * 32, 'steps': 1, 'episodes': 16}.get(unit, 0)
+                small.optim[f'warmup_{unit}'], small.optim[f'decay_{unit}'] = 2 * step, 0
+                if small.optim[f'cooldown_{unit}']:
+                    small.optim[f'cooldown_{unit}'] = step
         small.checkpoint.update(every_steps=2)
         small.evaluate.update(max_tokens=1000, stride=0)
         small.decode.update(max_new_tokens=8)
@@ -247,7 +252,3 @@ def _joined(arguments: Iterable[str]) -> list[str]:
 
 def _name(flag: str) -> str:
     return flag.partition('=')[0].lstrip('-')
-
-
-def _section(flag: str) -> str:
-    return _name(flag).split('.')[1]

@@ -26,6 +26,7 @@ def text(
       reads: sections and top-level fields of the config that the program reads.
     """
     lines = [doc.strip(), '', 'Flags:']
+    lines.append('  --config'.ljust(_WIDTH) + ' FILE or FILE:key=value,...: the experiment.')
     for name in values:
         flag = values[name]
         default = '' if flag.value in (None, [], '') else f' ({flag.value})'

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Module name -> module: the only place where a config's string becomes code."""
 
-import dataclasses
 import importlib
 import pkgutil
 import types
@@ -47,10 +46,4 @@ def plug_in(package: str, written: str) -> tuple[types.ModuleType, Any]:
     if owner is None:
         spec.parse(text, {}, f'{name!r}: option')
         return found, None
-    wanted = {field.name: field.type for field in dataclasses.fields(owner)}
-    given = spec.parse(text, wanted, f'{name!r}: option')
-    missing = [f'{key}=<{kind.__name__}>' for key, kind in wanted.items() if key not in given]
-    if missing:
-        whole = ','.join([*(f'{key}={value}' for key, value in given.items()), *missing])
-        raise errors.UsageError(f'{name!r} of {package} wants options: {name}:{whole}')
-    return found, owner(**given)
+    return found, spec.build(owner, text, name)

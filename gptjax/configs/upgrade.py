@@ -22,7 +22,8 @@ HEAD = 'language_model'  # of checkpoints that do not say
 def config(written: Mapping[str, Any]) -> dict[str, Any]:
     """A whole config as it was written (JSON), with today's fields; lists are tuples again.
 
-    Fields without a known earlier value stay absent, unknown ones stay: their owners say so.
+    A section that is absent had not been thought of: it is as it is by default. In the others,
+    fields without a known earlier value stay absent, unknown ones stay: their owners say so.
     """
     found = _tuples(written)
     for old, (new, value) in RENAMED.items():
@@ -30,9 +31,11 @@ def config(written: Mapping[str, Any]) -> dict[str, Any]:
         if above in found and name in found[above]:
             found[above][new.partition('.')[2]] = value(found[above].pop(name))
     for name, field in base.TOP.items():
-        _fill(found, name, field)
-    for name in base.SECTIONS:
-        if isinstance(found.get(name), dict):
+        found.setdefault(name, _then(field))
+    for name, fields_ in base.SECTIONS.items():
+        if name not in found:
+            found[name] = {each: _then(field) for each, field in fields_.items()}
+        elif isinstance(found[name], dict):
             found[name] = section(name, found[name])
     return found
 
@@ -44,7 +47,8 @@ def section(name: str, written: Mapping[str, Any]) -> dict[str, Any]:
     if name == 'model' and family not in base.models.FAMILIES:
         return found
     for field_name, field in base.section_of(name, family).items():
-        _fill(found, field_name, field)
+        if field.was is not fields.ALWAYS:
+            found.setdefault(field_name, field.was)
     return found
 
 
@@ -67,9 +71,9 @@ def identity(found: Mapping[str, Any], reads: Iterable[str]) -> dict[str, Any]:
     return made_by
 
 
-def _fill(found: dict[str, Any], name: str, field: fields.Field) -> None:
-    if field.was is not fields.ALWAYS:
-        found.setdefault(name, field.was)
+def _then(field: fields.Field) -> Any:
+    """The value in effect before a field's section existed."""
+    return field.default if field.was is fields.ALWAYS else field.was
 
 
 def _tuples(value: Any) -> Any:

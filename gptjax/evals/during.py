@@ -10,14 +10,14 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-
 from gptjax.configs import errors
 from gptjax.data import tokens
 from gptjax.data.labelled import sets
 from gptjax.evals import answers, fewshot, perplexity, suite
 from gptjax.models import heads
 from gptjax.runtime import mesh as mesh_lib
+from gptjax.runtime import program
+from gptjax.runtime import scores as scores_lib
 from gptjax.sampling import decode
 from gptjax.sampling import loaded as loaded_lib
 from gptjax.text import tokenizer as tokenizer_lib
@@ -84,7 +84,8 @@ def tasks(
 ) -> Tasks:
     """The suite's tasks, read and checked now: a mistake shows before the first step.
 
-    Tasks whose data is absent are told of, and left out.
+    Tasks whose data is absent are told of, and left out. Items that the training data holds are not
+    told apart: suite.clean_against is for a finished model.
 
     Args:
       multiple: of rows in a batch; the mesh's data x fsdp.
@@ -95,8 +96,9 @@ def tasks(
     if not config.tasks:
         return Tasks([], lambda params: {})
     errors.require(
-        jax.process_count() == 1, 'suite.tasks during training are for one process; leave them out'
+        program.is_alone(), 'suite.tasks during training are for one process; leave them out'
     )
+    config = dataclasses.replace(config, clean_against='')
     tokenizer = tokenizer_lib.load(tokenizer_dir)
     decoder = decode.Decoder(model, min(model.config.n_vocab, tokenizer.n_vocab))
 
@@ -129,4 +131,4 @@ def tasks(
 
 
 def _of_average(name: str) -> str:
-    return f'eval_average{name.removeprefix("eval")}'
+    return scores_lib.OF_AVERAGE + name.removeprefix('eval')

@@ -128,7 +128,7 @@ class Model(harness_model.TemplateLM):
         return [found[i] for i in range(len(asked))]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list:
-        """Of whole texts: windows of max_length tokens, the first behind end-of-text."""
+        """Log-probs of whole texts, in windows of max_length; the first is behind end-of-text."""
         asked, owners = [], []
         for number, request in enumerate(requests):
             ids = (self.prefix_token_id, *self._tokens.encode(request.args[0]))

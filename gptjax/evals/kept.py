@@ -57,8 +57,4 @@ def read(path: pathlib.Path) -> tuple[Row, list[Row]]:
             rows.append(json.loads(line))
         except ValueError:
             break
-    for row in (row for row in rows if 'group' in row):  # one name for three things, once
-        group = row.pop('group')
-        number = float(group) if group.replace('.', '', 1).isdecimal() else 0.0
-        row |= {'together': group, 'word': group, 'number': number}
     return (rows[0], rows[1:]) if rows else ({}, [])

@@ -179,7 +179,7 @@ def _f1_of(said: Sequence[bool], right: Sequence[bool]) -> float:
 
 
 def _spearman(rows: Sequence[Row]) -> float:
-    """Of log p(second answer) - log p(first) with the item's number."""
+    """Spearman's rank correlation of log p(second answer) - log p(first) and the number, in %."""
     from scipy import stats
 
     said = [row['log_probs'][1] - row['log_probs'][0] for row in rows]

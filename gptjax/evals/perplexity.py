@@ -20,11 +20,12 @@ import numpy as np
 
 from gptjax.configs import errors, lookup
 from gptjax.data import tokens
-from gptjax.evals.held_out import nats
 from gptjax.runtime import mesh as mesh_lib
+from gptjax.training.objectives import next_token
 
 _MEASURES = 'gptjax.evals.held_out'
 _NAMES = ('nats_per_token', 'bits_per_byte', 'token_perplexity', 'word_perplexity')
+SCORE = ''  # the sums of the score itself, beside those of measures by name
 # (parameters, batch) -> measure -> its sums
 Measure = Callable[[Any, Mapping[str, jax.Array]], dict[str, dict[str, jax.Array]]]
 
@@ -42,8 +43,11 @@ class Config:
     def __post_init__(self) -> None:
         errors.require_positive(self, 'batch_windows')
         errors.require_between(self, 0, 2**60, 'n_ctx', 'stride', 'max_tokens')
-        for written in self.measures:
-            lookup.plug_in(_MEASURES, written)
+        names = [*_NAMES, *_further(self.measures)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        errors.require(
+            not twice, f'evaluate.measures = {self.measures}: {", ".join(twice)} is measured twice'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +60,9 @@ class Score:
     words: int
     documents: int
     protocol: str
-    more: Mapping[str, float]  # of further measures
+    more: Mapping[str, float | None]  # of further measures; None is missing
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float | None]:
         """nats per token, bits per byte, token and word perplexity, and further measures."""
         return {
             'nats_per_token': self.nats / self.tokens,
@@ -74,15 +78,14 @@ class Score:
         counts |= {'bytes': self.text_bytes, 'words': self.words}
         return {'protocol': self.protocol, **counts, **self.metrics()}
 
-    def named(self, label: str) -> dict[str, float]:
+    def named(self, label: str) -> dict[str, float | None]:
         """The metrics under the names of a log, as eval/<label>/bits_per_byte."""
         return {f'eval/{label}/{name}': value for name, value in self.metrics().items()}
 
 
 def names(label: str, config: Config) -> list[str]:
     """The names that Score.named(label) will have."""
-    more = (name for m in config.measures for name in lookup.plug_in(_MEASURES, m)[0].NAMES)
-    return [f'eval/{label}/{name}' for name in (*_NAMES, *more)]
+    return [f'eval/{label}/{name}' for name in (*_NAMES, *_further(config.measures))]
 
 
 def measure(apply: Callable[..., Any], config: Config, objective: str = 'next_token') -> Measure:
@@ -94,8 +97,8 @@ def measure(apply: Callable[..., Any], config: Config, objective: str = 'next_to
         function held_out(apply, options), as a module of gptjax.evals.held_out has make().
     """
     found, options = lookup.plug_in('gptjax.training.objectives', objective)
-    own = getattr(found, 'held_out', None)
-    each = {'nats': nats.make(apply, None) if own is None else own(apply, options)}
+    held_out = getattr(found, 'held_out', next_token.held_out)
+    each = {SCORE: held_out(apply, options)}
     for written in config.measures:
         module, options = lookup.plug_in(_MEASURES, written)
         each[written] = module.make(apply, options)
@@ -144,7 +147,7 @@ def score(
             sums[name] = {key: total[key] + np.asarray(x, np.float64) for key, x in found.items()}
         progress(min(config.batch_windows, left))
         left -= config.batch_windows
-    weight = float(sums['nats']['weight'])
+    weight = float(sums[SCORE]['weight'])
     if not weight:
         raise errors.InputError(f'the held-out text of {token_set.folder} has no token to score')
     stride = config.stride or n_ctx
@@ -154,15 +157,22 @@ def score(
     )
     more = {name: x for m in config.measures for name, x in _values(m, sums[m]).items()}
     counts = (round(weight), text_bytes, words, len(table))
-    return Score(float(sums['nats']['nats']), *counts, protocol, more)
+    return Score(float(sums[SCORE]['nats']), *counts, protocol, more)
 
 
-def _values(written: str, sums: dict[str, Any]) -> dict[str, float]:
-    """What a further measure comes to."""
+def _further(measures: tuple[str, ...]) -> list[str]:
+    """The names of what further measures tell."""
+    return [name for m in measures for name in lookup.plug_in(_MEASURES, m)[0].NAMES]
+
+
+def _values(written: str, sums: dict[str, Any]) -> dict[str, float | None]:
+    """What a further measure comes to; None, missing, where that is no number."""
     module = lookup.plug_in(_MEASURES, written)[0]
     if hasattr(module, 'values'):
-        return module.values(sums)
-    return {name: float(x / sums['weight']) for name, x in sums.items() if name != 'weight'}
+        found = module.values(sums)
+    else:
+        found = {name: x / sums['weight'] for name, x in sums.items() if name != 'weight'}
+    return {name: float(x) if np.isfinite(x) else None for name, x in found.items()}
 
 
 def n_windows(token_set: tokens.TokenSet, n_ctx: int, config: Config) -> int:

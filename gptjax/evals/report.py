@@ -161,7 +161,7 @@ def _is_share(row: Row) -> bool:
 
 
 def _whole(rows: Sequence[Row]) -> list[Row]:
-    """Of every task and K the row over all seeds."""
+    """The row over all seeds of every task and K."""
     last = {(row['task'], row['k']): row for row in rows}
     return list(last.values())
 

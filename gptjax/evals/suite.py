@@ -5,7 +5,10 @@ Items are kept as they are scored, so that a stopped suite goes on in the middle
 """
 
 import dataclasses
+import functools
 import hashlib
+import json
+import logging
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +25,7 @@ from gptjax.sampling import texts
 
 ITEMS = 'items'
 _CHUNK = 512  # units asked at once
+_log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 
@@ -283,7 +287,7 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
     """One row for every task, K and metric: the mean over seeds, where there are several.
 
     The standard error is of the items, as if the seeds had the same; seed_std says what the draw
-    of examples makes.
+    of examples makes. A number that one of the seeds has not is None.
     """
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -293,21 +297,21 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
         if len(some) == 1:
             found.append(some[0])
             continue
-        values = [math.nan if row['value'] is None else row['value'] for row in some]
-        errors_ = [row['stderr'] or 0.0 for row in some]
-        about = dict(some[0])
-        if about.get('clean') is not None:  # of the same items, whatever the seed
-            about['clean'] = float(np.mean([row['clean'] for row in some]))
+        numbers = [name for name in ('value', 'stderr', 'clean') if name in some[0]]
         found.append(
-            about
+            some[0]
+            | {name: _over(np.mean, some, name) for name in numbers}
             | {
                 'seed': [row['seed'] for row in some],
-                'value': _number(float(np.mean(values))),
-                'stderr': float(np.mean(errors_)),
-                'seed_std': _number(float(np.std(values, ddof=1))),
+                'seed_std': _over(functools.partial(np.std, ddof=1), some, 'value'),
             }
         )
     return found
+
+
+def _over(how: Callable[..., Any], rows: Sequence[Row], name: str) -> float | None:
+    values = [row[name] for row in rows]
+    return None if None in values else float(how(values))
 
 
 def compared(ours: pathlib.Path, theirs: pathlib.Path, tasks: Sequence[Job]) -> Iterator[Row]:
@@ -318,7 +322,8 @@ def compared(ours: pathlib.Path, theirs: pathlib.Path, tasks: Sequence[Job]) -> 
             continue
         found = [kept_lib.read(path) for path in paths]
         if found[0][0].get('prompts') != found[1][0].get('prompts'):
-            continue  # other items, or other examples before them
+            _log.warning('%s is not compared: %s was asked other items or examples', *paths)
+            continue
         both = [{row['i']: row for row in rows} for _, rows in found]
         same = sorted(both[0].keys() & both[1].keys())
         metric = job.task.metrics[0]
@@ -345,7 +350,10 @@ def compared(ours: pathlib.Path, theirs: pathlib.Path, tasks: Sequence[Job]) -> 
 def _digest(prompts: Sequence[fewshot.Prompt]) -> str:
     digest = hashlib.sha256()
     for prompt in prompts:
-        digest.update(repr((prompt.number, prompt.text(), prompt.item)).encode())
+        item = prompt.item  # a field added later changes nothing while it has its default
+        values = ((field, getattr(item, field.name)) for field in dataclasses.fields(item))
+        said = {field.name: value for field, value in values if value != field.default}
+        digest.update(json.dumps([prompt.number, prompt.text(), said], sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 

@@ -46,13 +46,13 @@ class Parameter(NamedTuple):
         return self.kind != 'vector'
 
     def stack(self, name: str) -> 'Parameter':
-        """Of several such, along a new first axis."""
+        """The description of several such, along a new first axis."""
         inputs, outputs = (tuple(i + 1 for i in some) for some in (self.inputs, self.outputs))
         names = (name, *self.names)
         return self._replace(names=names, inputs=inputs, outputs=outputs, stacked=True)
 
     def unstack(self) -> 'Parameter':
-        """Of one of a stack."""
+        """The description of one of a stack."""
         inputs, outputs = (tuple(i - 1 for i in some) for some in (self.inputs, self.outputs))
         return self._replace(names=self.names[1:], inputs=inputs, outputs=outputs, stacked=False)
 
@@ -180,7 +180,7 @@ def fits(shape: tuple[int, ...], *names: str) -> bool:
 
 
 def n_devices() -> int:
-    """Of the mesh in force; 1 where there is none."""
+    """The number of devices of the mesh in force; 1 where there is none."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.size
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from gptjax.configs import errors
@@ -90,7 +91,16 @@ class Config(attention.Config, mlp.Config):
         return GPT(self)
 
     def empty_cache(self, batch: int, slots: int, dtype: str = '') -> 'Cache':
-        """A cache for `batch` rows of up to `slots` tokens; in int8, or '' = compute_dtype."""
+        """A cache for `batch` rows of up to `slots` tokens; in int8, or '' = compute_dtype.
+
+        Raises:
+          UsageError: a layer's form of attention sees ahead.
+        """
+        errors.require(
+            not any(masks.sees_ahead(mask, self.n_ctx) for mask in self.layer_masks),
+            f'attention = {self.attention} sees ahead: such a model scores whole windows of text '
+            '(python -m gptjax.evaluate), but keeps no past to go on from',
+        )
         shape = (batch, self.kv_heads, slots, self.d_head)
         return tuple(
             attention.empty(shape, dtype or self.compute_dtype) for _ in range(self.n_layers)
@@ -280,9 +290,10 @@ class GPT(nn.Module):
             with jax.named_scope(f'block_{place}'):
                 block = self.pattern[place]
                 arguments = ({'params': params}, x_BxLxD, positions_BxL, None, tree)
-                sown = ('losses', 'measures')
-                (x_BxLxD, _), sown = block.apply(*arguments, rngs=rngs, mutable=sown)
-            return x_BxLxD, sown
+                kinds = ('losses', 'measures')
+                (x_BxLxD, _), found = block.apply(*arguments, rngs=rngs, mutable=kinds)
+            flat = functools.partial(traverse_util.flatten_dict, sep='/')  # of what parts sow, too
+            return x_BxLxD, {kind: flat(named) for kind, named in found.items()}
 
         form = (self.config.scan_layers, self.config.remat)
         x_BxLxD, sown = stack.run(layer, x_BxLxD, self.blocks, *form)

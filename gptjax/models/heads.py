@@ -12,9 +12,9 @@ from flax import linen as nn
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from gptjax.configs import errors, fields, lookup
+from gptjax.configs.sections import models as sections
 from gptjax.models import axes
 
-_FAMILIES = ('gpt', 'ngram', 'rnn')  # modules of gptjax.models
 Section = Mapping[str, Any] | ml_collections.ConfigDict  # the model section of a config
 
 
@@ -125,7 +125,8 @@ def configure(section: Section) -> Config:
     errors.require('family' in section, 'the model section names no family')
     family = section['family']
     errors.require(
-        family in _FAMILIES, f'model.family = {family!r} is not one of: {", ".join(_FAMILIES)}'
+        family in sections.FAMILIES,
+        f'model.family = {family!r} is not one of: {", ".join(sorted(sections.FAMILIES))}',
     )
     config = lookup.module('gptjax.models', family).Config
     known = (field.name for field in dataclasses.fields(config))
@@ -141,6 +142,11 @@ def build(section: Section, head: str = 'language_model') -> LanguageModel:
     """
     errors.require(head in HEADS, f'no head {head!r}; there are: {", ".join(HEADS)}')
     return HEADS[head](configure(section))
+
+
+def name_of(model: nn.Module) -> str:
+    """The head of a model, as it stands in a checkpoint's meta."""
+    return next(name for name, kind in HEADS.items() if type(model) is kind)
 
 
 def describe(model: nn.Module) -> dict[str, axes.Parameter]:

@@ -63,7 +63,7 @@ def estimate(
 
 
 def discounts(adjusted: Integer[np.ndarray, ' N']) -> tuple[float, float, float]:
-    """For counts of 1, 2 and 3 or more, of one order (Chen and Goodman 1998, equation 26)."""
+    """Discounts of counts of 1, 2 and 3 or more, one order (Chen and Goodman 1998, equation 26)."""
     t1, t2, t3, t4 = (int(np.count_nonzero(adjusted == k)) for k in (1, 2, 3, 4))
     if not (t1 and t2 and t3 and t4):
         return FALLBACK

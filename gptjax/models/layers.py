@@ -102,6 +102,8 @@ NORMS = {'layer': _layer, 'rms': _rms}
 def sow_loss(module: nn.Module, name: str, mean: jax.Array) -> None:
     """Adds to the training objective, and logs as train/<name>, the sum over the layers.
 
+    What a part of a layer sows is logged as train/<part>/<name>.
+
     Args:
       mean: over the tokens of a batch, in nats a token.
     """

@@ -3,10 +3,13 @@
 
 To add one: a class, and a line in FORMS. What the class says by seen() alone is enough for the
 plain form, the tiles of CPUs, the ring, and splash attention; a kernel that cannot do it steps
-aside. Names are written in the config as NAME or NAME:option=value,... with the class's fields.
+aside. A form that sees ahead trains and scores windows; it does not decode. Names are written in
+the config as NAME or NAME:option=value,... with the class's fields.
 """
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,11 +23,6 @@ _ROWS = 1024  # of a grid of positions that are looked at at once
 @dataclasses.dataclass(frozen=True)
 class Mask:
     """A form of attention; positions are counted from 0, and every query sees itself."""
-
-    @property
-    def causal(self) -> bool:
-        """Whether no query sees a later position; the ring takes no other form."""
-        return True
 
     @property
     def window(self) -> int:
@@ -48,11 +46,7 @@ class Mask:
 
     def mean_seen(self, n_ctx: int) -> float:
         """Positions that a token of a full window sees on average, its own included."""
-        keys, total = np.arange(n_ctx)[None], 0
-        for start in range(0, n_ctx, _ROWS):
-            rows = np.arange(start, min(start + _ROWS, n_ctx))[:, None]
-            total += int(np.broadcast_to(self.seen(rows, keys), (len(rows), n_ctx)).sum())
-        return total / n_ctx
+        return sum(int(seen.sum()) for _, _, seen in _grid(self, n_ctx)) / n_ctx
 
     def splash(self, length: int) -> Any:
         """The same as a mask of JAX's splash attention."""
@@ -113,6 +107,17 @@ class Banded(Mask):
         return masks.LocalMask((length, length), window_size=(self.width - 1, 0), offset=0)
 
 
+@functools.cache
+def sees_ahead(mask: Mask, length: int) -> bool:
+    """Whether a query of a window of this length sees a later position.
+
+    Then what a token's layers say changes with what comes behind it: no cache can keep it.
+    """
+    return not mask.fills_window and any(
+        (seen & (keys > rows)).any() for rows, keys, seen in _grid(mask, length)
+    )
+
+
 FORMS: dict[str, type[Mask]] = {'dense': Dense, 'banded': Banded}
 
 
@@ -129,10 +134,12 @@ def named(written: str, band_width: int) -> Mask:
     name, _, text = written.partition(':')
     errors.require(name in FORMS, f'no form of attention {name!r}; there are: {", ".join(FORMS)}')
     form = FORMS[name]
-    types = {field.name: field.type for field in dataclasses.fields(form)}
-    found = spec.parse(text, types, f'attention {name!r}: option')
-    if form is Banded:
-        found = {'width': band_width} | found
-    missing = [f'{key}=<{types[key].__name__}>' for key in types if key not in found]
-    errors.require(not missing, f'attention {name!r} wants options: {name}:{",".join(missing)}')
-    return form(**found)
+    return spec.build(form, text, name, **({'width': band_width} if form is Banded else {}))
+
+
+def _grid(mask: Mask, length: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(queries, keys, which of them are seen) of a window, some queries at a time."""
+    keys = np.arange(length)[None]
+    for start in range(0, length, _ROWS):
+        rows = np.arange(start, min(start + _ROWS, length))[:, None]
+        yield rows, keys, np.broadcast_to(mask.seen(rows, keys), (len(rows), length))

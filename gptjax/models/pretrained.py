@@ -19,7 +19,7 @@ from gptjax.text import tokenizer as tokenizer_lib
 
 TOKENIZER = workdirs.TOKENIZER  # folder below a workdir
 Pretrained = weights.Pretrained
-save_workdir = workdirs.save
+save_workdir = workdirs.save  # beside save(), of published folders
 
 
 def load(
@@ -34,11 +34,11 @@ def load(
     devices have memory of their own, also the parameter being read, as far as they hold it.
 
     Args:
-      path: a workdir of ours (its newest whole checkpoint), WORKDIR/average for the average of its
-        weights that optim.ema_decay kept, WORKDIR/best for the best by checkpoint.keep_best,
-        WORKDIR/checkpoints/<step>; a Hugging Face folder of gpt2, openai-gpt, gptj or llama
-        (config.json with model.safetensors or pytorch_model.bin); or a GGUF file of the llama
-        architecture. What sources.open() gave of it serves as well.
+      path: a workdir of ours (its newest whole checkpoint), WORKDIR/best for the best by
+        checkpoint.keep_best, WORKDIR/checkpoints/<step>, each with /average behind it for the
+        average of its weights that optim.ema_decay kept; a Hugging Face folder of gpt2, openai-gpt,
+        gptj or llama (config.json with model.safetensors or pytorch_model.bin); or a GGUF file of
+        the llama architecture. What sources.open() gave of it serves as well.
       dtype: of the parameters, 'float32', 'bfloat16' or 'float16'; None = as they are stored,
         quantised ones as float32. They are computed with in the same dtype, in float32 where they
         are float16.

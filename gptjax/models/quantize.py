@@ -57,7 +57,7 @@ class ByOutput:
         return grouped_NxGxI.reshape(integers_NxK.shape).astype(dtype)
 
     def rows(self, index_BxL: jax.Array, dtype: Any) -> Float[Array, 'B L K']:
-        """Of some output channels: the vectors of tokens, where the weight is an embedding."""
+        """Rows of some output channels: the vectors of tokens, where the weight is an embedding."""
         part = jax.tree.map(lambda x: x[index_BxL.ravel()], self)
         return part.matrix(dtype).reshape(*index_BxL.shape, -1)
 

@@ -71,7 +71,8 @@ class Published(weights.Source):
         return stream.read(self.path, families.ALL[kind], config, stored, tokenizer, *form)
 
     def identity(self) -> str:
-        found = sorted({file for pattern in _WEIGHTS for file in self.path.glob(pattern)})
+        found = {file for pattern in _WEIGHTS for file in self.path.glob(pattern)}
+        found = sorted(found.union(tokenizer_lib.files_of(self.path)))
         each = '\n'.join(f'{file.name} {files.remembered_sha256(file)}' for file in found)
         return hashlib.sha256(each.encode()).hexdigest()
 
@@ -111,15 +112,9 @@ class Gguf(weights.Source):
     def token_ids(self) -> dict[str, Any]:
         return self._file.token_ids()
 
-    @property
+    @functools.cached_property
     def _file(self) -> gguf.File:
-        return _gguf(self.path)
-
-
-@functools.lru_cache(maxsize=1)
-def _gguf(path: pathlib.Path) -> gguf.File:
-    """Opening takes seconds: it reads the vocabulary."""
-    return gguf.File(path)
+        return gguf.File(self.path)  # takes seconds: it reads the vocabulary
 
 
 def _config(path: pathlib.Path) -> dict[str, Any]:

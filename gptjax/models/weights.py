@@ -17,6 +17,7 @@ from gptjax.text import tokenizer as tokenizer_lib
 
 Shardings = Callable[[Any], Any]  # boxed abstract parameters -> shardings, as runtime.mesh's
 Progress = Callable[[int], None]  # is told the parameters read
+OBJECTIVE = 'next_token'  # of weights that do not say another
 
 
 class Pretrained(NamedTuple):
@@ -28,7 +29,7 @@ class Pretrained(NamedTuple):
 
 
 class Source(abc.ABC):
-    """Where weights come from; models.sources.open() tells which. What is asked twice is kept."""
+    """Where weights come from; models.sources.open() tells which."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
@@ -56,7 +57,7 @@ class Source(abc.ABC):
     @property
     def objective(self) -> str:
         """What they were trained on, as train.objective says it."""
-        return 'next_token'
+        return OBJECTIVE
 
     @property
     def train_tokens(self) -> int:

@@ -3,7 +3,6 @@
 
 import dataclasses
 import functools
-import json
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -11,10 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from gptjax.configs import base, errors, upgrade
 from gptjax.models import heads, weights
 from gptjax.runtime import checkpoint
+from gptjax.runtime import meta as meta_lib
 from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
 
@@ -48,13 +49,10 @@ class Workdir(weights.Source):
         model = self._model(meta)
         target = weights.target(model, shardings)
         if self._item == _AVERAGE:
-            if not checkpoint.has_item(meta, _AVERAGE):
-                raise errors.InputError(
-                    f'{self._workdir} keeps no average; it was trained with ema_decay = 0'
-                )
-            target = jax.tree.map(lambda x: x.update(dtype=jnp.float32), target)
+            params = self._average(folder, meta, target)
             dtype = dtype or model.config.param_dtype
-        params = checkpoint.restore(folder, meta, **{self._item: target})[self._item]
+        else:
+            params = checkpoint.restore(folder, meta, params=target)['params']
         if dtype and not hasattr(model.config, 'param_dtype'):
             raise errors.InputError(
                 f'{self.path} holds a model of family {model.config.family!r}: no dtype'
@@ -92,10 +90,10 @@ class Workdir(weights.Source):
     def wants_one_device(self) -> bool:
         return bool(self._meta) and self._meta['config']['model']['family'] == 'ngram'
 
-    @property
+    @functools.cached_property
     def _meta(self) -> dict[str, Any]:
-        """Of the newest checkpoint, not verified: what all checkpoints of a run share."""
-        return checkpoint.newest_meta(self._workdir)
+        """The meta of the checkpoint, not verified: empty where there is none."""
+        return checkpoint.peek(self._workdir, self._step)
 
     @functools.cached_property
     def _checkpoint(self) -> tuple[pathlib.Path, dict[str, Any]]:
@@ -107,6 +105,23 @@ class Workdir(weights.Source):
                 f'no whole checkpoint in {self._workdir}; train on, or name another workdir'
             )
         return found
+
+    def _average(self, folder: pathlib.Path, meta: dict[str, Any], target: Any) -> Any:
+        """The averaged parameters, in float32; those that were frozen are their own average."""
+        flat = traverse_util.flatten_dict(target)
+        averaged = {path: x for path, x in flat.items() if meta_lib.has(meta, _AVERAGE, *path)}
+        if not averaged:
+            raise errors.InputError(
+                f'{self._workdir} keeps no average; it was trained with ema_decay = 0'
+            )
+        wanted = {path: x.update(dtype=jnp.float32) for path, x in averaged.items()}
+        items = {_AVERAGE: traverse_util.unflatten_dict(wanted)}
+        if len(averaged) < len(flat):
+            items['params'] = target
+        found = checkpoint.restore(folder, meta, **items)
+        whole = traverse_util.flatten_dict(found.get('params', {}))
+        whole |= traverse_util.flatten_dict(found[_AVERAGE])
+        return traverse_util.unflatten_dict(whole)
 
     def _model(self, meta: Mapping[str, Any]) -> heads.LanguageModel:
         section = upgrade.section('model', meta['config']['model'])
@@ -133,26 +148,27 @@ class Workdir(weights.Source):
 def find(path: pathlib.Path) -> Workdir | None:
     """The workdir that a path names; None where it names none.
 
-    WORKDIR, WORKDIR/average (of optim.ema_decay), WORKDIR/best (by checkpoint.keep_best), or
-    WORKDIR/checkpoints/<step>.
+    WORKDIR, WORKDIR/best (by checkpoint.keep_best), WORKDIR/checkpoints/<step>; with /average
+    behind any of them, the average of its weights (of optim.ema_decay). The best by a score of the
+    average is that average.
 
     Raises:
       InputError: it has no such checkpoint.
     """
-    if (path / checkpoint.FOLDER).is_dir():
-        return Workdir(path, path, 'params', None)
-    if path.parent.name == checkpoint.FOLDER and path.name.isdigit():
-        return Workdir(path, path.parent.parent, 'params', int(path.name))
-    if path.name not in (_AVERAGE, _BEST) or not (path.parent / checkpoint.FOLDER).is_dir():
+    item, below = ('average', path.parent) if path.name == _AVERAGE else ('params', path)
+    if (below / checkpoint.FOLDER).is_dir():
+        return Workdir(path, below, item, None)
+    if below.parent.name == checkpoint.FOLDER and below.name.isdigit():
+        return Workdir(path, below.parent.parent, item, int(below.name))
+    if below.name != _BEST or not (below.parent / checkpoint.FOLDER).is_dir():
         return None
-    if path.name == _AVERAGE:
-        return Workdir(path, path.parent, 'average', None)
-    best = checkpoint.best(path.parent)
+    best = checkpoint.best(below.parent)
     if best is None:
         raise errors.InputError(
-            f'{path.parent} knows no best checkpoint; train with --config.checkpoint.keep_best'
+            f'{below.parent} knows no best checkpoint; train with --config.checkpoint.keep_best'
         )
-    return Workdir(path, path.parent, 'params', best.step)
+    of_average = best.is_average
+    return Workdir(path, below.parent, _AVERAGE if of_average else item, best.step)
 
 
 def save(
@@ -162,27 +178,33 @@ def save(
     tokenizer: tokenizer_lib.Tokenizer | None,
     note: str = '',
     token_ids: Mapping[str, Any] | None = None,
-    head: str = upgrade.HEAD,
+    objective: str = weights.OBJECTIVE,
 ) -> None:
-    """Writes a workdir whose only checkpoint, of step 0, holds the weights. See pretrained."""
+    """Writes a workdir whose only checkpoint, of step 0, holds the weights; config.json is last.
+
+    Args:
+      note: what its provenance will say.
+      token_ids: bos_token_id and eos_token_id, where they are not the tokenizer's end-of-text.
+      objective: what the weights were trained on, as train.objective says it.
+
+    Raises:
+      InputError: the folder is not empty, or cannot be written.
+    """
     path = pathlib.Path(path)
     if path.exists() and any(path.iterdir()):
         raise errors.InputError(f'{path} is not empty; choose another folder, or remove it')
     config = base.get_config()
     config.model = dataclasses.asdict(model.config)
-    written = json.loads(config.to_json())
+    config.train.objective = objective
+    fingerprint = ''
     if tokenizer is not None:
         tokenizer_lib.save(tokenizer, path / TOKENIZER)
-    meta = {
-        'config': written,
-        'head': head,
-        'tokenizer': '' if tokenizer is None else tokenizer_lib.fingerprint(tokenizer),
-        'provenance': note,
-        'token_ids': dict(token_ids or {}),
-    }
+        fingerprint = tokenizer_lib.fingerprint(tokenizer)
+    ids = dict(token_ids or {})
+    meta = meta_lib.of(config, heads.name_of(model), fingerprint, note, token_ids=ids)
     checkpoints = checkpoint.Checkpoints(path, keep=2)
     try:
         checkpoints.save(0, {'params': params}, meta)
     finally:
         checkpoints.close()
-    files.replace(path / 'config.json', json.dumps(written, indent=1) + '\n')
+    files.replace(path / 'config.json', config.to_json(indent=1) + '\n')

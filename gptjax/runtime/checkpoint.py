@@ -4,14 +4,16 @@
 CHECKPOINTS/<step>/ holds state/ with params/, rest/, average/ (orbax), meta.json (config, data
 position, clock, shapes) and, written last, manifest.json with a sha256 for every file: orbax
 restores a flipped bit in silence, so ours are verified before anything is read. One without a
-manifest is unfinished. best.json beside them names the best by a score.
+manifest is unfinished. What a checkpoint scored is added to it as scores.json.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import errno
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -21,12 +23,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from gptjax.configs import errors
+from gptjax.configs import errors, upgrade
 from gptjax.runtime import manifest, program, retry
+from gptjax.runtime import meta as meta_lib
+from gptjax.runtime import scores as scores_lib
 from gptjax.text import files
 
 FOLDER = 'checkpoints'
-_META, _BEST = 'meta.json', 'best.json'
 _log = logging.getLogger(__name__)
 
 
@@ -50,9 +53,12 @@ class Config:
         )
         errors.require_choice(self, 'best_is', ('lowest', 'highest'))
 
-    def is_better(self, value: float, than: float) -> bool:
-        """Whether a score is better than another one."""
-        return value < than if self.best_is == 'lowest' else value > than
+    @property
+    def rule(self) -> scores_lib.Rule | None:
+        """What makes a checkpoint the best; None where none is kept for that."""
+        return (
+            scores_lib.Rule(self.keep_best, self.best_is == 'highest') if self.keep_best else None
+        )
 
 
 class Best(NamedTuple):
@@ -62,6 +68,11 @@ class Best(NamedTuple):
     name: str
     value: float
 
+    @property
+    def is_average(self) -> bool:
+        """Whether the average of the weights has that score."""
+        return self.name.startswith(scores_lib.OF_AVERAGE)
+
 
 class SaveError(errors.InputError):
     """A checkpoint could not be written; the ones before it are untouched."""
@@ -70,10 +81,16 @@ class SaveError(errors.InputError):
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, workdir: pathlib.Path, keep: int, keep_steps: Collection[int] = ()) -> None:
-        """Args: keep: newest ones kept, beside those of keep_steps and the best."""
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        keep: int,
+        keep_steps: Collection[int] = (),
+        rule: scores_lib.Rule | None = None,
+    ) -> None:
+        """Args: keep: newest ones kept, beside those of keep_steps and the best by `rule`."""
         self._folder = workdir.absolute() / FOLDER  # orbax takes no relative path
-        self._keep, self._keep_steps = keep, keep_steps
+        self._keep, self._keep_steps, self._rule = keep, keep_steps, rule
         self._orbax = ocp.AsyncCheckpointer(_handler())
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
         self._pending: concurrent.futures.Future | None = None
@@ -92,7 +109,7 @@ class Checkpoints:
           SaveError: this save could not start, or the one before it failed.
         """
         target = self._folder / f'{step:08d}'
-        meta = meta | {'step': step, 'shapes': _shapes(items)}
+        meta = meta | {'step': step, 'shapes': meta_lib.shapes(items)}
         error = None
         try:
             self.wait()
@@ -103,7 +120,9 @@ class Checkpoints:
                     raise FileExistsError(f'{target} is there already')
                 shutil.rmtree(target, ignore_errors=True)  # of a save that failed
                 target.mkdir()
-                (target / _META).write_text(json.dumps(meta, indent=1) + '\n', encoding='utf-8')
+                (target / meta_lib.NAME).write_text(
+                    json.dumps(meta, indent=1) + '\n', encoding='utf-8'
+                )
         except Exception as e:
             error = e
         if program.agreed(error is not None)[0]:  # else the others would wait for this host
@@ -132,14 +151,19 @@ class Checkpoints:
         if jax.process_index() == 0:
             for later in (p for p in _finished(self._folder) if int(p.name) > step):
                 _remove(later)
-            found = best(self._folder.parent)
-            if found and found.step > step:
-                (self._folder / _BEST).unlink()
 
-    def mark_best(self, found: Best) -> None:
-        """From now on this checkpoint, which may still be being saved, is the best."""
+    def is_best(self, scores: Mapping[str, float]) -> bool:
+        """Whether a checkpoint with these scores would be better than all that are kept."""
+        if not self._rule:
+            return False
+        found = scores_lib.best(_finished(self._folder), self._rule)
+        before = -math.inf if found is None else self._rule.worth(scores_lib.read(found))
+        return bool(program.first_says(self._rule.worth(scores) > before))
+
+    def scored(self, step: int, scores: Mapping[str, float]) -> None:
+        """Keeps what a checkpoint scored, which may still be being saved."""
         if jax.process_index() == 0:
-            files.replace(self._folder / _BEST, json.dumps(found._asdict()) + '\n')
+            scores_lib.write(self._folder / f'{step:08d}', scores)
 
     def wait(self) -> None:
         """Returns when the last save is whole. Raises SaveError where it failed."""
@@ -163,11 +187,15 @@ class Checkpoints:
         except Exception as e:
             raise self._failed(target, e) from e
         if jax.process_index() == 0:
-            found = best(self._folder.parent)
-            kept = {*self._keep_steps, found.step if found else -1}
-            for old in _finished(self._folder)[: -self._keep]:
-                if int(old.name) not in kept:
-                    _remove(old)
+            self._prune()
+
+    def _prune(self) -> None:
+        """Removes those that nothing asks to keep."""
+        whole = _finished(self._folder)
+        best_ = scores_lib.best(whole, self._rule) if self._rule else None
+        for old in whole[: -self._keep]:
+            if int(old.name) not in self._keep_steps and old != best_:
+                _remove(old)
 
     def _failed(self, target: pathlib.Path, error: Exception) -> SaveError:
         first = jax.process_index() == 0
@@ -207,7 +235,7 @@ def latest(
         checkpoint = folder / f'{step:08d}'
         damage = manifest.damage(checkpoint)
         if not program.agreed(bool(damage))[0]:
-            return checkpoint, _meta(checkpoint)
+            return checkpoint, meta_lib.read(checkpoint)
         aside = checkpoint.with_name(checkpoint.name + '.damaged')
         if put_aside and jax.process_index() == 0:
             shutil.rmtree(aside, ignore_errors=True)
@@ -238,43 +266,53 @@ def at_step(workdir: str | pathlib.Path, step: int) -> tuple[pathlib.Path, dict]
     damage = manifest.damage(checkpoint)
     if program.agreed(bool(damage))[0]:
         raise errors.InputError(f'checkpoint {checkpoint} is damaged ({damage}); use another one')
-    return checkpoint, _meta(checkpoint)
+    return checkpoint, meta_lib.read(checkpoint)
 
 
 def best(workdir: str | pathlib.Path) -> Best | None:
-    """The best checkpoint by checkpoint.keep_best; None where none is known."""
-    try:
-        found = json.loads((pathlib.Path(workdir) / FOLDER / _BEST).read_text(encoding='utf-8'))
-        return Best(int(found['step']), str(found['name']), float(found['value']))
-    except FileNotFoundError:
+    """The best checkpoint by the run's checkpoint.keep_best; None where none is known."""
+    newest = peek(workdir)
+    said = upgrade.config(newest['config'])['checkpoint'] if 'config' in newest else {}
+    if not said or not said['keep_best']:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        _log.warning('%s in %s cannot be read: %s', _BEST, workdir, e)
+    rule = scores_lib.Rule(said['keep_best'], said['best_is'] == 'highest')
+    found = scores_lib.best(_finished(pathlib.Path(workdir).absolute() / FOLDER), rule)
+    if found is None:
         return None
+    return Best(int(found.name), rule.score, scores_lib.read(found)[rule.score])
 
 
-def step_before(workdir: str | pathlib.Path, step: int) -> int:
-    """The step of the newest finished checkpoint up to `step`, else of the oldest; 0 for none."""
-    steps = [int(p.name) for p in _finished(pathlib.Path(workdir).absolute() / FOLDER)]
+def step_before(workdir: str | pathlib.Path, step: int, keep: int) -> int:
+    """The step of the newest checkpoint up to `step`, else of the oldest; 0 where there is none.
+
+    Args:
+      keep: so many newest ones are looked at; what is kept beside them may be far back.
+    """
+    found = _finished(pathlib.Path(workdir).absolute() / FOLDER)[-keep:]
+    steps = [int(p.name) for p in found]
     return max((s for s in steps if s <= step), default=min(steps, default=0))
 
 
-def newest_meta(workdir: str | pathlib.Path) -> dict:
-    """The meta of the newest checkpoint, not verified; empty where there is none.
+def peek(workdir: str | pathlib.Path, step: int | None = None) -> dict:
+    """The meta of a checkpoint, not verified: verifying reads every byte.
 
-    For what all checkpoints of a run share: verifying reads every byte.
+    Args:
+      step: of the checkpoint; None = the newest.
+
+    Returns:
+      an empty dict where there is none that can be read: latest() and at_step() say why.
     """
-    finished = _finished(pathlib.Path(workdir).absolute() / FOLDER)
-    if not finished:
-        return {}
-    try:
-        return _meta(finished[-1])
-    except (OSError, ValueError):
-        return {}  # latest() will say what is damaged
+    found = _finished(pathlib.Path(workdir).absolute() / FOLDER)
+    for checkpoint in reversed(found):
+        if step in (None, int(checkpoint.name)):
+            with contextlib.suppress(OSError, ValueError):
+                return meta_lib.read(checkpoint)
+            break
+    return {}
 
 
 def digest(checkpoint: pathlib.Path) -> str:
-    """Of a finished checkpoint's manifest, and so of every file: other weights have another."""
+    """The hash of a finished checkpoint's manifest, and so of every file: other weights differ."""
     return files.sha256(checkpoint / manifest.NAME)
 
 
@@ -295,9 +333,11 @@ def restore(
       InputError: a shape differs, or a name is missing; the message names it.
     """
     for item, names in (may_lack or {}).items():
-        absent = {n for n in names if not any(k.startswith(_key(item, n)) for k in meta['shapes'])}
+        absent = {
+            n for n in names if not any(k.startswith(meta_lib.key(item, n)) for k in meta['shapes'])
+        }
         items[item] = {n: tree for n, tree in items[item].items() if n not in absent}
-    _check_shapes(checkpoint, meta['shapes'], _shapes(items), tuple(items))
+    meta_lib.check(checkpoint, meta['shapes'], meta_lib.shapes(items), tuple(items))
     wanted = ocp.args.Composite(
         **{
             name: ocp.args.PyTreeRestore(
@@ -311,11 +351,6 @@ def restore(
             'reading the checkpoint', lambda: reader.restore(checkpoint / 'state', args=wanted)
         )
     return {name: restored[name] for name in items}
-
-
-def has_item(meta: dict, item: str) -> bool:
-    """Whether a checkpoint holds an item, as 'average'."""
-    return any(name.startswith(_key(item)) for name in meta['shapes'])
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:
@@ -351,32 +386,3 @@ def _remove(checkpoint: pathlib.Path) -> None:
         shutil.rmtree(checkpoint, ignore_errors=True)
     except OSError as e:
         _log.warning('could not remove the old checkpoint %s: %s', checkpoint, e)
-
-
-def _meta(checkpoint: pathlib.Path) -> dict:
-    return json.loads((checkpoint / _META).read_text(encoding='utf-8'))
-
-
-def _key(*names: str) -> str:
-    """How a path in a tree of items begins where it is written out."""
-    return ''.join(f"['{name}']" for name in names)
-
-
-def _shapes(tree: Any) -> dict[str, list]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p): [list(x.shape), str(x.dtype)] for p, x in leaves}
-
-
-def _check_shapes(checkpoint: pathlib.Path, saved: dict, wanted: dict, items: tuple) -> None:
-    saved = {k: v for k, v in saved.items() if k.startswith(tuple(_key(i) for i in items))}
-    for name in sorted(saved.keys() | wanted.keys()):
-        if saved.get(name) != wanted.get(name):
-            raise errors.InputError(
-                f'checkpoint {checkpoint} does not fit this config: {name} is '
-                f'{_said(saved.get(name))} there and {_said(wanted.get(name))} here; use the '
-                'config that made it, or another workdir'
-            )
-
-
-def _said(shape: list | None) -> str:
-    return 'absent' if shape is None else f'{tuple(shape[0])} {shape[1]}'

@@ -47,7 +47,7 @@ class Clock:
         self._total_secs = max(self._total_secs, total_secs)
 
     def totals(self) -> dict[str, float]:
-        """For the checkpoint: seconds since the run began, and seconds spent training."""
+        """Seconds since the run began, and those spent training, for the checkpoint."""
         total = self._total_secs + time.monotonic() - self._begun
         return {'total_secs': total, 'train_secs': self._train_secs}
 

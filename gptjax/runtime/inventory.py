@@ -3,6 +3,7 @@
 
 import logging
 import math
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -10,24 +11,26 @@ import jax
 _log = logging.getLogger(__name__)
 
 
-def table(params: Any) -> tuple[str, int, int]:
+def table(params: Any, frozen: Collection[str] = ()) -> tuple[str, int, int]:
     """Name, shape, dtype, sharding and bytes on a device of every parameter.
 
     Args:
       params: arrays, or abstract ones, with shardings.
+      frozen: paths of those that are not trained.
 
     Returns:
       the table as text, the number of parameters, and their bytes on one device.
     """
-    rows = [('parameter', 'shape', 'dtype', 'sharding', 'bytes a device')]
+    rows = [('parameter', 'shape', 'dtype', 'sharding', 'bytes a device', '')]
     for path, x in jax.tree_util.tree_leaves_with_path(params):
         name = '/'.join(str(key.key) for key in path)
         spec = getattr(x.sharding, 'spec', None) or ()
         axes = ', '.join(
             '-' if a is None else '+'.join([a] if isinstance(a, str) else a) for a in spec
         )
-        rows.append((name, str(x.shape), str(x.dtype), axes or '-', f'{_bytes(x):,}'))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        note = 'frozen' if name in frozen else ''
+        rows.append((name, str(x.shape), str(x.dtype), axes or '-', f'{_bytes(x):,}', note))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     number = sum(x.size for x in jax.tree.leaves(params))
     total = per_device(params)
@@ -35,12 +38,13 @@ def table(params: Any) -> tuple[str, int, int]:
     return '\n'.join(line.rstrip() for line in lines) + '\n', number, total
 
 
-def describe(state: Any, params: Any, steps: int) -> str:
+def describe(state: Any, params: Any, frozen: Collection[str], steps: int) -> str:
     """Logs what is about to be trained and what it takes of every device; the table of params."""
-    text, number, n_bytes = table(params)
+    text, number, n_bytes = table(params, frozen)
     _log.info(
-        '%s parameters are trained for %s steps, on %d %s device(s)',
+        '%s parameters%s are trained for %s steps, on %d %s device(s)',
         f'{number:,}',
+        f', {len(frozen)} arrays of them frozen,' if frozen else '',
         f'{steps:,}',
         jax.device_count(),
         jax.devices()[0].platform,
@@ -61,7 +65,7 @@ def per_device(tree: Any) -> int:
 
 
 def memory() -> str:
-    """Of this host's first device: in use and in all, where the platform says."""
+    """The memory of this host's first device: in use and in all, where the platform says."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if 'bytes_limit' not in stats:
         return ''

@@ -7,15 +7,16 @@ import pathlib
 
 import jax
 
-from gptjax.runtime import retry
+from gptjax.runtime import retry, scores
 from gptjax.text import files
 
 NAME = 'manifest.json'
+_BESIDE = (NAME, scores.NAME)  # not covered by it
 
 
 def write(checkpoint: pathlib.Path) -> None:
     """Hashes every file; with this a checkpoint is finished."""
-    found = (p for p in checkpoint.rglob('*') if p.is_file() and p.name != NAME)
+    found = (p for p in checkpoint.rglob('*') if p.is_file() and p.name not in _BESIDE)
     names = (str(p.relative_to(checkpoint)) for p in found if not p.name.endswith('.partial'))
     digests = _digests(checkpoint, sorted(names))
     files.replace(checkpoint / NAME, json.dumps(digests, indent=1))

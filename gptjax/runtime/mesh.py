@@ -121,7 +121,7 @@ class Mesh:
             return jax.tree_util.tree_map_with_path(self._sharding, abstract, is_leaf=_is_box)
 
     def replicated(self) -> NamedSharding:
-        """Of an array that every device holds whole."""
+        """The sharding of an array that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def rows(self) -> int:

@@ -192,6 +192,13 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def is_alone() -> bool:
+    """Whether this is the only host of a run."""
+    import jax
+
+    return jax.process_count() == 1
+
+
 def first_says(number: int) -> int:
     """The first host's number, on every host."""
     import jax

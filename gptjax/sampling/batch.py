@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.configs import errors
 from gptjax.sampling import decode, options, processors, texts
 
 _LOOK = 8  # tokens between two looks at stop strings
@@ -145,7 +144,7 @@ def finish(
     """The texts of a batch once all its rows have ended; advance(n) decodes n tokens of each."""
     waiting = {b for b, one in enumerate(batch.asked) if one.stop_strings}
     ended: dict[int, int] = {}
-    errors.require(not waiting or stops is not None, 'stop strings need a tokenizer')
+    texts.check_stops(stops, waiting)
     longest = int(np.max(batch.rows.limit_B))
     while True:
         for b, text in enumerate(batch.texts()) if waiting else ():

@@ -89,7 +89,7 @@ def search(
         tokens[i, : len(prompt)] = prompt
     longest = max(limit - len(prompt) for limit, prompt in zip(limits, prompts, strict=True))
     strings = tuple(one.stop_strings for one in padded)
-    errors.require(not any(strings) or stops is not None, 'stop strings need a tokenizer')
+    texts.check_stops(stops, [one for one in strings if one])
     ended = _search(
         decoder,
         params,

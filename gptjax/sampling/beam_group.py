@@ -123,7 +123,7 @@ def advance(
     active_I = improvable_I & ~full_I & ~(hits_IxC | ~valid_IxC).all(axis=1)
 
     def unless_over(new: jax.Array, old_: jax.Array) -> jax.Array:
-        """Of prompts whose search is over, nothing changes."""
+        """Changes nothing of prompts whose search is over."""
         return jnp.where(old.active.reshape(-1, *(1,) * (new.ndim - 1)), new, old_)
 
     group = jax.tree.map(unless_over, Group(new, ended, improvable_I, active_I), old)
@@ -171,7 +171,7 @@ def _candidates(
 def _may_improve(
     asked: Asked, old: Group, new: Found, ended: Found, alive_IxK: jax.Array
 ) -> jax.Array:
-    """Of which prompts a beam that goes on may still beat one that has ended."""
+    """In which prompts a beam that goes on may still beat one that has ended."""
     prompt_Ix1, penalty_Ix1 = asked.prompt[:, None], asked.length_penalty[:, None]
     hopeful_Ix1 = (asked.never & (asked.length_penalty > 0))[:, None]
     next_Ix1 = old.running.length[:, :1] + 1

@@ -111,23 +111,11 @@ class Engine:
           on_text: is given every piece of text, with its tokens, as soon as it is certain.
 
         Raises:
-          InputError: the prompt does not fit, or the options need what is not there.
+          InputError: as check(), or there are stop strings and no tokenizer.
           requests.QueueFull: too many are waiting.
         """
-        errors.require(
-            asked.num_beams == 1 and not asked.echo and not asked.prompt_lookup_num_tokens,
-            'the engine serves requests without beams, echo and prompt lookup',
-        )
-        errors.require(
-            not asked.stop_strings or self._stops is not None, 'stop strings need a tokenizer'
-        )
-        limit = decode.check(self.decoder, prompt, asked)
-        if limit > self.max_tokens:
-            raise errors.InputError(
-                f'a prompt of {len(prompt)} tokens and {limit - len(prompt)} new ones exceed the '
-                f'{self.max_tokens} tokens of a slot; lower max_new_tokens or raise '
-                '--config.engine.max_tokens'
-            )
+        check(self.decoder, prompt, asked, self.max_tokens)
+        texts.check_stops(self._stops, asked.stop_strings)
         stream = None
         if on_text is not None and self._tokenizer is not None:
             stream = texts.Stream(self._tokenizer, prompt, asked.stop_strings)
@@ -294,6 +282,25 @@ class Engine:
             text = text._replace(reason='cancelled')
         self._state = _end(self._state, b)
         request.finish(text)
+
+
+def check(
+    decoder: decode.Decoder,
+    prompt: Sequence[int],
+    asked: options.Options,
+    max_tokens: int,
+) -> None:
+    """Raises InputError where an engine with slots of max_tokens cannot serve a request."""
+    errors.require(
+        not asked.by_itself, 'the engine serves requests without beams, echo and prompt lookup'
+    )
+    limit = decode.check(decoder, prompt, asked)
+    errors.require(
+        limit <= max_tokens,
+        f'a prompt of {len(prompt)} tokens and {limit - len(prompt)} new ones exceed the '
+        f'{max_tokens} tokens of a slot; lower max_new_tokens or raise '
+        '--config.engine.max_tokens',
+    )
 
 
 def _nothing() -> decode.Text:

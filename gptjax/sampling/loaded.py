@@ -67,13 +67,16 @@ def load(
 
 
 def draft(
-    path: str | pathlib.Path | None, dtype: str | None = None, mesh: mesh_lib.Mesh | None = None
+    path: str | pathlib.Path | weights_lib.Source | None,
+    number: int,
+    dtype: str | None = None,
+    mesh: mesh_lib.Mesh | None = None,
 ) -> speculative.Draft | None:
-    """A small model that proposes; of no path none."""
+    """A small model that proposes `number` tokens at a time; of no path none."""
     if not path:
         return None
     found = load(path, dtype, mesh=mesh)
-    return speculative.Draft(found.decoder, found.params)
+    return speculative.Draft(found.decoder, found.params, number)
 
 
 def published(

@@ -129,6 +129,11 @@ class Options:
         """Whether tokens are drawn; temperature 0 means the most likely one, as in OpenAI's API."""
         return self.do_sample and self.temperature > 0
 
+    @property
+    def by_itself(self) -> bool:
+        """Whether it cannot be decoded in a slot among other requests."""
+        return self.num_beams > 1 or self.echo or self.prompt_lookup_num_tokens > 0
+
     def biases(self) -> list[tuple[tuple[int, ...], float]]:
         """(tokens, what is added to the logit of the last where the others precede it).
 

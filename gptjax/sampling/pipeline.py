@@ -49,7 +49,8 @@ def pipeline(
     errors.require(task == 'text-generation', f"no task {task!r}; there is 'text-generation'")
     with _scope(mesh):
         loaded = loaded_lib.load(model, dtype, weights, cache_dtype, mesh)
-        drafted = loaded_lib.draft(draft, dtype, mesh)
+        number = base.get_config().engine.draft_tokens
+        drafted = loaded_lib.draft(draft, number, dtype, mesh)
     return TextGeneration(loaded, drafted, mesh)
 
 
@@ -62,7 +63,7 @@ class TextGeneration:
         draft: speculative.Draft | None,
         mesh: mesh_lib.Mesh | None,
     ) -> None:
-        self._router = router.Router(loaded, draft, base.get_config().engine.draft_tokens)
+        self._router = router.Router(loaded, draft)
         self.tokenizer, self._defaults, self._mesh = loaded.tokenizer, loaded.defaults, mesh
 
     def __call__(self, prompts: Any, **given: Any) -> Any:

@@ -239,7 +239,7 @@ def _keep(
     mass_B: jax.Array,
     count_B: jax.Array,
 ) -> jax.Array:
-    """Of the best by score the fewest whose weights reach a mass and that are at least so many.
+    """Keeps the best by score: the fewest whose weights reach a mass, at least so many.
 
     The score to keep from is found by halving, bit by bit of its rank among floats: exact, without
     sorting the vocabulary.

@@ -10,7 +10,7 @@ from gptjax.sampling import decode, options, texts
 
 
 class QueueFull(errors.InputError):
-    """As many requests wait as may; try again when some are done."""
+    """Raised when as many requests wait as may; try again when some are done."""
 
 
 class Request:

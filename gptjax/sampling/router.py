@@ -7,14 +7,15 @@ The one place that decides, for the program, the Python call, evaluations and se
 import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from gptjax.configs import errors
 from gptjax.runtime import program
-from gptjax.sampling import batch, beam, decode, engine, options, requests, speculative
+from gptjax.sampling import batch, beam, decode, engine, options, requests, speculative, texts
 from gptjax.sampling import loaded as loaded_lib
 
-Way = Literal['beams', 'lookup', 'draft', 'plain']
+_AHEAD = 2  # texts a slot that are begun before the first of them is given out
+
 Job = tuple[Sequence[int], options.Options]  # a prompt's ids, and what is asked of it
 
 
@@ -35,39 +36,30 @@ class Stream(Protocol):
 class Router:
     """Texts of a model, and of a draft where there is one."""
 
-    def __init__(
-        self,
-        loaded: loaded_lib.Loaded,
-        draft: speculative.Draft | None = None,
-        draft_tokens: int = 0,
-    ) -> None:
-        """Args: draft_tokens: that the draft proposes at a time."""
-        self._loaded, self._draft, self._draft_tokens = loaded, draft, draft_tokens
-
-    def way(self, asked: options.Options) -> Way:
-        """How a request is decoded.
-
-        Raises:
-          UsageError: beams are asked for, and there is a draft.
-        """
-        if asked.num_beams > 1:
-            errors.require(self._draft is None, 'a draft is for decoding without beams')
-            return 'beams'
-        if asked.prompt_lookup_num_tokens:
-            return 'lookup'
-        return 'plain' if self._draft is None else 'draft'
+    def __init__(self, loaded: loaded_lib.Loaded, draft: speculative.Draft | None = None) -> None:
+        self._loaded, self._draft = loaded, draft
 
     def by_itself(self, asked: options.Options) -> bool:
         """Whether the engine cannot serve it among others."""
-        return self.way(asked) != 'plain' or asked.echo
+        return asked.by_itself or self._draft is not None
 
-    def check(self, prompt: Sequence[int], asked: options.Options, streamed: bool) -> None:
-        """Raises InputError where a request cannot be answered, or not as a stream."""
-        decode.check(self._loaded.decoder, prompt, asked)
+    def check(
+        self, prompt: Sequence[int], asked: options.Options, config: engine.Config, streamed: bool
+    ) -> None:
+        """Raises InputError where each(), or streamed(), cannot answer a request."""
+        decoder, stops = self._loaded.decoder, self._loaded.stops
+        texts.check_stops(stops, asked.stop_strings)
         errors.require(
             not (streamed and self.by_itself(asked)),
             'a stream is for text, decoded without beams, echo and drafts',
         )
+        if proposer := self._proposer(asked):
+            speculative.check(decoder, proposer, prompt, asked)
+        elif asked.by_itself:
+            decode.check(decoder, prompt, asked)
+        else:
+            room = config.max_tokens or asked.limit(len(prompt))
+            engine.check(decoder, prompt, asked, room)
 
     def texts(
         self, prompts: Sequence[Sequence[int]], asked: options.Options, places: Sequence[int]
@@ -79,39 +71,49 @@ class Router:
             do not depend on which prompts are decoded together.
 
         Raises:
-          InputError: as decode.check(), and speculative.generate() where there are proposals.
+          InputError: as decode.check(), and speculative.check() where there are proposals.
         """
-        loaded, way, n = self._loaded, self.way(asked), asked.num_return_sequences
-        if way == 'beams':
+        loaded, n = self._loaded, asked.num_return_sequences
+        proposer = self._proposer(asked)
+        if asked.num_beams > 1:
             each = [asked] * len(prompts)
             arguments = (loaded.decoder, loaded.params, prompts, each, loaded.stops)
             return beam.search(*arguments, list(places))
         rows = [prompt for prompt in prompts for _ in range(n)]
         copies = [place * n + copy for place in places for copy in range(n)]
         arguments = (loaded.decoder, loaded.params, rows, [asked] * len(rows))
-        if way == 'plain':
+        if proposer is None:
             found = batch.generate(*arguments, copies, loaded.stops)
         else:
-            number = asked.prompt_lookup_num_tokens or self._draft_tokens
-            draft = self._draft if way == 'draft' else None
-            found, _ = speculative.generate(*arguments, draft, number, copies, loaded.stops)
+            found, _ = speculative.generate(*arguments, proposer, copies, loaded.stops)
         return [found[i : i + n] for i in range(0, len(found), n)]
 
     def each(self, jobs: Sequence[Job], config: engine.Config) -> Iterator[list[decode.Text]]:
         """The texts of every prompt, in order: side by side in an engine where it can serve them.
 
+        Others are decoded when their turn comes, while the engine keeps what is behind them.
+
         Raises:
           program.Preempted: a signal came.
         """
         served = self._engine(jobs, config)
-        left = collections.deque(jobs)
-        waiting: collections.deque[list[_Begun]] = collections.deque()
+        left, ahead = collections.deque(jobs), 0
+        waiting: collections.deque[tuple[Job, list[requests.Request]]] = collections.deque()
         while left or waiting:
-            while left and len(waiting) < 2 * config.slots:
-                waiting.append(self._begin(served, *left.popleft()))
-            served.step()
-            while waiting and _done(waiting[0]):
-                yield _texts(waiting.popleft())
+            while left and ahead < _AHEAD * config.slots:
+                prompt, asked = job = left.popleft()
+                alone, copies = self.by_itself(asked), range(asked.num_return_sequences)
+                begun = [] if alone else [served.submit(prompt, asked, copy=i) for i in copies]
+                waiting.append((job, begun))
+                ahead += len(copies)
+            (prompt, asked), begun = waiting[0]
+            if all(request.done for request in begun):
+                waiting.popleft()
+                ahead -= asked.num_return_sequences
+                done = [request.result() for request in begun]
+                yield done or self.texts([prompt], asked, [0])[0]
+            else:
+                served.step()
             if program.stop_requested():
                 raise program.Preempted
 
@@ -137,35 +139,25 @@ class Router:
                 stream.end()
             yield found
 
-    def _begin(
-        self, served: engine.Engine, prompt: Sequence[int], asked: options.Options
-    ) -> list['_Begun']:
-        """A job's texts: in the engine, or made now where that cannot serve it."""
-        if self.by_itself(asked):
-            return self.texts([prompt], asked, [0])[0]
-        copies = range(asked.num_return_sequences)
-        return [served.submit(prompt, asked, copy=copy) for copy in copies]
+    def _proposer(self, asked: options.Options) -> speculative.Draft | speculative.Lookup | None:
+        """What proposes tokens of a request, if anything does."""
+        errors.require(
+            asked.num_beams == 1 or self._draft is None, 'a draft is for decoding without beams'
+        )
+        if asked.prompt_lookup_num_tokens:
+            return speculative.Lookup(asked.prompt_lookup_num_tokens)
+        return self._draft
 
     def _engine(self, jobs: Sequence[Job], config: engine.Config) -> engine.Engine:
         """An engine with as many slots, as long, as these jobs can use."""
         plain = [(prompt, asked) for prompt, asked in jobs if not self.by_itself(asked)]
         longest = max((asked.limit(len(prompt)) for prompt, asked in plain), default=1)
-        number = sum(asked.num_return_sequences for _, asked in plain)
+        copies = [asked.num_return_sequences for _, asked in plain] or [1]
+        most_waiting = _AHEAD * config.slots + max(copies)
         config = dataclasses.replace(
             config,
             max_tokens=config.max_tokens or longest,
-            slots=max(1, min(config.slots, number)),
+            slots=min(config.slots, sum(copies)),
         )
         loaded = self._loaded
-        return engine.Engine(loaded.decoder, loaded.params, config, loaded.tokenizer)
-
-
-_Begun = requests.Request | decode.Text
-
-
-def _done(begun: list[_Begun]) -> bool:
-    return all(isinstance(one, decode.Text) or one.done for one in begun)
-
-
-def _texts(begun: list[_Begun]) -> list[decode.Text]:
-    return [one if isinstance(one, decode.Text) else one.result() for one in begun]
+        return engine.Engine(loaded.decoder, loaded.params, config, loaded.tokenizer, most_waiting)

@@ -33,7 +33,7 @@ class Query(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Of one query."""
+    """The score of one query."""
 
     log_prob: float  # nats, summed over the target's tokens
     greedy: bool  # every token was the most likely one; among equals the lowest id is

@@ -23,10 +23,17 @@ _MATCH = 3  # the most tokens that prompt lookup compares
 
 
 class Draft(NamedTuple):
-    """A model that proposes."""
+    """A small model that proposes."""
 
     decoder: decode.Decoder
     params: Any
+    number: int  # of tokens at a time
+
+
+class Lookup(NamedTuple):
+    """The text so far, which proposes what followed its last tokens before."""
+
+    number: int  # of tokens at a time
 
 
 class Stats(NamedTuple):
@@ -42,44 +49,22 @@ def generate(
     params: Any,
     prompts: Sequence[Sequence[int]],
     asked: Sequence[options.Options],
-    draft: Draft | None,
-    number: int,
+    proposer: Draft | Lookup,
     copies: Sequence[int] = (),
     stops: texts.Stops | None = None,
 ) -> tuple[list[decode.Text], Stats]:
-    """As batch.generate, with proposals of `number` tokens.
-
-    Args:
-      draft: None = prompt lookup.
+    """Generates as batch.generate does, with proposals.
 
     Raises:
-      InputError: as decode.check(); a model or the draft keeps no cache by position (an RNN), the
-        vocabularies differ, or prompt and text exceed the context.
+      InputError: as check().
     """
-    drafts = [] if draft is None else [draft.decoder]
-    for one in (decoder, *drafts):
-        errors.require(
-            one.has_slots,
-            f'speculative decoding takes tokens back, which a {one.model.config.family} cannot',
-        )
-        errors.require(
-            one.n_vocab == decoder.n_vocab,
-            f'the draft has a vocabulary of {one.n_vocab} ids, the model of {decoder.n_vocab}; use '
-            'one of the same tokenizer',
-        )
-        for prompt, options_ in zip(prompts, asked, strict=True):
-            limit = decode.check(one, prompt, options_)
-            errors.require(
-                limit + number <= one.most_tokens,
-                f'{limit} tokens and {number} proposals do not fit n_ctx = {one.most_tokens}; '
-                'lower max_new_tokens or decode without a draft',
-            )
-    errors.require(not any(one.echo for one in asked), 'echo goes without speculative decoding')
-    together = batch.Batch(decoder, params, prompts, asked, copies, spare=number)
-    cache, draft_params = None, None
-    if draft is not None:
-        draft_params = draft.params
-        cache = _read(draft.decoder, draft_params, together.state, together.context)
+    for prompt, one in zip(prompts, asked, strict=True):
+        check(decoder, proposer, prompt, one)
+    together = batch.Batch(decoder, params, prompts, asked, copies, spare=proposer.number)
+    drafter, draft_params, cache = None, None, None
+    if isinstance(proposer, Draft):
+        drafter, draft_params = proposer.decoder, proposer.params
+        cache = _read(drafter, draft_params, together.state, together.context)
     counts = np.zeros(3, np.int32)
 
     def advance(limit: int) -> None:
@@ -89,16 +74,48 @@ def generate(
             params,
             together.rows,
             together.state,
-            draft.decoder if draft else None,
+            drafter,
             draft_params,
             cache,
-            number,
+            proposer.number,
             np.array(limit, np.int32),
         )
         counts = counts + np.asarray(new)
 
     found = batch.finish(together, advance, stops)
     return found, Stats(*counts.tolist())
+
+
+def check(
+    decoder: decode.Decoder,
+    proposer: Draft | Lookup,
+    prompt: Sequence[int],
+    asked: options.Options,
+) -> None:
+    """Raises InputError where a request cannot be decoded with these proposals.
+
+    As decode.check(); a model keeps no cache by position (an RNN), the vocabularies differ, prompt,
+    text and proposals exceed a context, or the prompt's own log-probs are asked for.
+    """
+    number = proposer.number
+    errors.require(number > 0, f'speculative decoding proposes a token or more, not {number}')
+    errors.require(not asked.echo, 'echo goes without speculative decoding')
+    for one in [decoder, proposer.decoder] if isinstance(proposer, Draft) else [decoder]:
+        errors.require(
+            one.has_slots,
+            f'speculative decoding takes tokens back, which a {one.model.config.family} cannot',
+        )
+        errors.require(
+            one.n_vocab == decoder.n_vocab,
+            f'the draft has a vocabulary of {one.n_vocab} ids, the model of {decoder.n_vocab}; use '
+            'one of the same tokenizer',
+        )
+        limit = decode.check(one, prompt, asked)
+        errors.require(
+            limit + number <= one.most_tokens,
+            f'{limit} tokens and {number} proposals do not fit n_ctx = {one.most_tokens}; lower '
+            'max_new_tokens or decode without a draft',
+        )
 
 
 @functools.partial(jax.jit, static_argnames=('decoder', 'slots'))
@@ -171,7 +188,7 @@ def _look_up(state: decode.State, number: int) -> jax.Array:
 
 
 def _propose(
-    drafter: decode.Decoder | None,
+    drafter: decode.Decoder,
     params: Any,
     rows: decode.Rows,
     state: decode.State,

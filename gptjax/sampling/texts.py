@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Between text and the tokens that are decoded: prompts, continuations, stop strings, streams."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 from gptjax.configs import errors
 from gptjax.text import tokenizer as tokenizer_lib
@@ -100,6 +100,11 @@ class Stops:
             middle = (low + high) // 2
             low, high = (low, middle) if has_one(middle) else (middle + 1, high)
         return low
+
+
+def check_stops(stops: Stops | None, asked: Collection[Any]) -> None:
+    """Raises UsageError where stop strings are asked for and there is no tokenizer to find them."""
+    errors.require(not asked or stops is not None, 'stop strings need a tokenizer')
 
 
 def before_stop(text: str, strings: Sequence[str]) -> str:

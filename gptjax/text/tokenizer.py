@@ -5,16 +5,14 @@ The text '<|endoftext|>' is ordinary text unless special tokens are allowed, so 
 a prompt can end a document by spelling it.
 """
 
-import dataclasses
 import hashlib
-import io
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from gptjax.configs import errors
 from gptjax.text import gpt1
@@ -22,31 +20,6 @@ from gptjax.text import gpt1
 END_OF_TEXT = '<|endoftext|>'
 # What published tokenizers call the token between documents, in order of preference.
 _END_NAMES = (END_OF_TEXT, '</s>', '<|end_of_text|>', '[EOS]', '<eos>')
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """The tokenizer section of configs/base.py."""
-
-    kind: Literal['bpe', 'sentencepiece', 'bytes', 'file']
-    path: str
-    dir: str
-    n_vocab: int
-    sample_bytes: int
-
-    def __post_init__(self) -> None:
-        errors.require_choice(self, 'kind', ('bpe', 'sentencepiece', 'bytes', 'file'))
-        errors.require_positive(self, 'n_vocab', 'sample_bytes')
-        errors.require(
-            self.kind != 'bpe' or self.n_vocab > 257,
-            f'n_vocab = {self.n_vocab} is too small for byte-level BPE: 256 bytes and end-of-text '
-            'come first; use 258 or more',
-        )
-        errors.require(
-            (self.kind == 'file') == bool(self.path),
-            f'tokenizer.path = {self.path!r} does not fit tokenizer.kind = {self.kind!r}; '
-            'kind=file reads path, the others have none',
-        )
 
 
 @runtime_checkable
@@ -91,6 +64,16 @@ def find(folder: pathlib.Path) -> Tokenizer | None:
     return load(folder) if _known_files(folder) else None
 
 
+def files_of(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that find() reads."""
+    found = _known_files(folder)[:1]
+    if found and found[0].name == 'gpt1.json':
+        found.append(folder / 'vocab.json')
+    if found and found[-1].name in _MERGES:
+        found.append(folder / _MERGES[found[-1].name])
+    return [file for file in found if file.is_file()]
+
+
 def load(path: str | pathlib.Path) -> Tokenizer:
     """Reads a tokenizer from a file or a folder.
 
@@ -113,32 +96,6 @@ def load(path: str | pathlib.Path) -> Tokenizer:
         f'no tokenizer at {path}; expected tokenizer.json, *.model, encoder.json with vocab.bpe, '
         'or a folder with one of these (python -m gptjax.train_tokenizer makes one)'
     )
-
-
-def train(config: Config, texts: Iterable[str]) -> Tokenizer:
-    """Trains (or, for kind=bytes and kind=file, builds) the tokenizer a config asks for.
-
-    Raises:
-      InputError: there is no text to train on, or too little for the vocabulary.
-    """
-    if config.kind == 'bytes':
-        return Bytes()
-    if config.kind == 'file':
-        return load(config.path)
-    texts = _nonempty(texts)
-    if config.kind == 'sentencepiece':
-        return _train_sentencepiece(texts, config.n_vocab)
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.n_vocab,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator((check_text(text) for text in texts), trainer)
-    return Subwords(backend)
 
 
 class Bytes:
@@ -356,43 +313,3 @@ def _merges(path: pathlib.Path) -> list[tuple[str, str]]:
         raise errors.InputError(f'{path} is missing; it belongs beside the vocabulary')
     lines = path.read_text(encoding='utf-8').split('\n')[1:]  # after the version line
     return [tuple(line.split(' ')) for line in lines if line.count(' ') == 1]
-
-
-def _train_sentencepiece(texts: Iterator[str], n_vocab: int) -> SentencePiece:
-    import sentencepiece  # a second of import, for those who use it
-
-    model = io.BytesIO()
-    lines = (line for text in texts for line in check_text(text).splitlines() if line)
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
-            model_writer=model,
-            vocab_size=n_vocab,
-            model_type='bpe',
-            byte_fallback=True,  # no text is unknown
-            normalization_rule_name='identity',
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            allow_whitespace_only_pieces=True,
-            hard_vocab_limit=False,
-            minloglevel=2,
-        )
-    except RuntimeError as e:
-        raise errors.InputError(
-            f'SentencePiece could not train n_vocab = {n_vocab} on this corpus: {e}; '
-            'use a smaller vocabulary (above 260) or more text'
-        ) from e
-    return SentencePiece(model.getvalue())
-
-
-def _nonempty(texts: Iterable[str]) -> Iterator[str]:
-    texts = iter(texts)
-    first = next((text for text in texts if text), None)
-    if first is None:
-        raise errors.InputError('the corpus holds no text to train a tokenizer on')
-
-    def chained() -> Iterator[str]:
-        yield first
-        yield from texts
-
-    return chained()

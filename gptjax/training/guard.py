@@ -19,7 +19,7 @@ class Guard(NamedTuple):
 
 
 def empty() -> Guard:
-    """Of a run that begins."""
+    """The guard of a run that begins: nothing was seen yet."""
     return Guard(jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()))
 
 

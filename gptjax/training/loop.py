@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fit(): the plain loop over batches. Programs that do more between two steps have their own."""
+"""The plain loop over batches. Programs that do more between two steps have their own."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,13 +11,37 @@ from gptjax.training import run as run_lib
 from gptjax.training import step as step_lib
 
 Batch = Mapping[str, jax.Array]  # already on the mesh
+TrainStep = Callable[[step_lib.State, Batch], tuple[step_lib.State, dict[str, jax.Array]]]
+
+
+def train(
+    run: run_lib.Run,
+    recipe: run_lib.Recipe,
+    fresh: Callable[[], tuple[step_lib.State, str]],
+    batches: Callable[[int], Iterator[Batch]],
+    train_step: TrainStep,
+) -> None:
+    """Trains from where the run stands to its end and its results; again after every rollback.
+
+    Args:
+      recipe, fresh: as Run.begin() takes them.
+      batches: step -> the batches from it on; asked again after a rollback.
+
+    Raises:
+      As Run.begin(), Run.go_back() and fit().
+    """
+    while True:
+        try:
+            state = run.begin(recipe, fresh)
+            if state is not None:
+                run.finish(fit(run, state, batches(int(state.step)), train_step))
+            return
+        except run_lib.Spike as spike:
+            run.go_back(spike)
 
 
 def fit(
-    run: run_lib.Run,
-    state: step_lib.State,
-    batches: Iterator[Batch],
-    train_step: Callable[[step_lib.State, Batch], tuple[step_lib.State, dict[str, jax.Array]]],
+    run: run_lib.Run, state: step_lib.State, batches: Iterator[Batch], train_step: TrainStep
 ) -> step_lib.State:
     """Trains from the state's step to the end of the run's plan.
 

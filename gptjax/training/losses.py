@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from gptjax.configs import errors
+
 Sums = dict[str, jax.Array]
 Loss = Callable[[Any, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, Sums]]
-# What layers sow beside their output (models/layers.py): to the objective, and to the log alone.
-_ADDED = ('losses', 'measures')
+_SOWN = ('losses', 'measures')  # of layers: to the objective, and to the log alone
 
 
 def next_token(
@@ -27,33 +28,54 @@ def next_token(
     weights_BxL: Float[Array, 'B L'],
     rng: jax.Array,
 ) -> tuple[jax.Array, Sums]:
-    """Next-token cross-entropy (GPT-1 paper, equation 1), and what layers add to it.
+    """Next-token cross-entropy (GPT-1 paper, equation 1).
 
     Args:
       apply: a language model's; its method 'nats' sums over a batch without holding the logits.
       weights_BxL: 0 leaves a position out.
       rng: for dropout.
     """
-    nats, sown = apply(
-        {'params': params},
-        tokens_BxL,
-        targets_BxL,
-        weights_BxL,
-        rngs={'dropout': rng},
-        method='nats',
-        mutable=_ADDED,
-    )
-    return with_sown(nats, {'weight': jnp.sum(weights_BxL)}, sown)
+    arrays = (tokens_BxL, targets_BxL, weights_BxL)
+    nats = apply({'params': params}, *arrays, rngs={'dropout': rng}, method='nats')
+    return nats, {'weight': jnp.sum(weights_BxL)}
 
 
-def with_sown(objective: jax.Array, sums: Sums, sown: Mapping[str, Any]) -> tuple[jax.Array, Sums]:
-    """Adds what layers sowed, means over a batch, as sums that its weight divides again."""
-    found = dict(sums)
-    for kind in _ADDED:
-        for name, mean in _leaves(sown.get(kind, {})):
-            found[name] = mean * sums['weight']
-            objective += found[name] if kind == 'losses' else 0.0
-    return objective, found
+def with_sown(
+    make: Callable[[Callable[..., Any], Any], Loss], apply: Callable[..., Any], options: Any
+) -> Loss:
+    """The loss that an objective makes, and what layers sow in it (models/layers.py).
+
+    Their losses are added to the objective, their losses and measures to the sums; where the
+    objective calls `apply` several times, as means over the calls. So it must not be called inside
+    of a scan.
+
+    Args:
+      make: of a module of gptjax.training.objectives.
+      apply: a model's.
+      options: of the objective.
+    """
+
+    def loss(params: Any, batch: Mapping[str, jax.Array], rng: jax.Array) -> tuple[jax.Array, Sums]:
+        calls: list[Mapping[str, Any]] = []
+
+        def collecting(*args: Any, **kwargs: Any) -> Any:
+            out, sown = apply(*args, **kwargs, mutable=_SOWN)
+            calls.append(sown)
+            return out
+
+        objective, sums = make(collecting, options)(params, batch, rng)
+        added: Sums = {}
+        for sown in calls:
+            for kind in _SOWN:
+                for path, mean in jax.tree_util.tree_leaves_with_path(sown.get(kind, {})):
+                    share = mean * sums['weight'] / len(calls)
+                    added[path[-1].key] = added.get(path[-1].key, 0.0) + share
+                    objective += share if kind == 'losses' else 0.0
+        twice = ', '.join(added.keys() & sums.keys())
+        errors.require(not twice, f'a layer and the objective both report {twice}; rename one')
+        return objective, sums | added
+
+    return loss
 
 
 def lm(
@@ -82,9 +104,3 @@ def token_nats(
     logits_BxLxV = logits_BxLxV.astype(jnp.float32)
     chosen_BxL = jnp.take_along_axis(logits_BxLxV, targets_BxL[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits_BxLxV, axis=-1) - chosen_BxL
-
-
-def _leaves(tree: Mapping[str, Any]) -> list[tuple[str, jax.Array]]:
-    """(name, value) of every leaf."""
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    return [(path[-1].key, value) for path, value in paths]

@@ -59,5 +59,5 @@ def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict:
 
 
 def paths(tree: Any) -> list[str]:
-    """Of all leaves."""
+    """The paths of all leaves."""
     return jax.tree.leaves(by_path(lambda path: path, tree))

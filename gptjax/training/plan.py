@@ -118,7 +118,7 @@ class Plan:
         return Length(total, lambda step: self._examples_after(step) * each)
 
     def skip(self, step: int, until: int) -> None:
-        """From `step` on, leaves out what steps up to and with `until` - 1 read."""
+        """Leaves out, from `step` on, what steps up to and with `until` - 1 read."""
         first = self.examples(step)[0]
         last, size = self.examples(until - 1)
         # All that is kept lies before `last`.

@@ -23,6 +23,7 @@ import ml_collections
 
 from gptjax.configs import errors
 from gptjax.runtime import checkpoint, clock, inventory, metrics, program, progress, saver
+from gptjax.runtime import meta as meta_lib
 from gptjax.text import files
 from gptjax.training import claim
 from gptjax.training import plan as plan_lib
@@ -112,6 +113,7 @@ class Run:
         self._spikes, self._limit = 0, 2**62  # the step that a rollback goes back to
         self._provenance, self._began = '', time.monotonic()
         self._scores: dict[str, float] = {}
+        program.commit()  # of the code that trains, not of what the checkout holds later
 
     def __enter__(self) -> 'Run':
         """Claims the workdir: no other process is at work in it meanwhile."""
@@ -135,6 +137,7 @@ class Run:
 
         Raises:
           InputError: the workdir holds another run.
+          Spike: the evaluation that a stop has cost gives a score that is not finite.
         """
         self._open.close()
         self._recipe, self._plan = recipe, recipe.plan
@@ -145,7 +148,9 @@ class Run:
             _log.info('training in %s is done already', self._workdir)
             return None
         if not self._spikes and program.is_first():
-            table = inventory.describe(recipe.target, recipe.target.params, self.total_steps)
+            params = step_lib.items(recipe.target)['params']
+            frozen = recipe.options.frozen
+            table = inventory.describe(recipe.target, params, frozen, self.total_steps)
             files.replace(self._workdir / 'parameters.txt', table)
         if found:
             wanted = step_lib.items(recipe.target)
@@ -156,7 +161,10 @@ class Run:
         else:
             state, self._provenance = fresh()
         self._prepare(int(state.step), found[1]['clock'] if found else None)
+        self._clock.pause()
         self._catch_up(state)
+        self._clock.go_on()
+        self._mark = time.monotonic()
         return state
 
     @property
@@ -211,11 +219,12 @@ class Run:
     def go_back(self, spike: Spike) -> None:
         """Prepares to begin again without the batches before a spike.
 
-        Goes back to the newest checkpoint that is rollback_steps old, to the oldest where none is,
-        to the beginning where there is no checkpoint.
+        Goes back to the newest checkpoint that is rollback_steps old, to the oldest of the newest
+        `keep` where none is, to the beginning where there is no checkpoint.
 
         Raises:
           InputError: spikes end the run, or will not end.
+          program.Preempted: a signal came meanwhile.
         """
         self._spikes += 1
         if self._train.on_spike != 'rollback' or self._spikes > _MOST_ROLLBACKS:
@@ -224,13 +233,16 @@ class Run:
             ) from spike
         self._open.close()  # a save under way ends, and counts
         wanted = spike.step - self._train.rollback_steps
-        step = program.first_says(checkpoint.step_before(self._workdir, wanted))
+        kept = self._kept.keep
+        step = program.first_says(checkpoint.step_before(self._workdir, wanted, kept))
         self._plan.skip(step, spike.step)
         _log.warning('%s: going back to step %d, without the batches since', spike, step)
         closing = self._checkpointing()
         closing.drop_after(step)
         closing.close()
         self._limit = program.first_says(step)  # not before they are dropped
+        if program.agreed(program.stop_requested())[0]:
+            raise program.Preempted  # the spike came in the step that was to be the last
 
     def finish(self, state: step_lib.State) -> dict[str, Any]:
         """Ends the run: writes WORKDIR/results.json, and gives what is in it."""
@@ -267,9 +279,10 @@ class Run:
         self._clock.lost(max((row.get('perf/total_secs', 0.0) for row in rows), default=0.0))
         self._scores = {
             name: value
-            for row in rows[-1:]
+            for row in rows
+            if row['step'] == step
             for name, value in row.items()
-            if row['step'] == step and name.startswith('eval')
+            if name in self._recipe.evaluation.names
         }
         self._save_due = clock.Due(self._kept.every_steps, self._kept.every_secs)
         self._eval_due = clock.Due(train.eval_every_steps)
@@ -290,10 +303,10 @@ class Run:
         self._watchdog = clock.Watchdog('the next batch: the data pipeline is slow, or dead')
         self._open.callback(self._watchdog.close)
         self._open.enter_context(program.graceful_stop())
-        self._mark = time.monotonic()
 
     def _checkpointing(self) -> checkpoint.Checkpoints:
-        return checkpoint.Checkpoints(self._workdir, self._kept.keep, self._kept.keep_steps)
+        kept = self._kept
+        return checkpoint.Checkpoints(self._workdir, kept.keep, kept.keep_steps, kept.rule)
 
     def _close_checkpoints(self) -> None:
         try:
@@ -304,27 +317,23 @@ class Run:
     def _catch_up(self, state: step_lib.State) -> None:
         """Makes the evaluation that a stop behind its checkpoint has cost."""
         step = int(state.step)
-        last = step == self._plan.total_steps
-        if (
-            step
-            and (last or self._eval_due(step))
-            and not self._scores
-            and self._recipe.evaluation.names
-        ):
+        due = step == self._plan.total_steps or self._eval_due(step)
+        if program.first_says(bool(self._scores)):
+            self._checkpoints.scored(step, self._scores)
+        elif step and due and self._recipe.evaluation.names:
             self._evaluate(step, state, saved=True)
 
     def _save(self, step: int, state: step_lib.State, wait: bool) -> None:
         self._writer.flush()
         self._save_due.done()
-        meta = {
-            'config': json.loads(self._config.to_json()),
-            'head': self._recipe.head,
-            'tokenizer': self._recipe.tokenizer,
-            'data': {**self._plan.saved(step), **self._recipe.data},
-            'provenance': self._provenance,
-            'clock': self._clock.totals(),
-            'commit': program.commit(),
-        }
+        meta = meta_lib.of(
+            self._config,
+            self._recipe.head,
+            self._recipe.tokenizer,
+            self._provenance,
+            data={**self._plan.saved(step), **self._recipe.data},
+            clock=self._clock.totals(),
+        )
         (self._saver.insist if wait else self._saver.save)(step, step_lib.items(state), meta)
 
     def _evaluate(self, step: int, state: step_lib.State, saved: bool) -> None:
@@ -332,7 +341,7 @@ class Run:
         try:
             found = self._recipe.evaluation.scores(state)
         except Exception:
-            if not saved:
+            if not saved and program.is_alone():  # hosts save together, and the others do not fail
                 self._save(step, state, wait=True)
             raise
         self._scores = {name: value for name, value in found.items() if value is not None}
@@ -342,13 +351,9 @@ class Run:
                 raise Spike(step, f'{name} is {value}')
         self._writer.write(step, self._plan.tokens(step), self._scores)
         self._reader.evaluated(self._scores)
-        name, best = self._kept.keep_best, checkpoint.best(self._workdir)
-        if name in self._scores:
-            value = self._scores[name]
-            if not best or best.name != name or self._kept.is_better(value, best.value):
-                self._checkpoints.mark_best(checkpoint.Best(step, name, value))
-                if not saved:
-                    self._save(step, state, wait=False)
+        if self._checkpoints.is_best(self._scores) and not saved:
+            self._save(step, state, wait=False)
+        self._checkpoints.scored(step, self._scores)
 
     def _check_best(self) -> None:
         name = self._kept.keep_best
@@ -367,5 +372,5 @@ class Run:
                 'the same command then goes on from the last checkpoint'
             )
         if self._train.on_spike == 'skip':
-            return f'Updates were skipped, one after another: no batch is at fault. {calmer}'
+            return f'Leaving out updates does not help: no batch is at fault. {calmer}'
         return f'Going back does not help any more. {calmer}'

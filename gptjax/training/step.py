@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from gptjax.configs import errors
 from gptjax.training import guard as guard_lib
 from gptjax.training import losses, optim, parameters
 
@@ -34,7 +35,8 @@ class Options:
     spike_sigmas: standard deviations above the usual loss that make a spike; 0 = only what is not
       finite.
     skip_spikes: whether a spike's update is left out.
-    layer_norms: whether to measure every parameter's norm, its gradient's and its update's.
+    norms_of: the parameters whose norms, gradients' norms and updates' norms are measured, one a
+      layer where layers are stacked; None = of none.
     offload: whether the moments wait in the host's memory between steps.
     frozen: paths of parameters that are not trained: without moments, clipping and decay.
     """
@@ -43,7 +45,7 @@ class Options:
     ema_decay: float = 0.0
     spike_sigmas: float = 0.0
     skip_spikes: bool = False
-    layer_norms: bool = False
+    norms_of: parameters.Described | None = None
     offload: bool = False
     frozen: frozenset[str] = frozenset()
 
@@ -51,6 +53,7 @@ class Options:
 _PLAIN = Options()
 # What checkpoints of earlier days lack beside the parameters, and how it begins then.
 LATER = {'guard': guard_lib.empty}
+_OUR_NAMES = {'loss', 'spike', 'skipped_steps'}  # train/... that no loss may report
 
 
 def abstract(
@@ -109,21 +112,18 @@ def n_params(state: State) -> int:
 
 
 def items(state: State) -> dict[str, Any]:
-    """A state as the items of a checkpoint: 'params' and 'average' have the frozen ones, too."""
+    """A state as the items of a checkpoint; also an abstract one. 'params' has the frozen ones."""
     rest = {'step': state.step, 'opt_state': state.opt_state, 'guard': state.guard}
     found = {'params': parameters.merge(state.params, state.frozen), 'rest': rest}
     if state.average is not None:
-        wide = jax.tree.map(_float32, state.frozen)
-        found['average'] = parameters.merge(state.average, wide)
+        found['average'] = state.average
     return found
 
 
 def from_items(found: Mapping[str, Any], options: Options, target: State) -> State:
     """The state of such items; what came later than they begins as in a fresh state."""
     params, frozen = parameters.split(found['params'], options.frozen)
-    average = None
-    if options.ema_decay:
-        average = parameters.split(found['average'], options.frozen)[0]
+    average = found['average'] if options.ema_decay else None
     rest = dict(found['rest'])
     for name, fresh in LATER.items():
         if name not in rest:
@@ -152,13 +152,15 @@ def make_train_step(
     fetched, put_away = (_on_device, _on_host) if options.offload else (_unchanged, _unchanged)
     averaged = _averaging(options.ema_decay) if options.ema_decay else lambda average, _: average
     settled = _unless_spiked if options.skip_spikes else lambda spike, old, new: new
-    norms = _norms if options.layer_norms else lambda **trees: {}
+    norms = _norms_of(options.norms_of) if options.norms_of else lambda **trees: {}
 
     def train_step(
         state: State, batch: Mapping[str, jax.Array]
     ) -> tuple[State, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(seed + 1), state.step)
         total, sums, grads = gradients(state.params, state.frozen, batch, rng)
+        taken = ', '.join(sums.keys() & _OUR_NAMES)
+        errors.require(not taken, f'a loss reports {taken}, which is logged by itself; rename it')
         weight = jnp.maximum(sums['weight'], 1.0)
         means = {name: value / weight for name, value in sums.items() if name != 'weight'}
         grads = jax.tree.map(lambda g: g.astype(jnp.float32) / weight, grads)
@@ -234,15 +236,23 @@ def _unless_spiked(spike: jax.Array, old: State, new: State) -> State:
     return jax.tree.map(lambda a, b: jnp.where(spike, a, b), old, new)
 
 
-def _norms(**trees: Any) -> dict[str, dict[str, jax.Array]]:
-    """The norm of every array by its path; where the first axis is of layers, one a layer."""
-    found: dict[str, dict[str, jax.Array]] = {}
-    for kind, tree in trees.items():
-        norms = found[f'norm/{kind}'] = {}
-        for path, x in zip(parameters.paths(tree), jax.tree.leaves(tree), strict=True):
-            over = tuple(range(1 if '/block_' in path else 0, x.ndim))
-            norms[path] = jnp.sqrt(jnp.sum(jnp.square(_float32(x)), over))
-    return found
+def _norms_of(described: parameters.Described) -> Callable[..., dict[str, dict[str, jax.Array]]]:
+    """Trees by name -> the norm of every array by its path; of stacked layers, one a layer."""
+
+    def norm(path: str, x: jax.Array) -> jax.Array:
+        over = tuple(range(1 if described[path].stacked else 0, x.ndim))
+        return jnp.sqrt(jnp.sum(jnp.square(_float32(x)), over))
+
+    def norms(**trees: Any) -> dict[str, dict[str, jax.Array]]:
+        return {
+            f'norm/{kind}': {
+                path: norm(path, x)
+                for path, x in zip(parameters.paths(tree), jax.tree.leaves(tree), strict=True)
+            }
+            for kind, tree in trees.items()
+        }
+
+    return norms
 
 
 def _unchanged(x: Any) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From sources to token shards, and to the windows of a run."""
+"""Sources, documents, token shards, and the windows of a run."""
 
 from gptjax.configs.fields import fixed, free
 

@@ -75,7 +75,7 @@ NGRAM = {
     'order': fixed(5, 'n; it sees n - 1 tokens'),
     'n_ctx': fixed(128, 'tokens of a window that is scored'),
     'n_vocab': fixed(50257, "ids; more than the tokenizer's are padding"),
-    'entries': fixed((), 'n-grams of each order; () until they are counted'),
+    'entries': free((), 'n-grams of each order; () until they are counted'),
 }
 FAMILIES = {'gpt': GPT, 'rnn': RNN, 'ngram': NGRAM}
 COUNTING = {

@@ -28,7 +28,9 @@ def optim(unit: str) -> Section:
         f'decay_{unit}': fixed(
             none, f'{unit} until the decay ends, warm-up included; 0 = all of training'
         ),
-        f'cooldown_{unit}': fixed(none, f'{unit} of the decay of wsd, the last of decay_{unit}'),
+        f'cooldown_{unit}': fixed(
+            none, f'{unit} of the decay of wsd, the last of decay_{unit}', was=none
+        ),
         'final_lr_fraction': fixed(0.1, 'of peak_lr, at the end of the decay'),
         'b1': fixed(0.9, "decay of Adam's first moments, an update"),
         'b2': fixed(0.95, 'of its second moments'),
@@ -38,10 +40,14 @@ def optim(unit: str) -> Section:
         'frozen': fixed(
             (), 'parameters that stay: patterns of paths, as network/*_embedding', was=()
         ),
-        'mu_dtype': fixed('float32', "of Adam's first moments: float32 or bfloat16"),
-        'nu_dtype': fixed('float32', 'of its second moments; bfloat16 wants b2 up to 0.99'),
-        'ema_decay': fixed(0.0, 'of an average of the weights, an update; 0 = none is kept'),
-        'offload': free(False, "keep the moments in the host's memory between steps"),
+        'mu_dtype': fixed('float32', "of Adam's first moments: float32 or bfloat16", was='float32'),
+        'nu_dtype': fixed(
+            'float32', 'of its second moments; bfloat16 wants b2 up to 0.99', was='float32'
+        ),
+        'ema_decay': fixed(
+            0.0, 'of an average of the weights, an update; 0 = none is kept', was=0.0
+        ),
+        'offload': free(False, "keep the moments in the host's memory between steps", was=False),
     }
 
 

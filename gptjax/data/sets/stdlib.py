@@ -33,20 +33,20 @@ def documents_of(path: str, text_field: str) -> Iterator[documents.Document]:
     texts = itertools.chain(map(_docstrings, sources), _topics(root / 'pydoc_data' / 'topics.py'))
     seen: set[str] = set()
     for text in texts:
-        kept = []
+        new: dict[str, str] = {}
         for paragraph in text.split('\n\n'):
             if paragraph.strip() and paragraph.strip() not in seen:
-                seen.add(paragraph.strip())
-                kept.append(paragraph)
-        text = '\n\n'.join(kept)
+                new.setdefault(paragraph.strip(), paragraph)
+        text = '\n\n'.join(new.values())
         if len(text) >= _SHORTEST:
+            seen.update(new)
             yield documents.Document(text, '')
 
 
 def identity(path: str) -> str:
-    """The Python whose documentation it is."""
+    """The Python whose documentation it is, and how it is cut."""
     del path
-    return platform.python_version()
+    return f'{platform.python_version()}, each paragraph once'
 
 
 def _parse(source: pathlib.Path) -> ast.Module | None:

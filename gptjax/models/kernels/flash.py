@@ -43,7 +43,7 @@ def attend(
     query_BxLxHxK = query_BxLxHxK * d_head**-0.5
     platform = axes.platform()
     context = axes.mesh_size('length')
-    if context > 1 and mask.causal:
+    if context > 1 and not masks.sees_ahead(mask, length):
 
         def kernel(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             return ring.attend(query, key, value, mask, axes.mesh_axis('length'), context)

@@ -32,7 +32,7 @@ def attend(
     """Attention of this device's scaled queries, as flash.attend.
 
     Args:
-      mask: causal.
+      mask: that does not see ahead.
       axis: the mesh axis over which the length is split, in order.
       size: how many devices it has.
     """

@@ -88,7 +88,7 @@ class Layout:
                     yield Place(tensor, tensor.name, -1)
 
     def shape(self, tensor: Tensor, config: gpt.Config) -> tuple[int, ...]:
-        """Of the published tensor."""
+        """The shape of the published tensor."""
         sizes_ = _sizes(tensor, config)
         left = groups(tensor.pattern.split(' -> ')[0])
         return tuple(math.prod(sizes_[letter] for letter in group.split()) for group in left)
@@ -142,7 +142,7 @@ def _used(sizes_: dict[str, int], side: str) -> dict[str, int]:
 
 
 def _order(config: gpt.Config) -> np.ndarray:
-    """For each of our head dimensions, the published one with neighbouring rotary pairs."""
+    """The published head dimension of each of ours, where rotary pairs are neighbours."""
     dims = config.rotary_dims
     turned = np.arange(dims).reshape(-1, 2).T.ravel()
     return np.concatenate([turned, np.arange(dims, config.d_head)])

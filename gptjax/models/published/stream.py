@@ -94,7 +94,7 @@ def _check_tied(path: pathlib.Path, head: tensors.Stored, embedding: tensors.Sto
 
 
 def _dtype(stored: Mapping[str, tensors.Stored]) -> str:
-    """Of the matrices, where they agree on a half precision; else float32."""
+    """The dtype of the matrices, where they agree on a half precision; else float32."""
     kinds = {tensor.dtype.name for tensor in stored.values() if len(tensor.shape) > 1}
     return kinds.pop() if len(kinds) == 1 and kinds <= {'float16', 'bfloat16'} else 'float32'
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gptjax.training import losses
 
@@ -24,3 +25,20 @@ def make(apply: Callable[..., Any], options: None) -> losses.Loss:
         return losses.next_token(apply, params, *arrays, rng)
 
     return loss
+
+
+def held_out(
+    apply: Callable[..., Any], options: Any
+) -> Callable[[Any, Mapping[str, jax.Array]], losses.Sums]:
+    """How held-out text is scored: (parameters, batch) -> sums of nats and weights, no dropout.
+
+    So it is, too, under every objective that has no function of this name.
+    """
+    del options
+
+    def sums(params: Any, batch: Mapping[str, jax.Array]) -> losses.Sums:
+        arrays = (batch['tokens'], batch['targets'], batch['weights'])
+        nats = apply({'params': params}, *arrays, method='nats')
+        return {'nats': nats, 'weight': jnp.sum(batch['weights'])}
+
+    return sums

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What checkpoints scored, in a file inside each, and which of them is the best.
+
+It comes after the manifest, which does not cover it: a score that cannot be read is a missing one.
+"""
+
+import json
+import logging
+import math
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from gptjax.text import files
+
+NAME = 'scores.json'
+OF_AVERAGE = 'eval_average'  # how names of scores begin that are the average's of the weights
+_log = logging.getLogger(__name__)
+
+
+class Rule(NamedTuple):
+    """What makes a checkpoint better than another one: a score by name, and which end of it."""
+
+    score: str
+    highest: bool
+
+    def worth(self, scores: Mapping[str, float]) -> float:
+        """More for a better checkpoint; -inf where the score is missing."""
+        value = scores.get(self.score, math.nan)
+        return -math.inf if math.isnan(value) else value if self.highest else -value
+
+
+def write(checkpoint: pathlib.Path, scores: Mapping[str, float]) -> None:
+    """Keeps what a checkpoint scored, where there is such a checkpoint."""
+    if checkpoint.is_dir():
+        try:
+            files.replace(checkpoint / NAME, json.dumps(dict(scores), indent=1) + '\n')
+        except OSError as e:
+            _log.warning('the scores of %s could not be kept: %s', checkpoint, e)
+
+
+def read(checkpoint: pathlib.Path) -> dict[str, float]:
+    """What a checkpoint scored; empty where that is unknown."""
+    try:
+        found = json.loads((checkpoint / NAME).read_text(encoding='utf-8'))
+        return {str(name): float(value) for name, value in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        _log.warning('%s of %s cannot be read: %s', NAME, checkpoint, e)
+        return {}
+
+
+def best(checkpoints: Iterable[pathlib.Path], rule: Rule) -> pathlib.Path | None:
+    """The best checkpoint, among equals the first; None where none has the score."""
+    worth = {checkpoint: rule.worth(read(checkpoint)) for checkpoint in checkpoints}
+    found = max(worth, key=worth.__getitem__, default=None)
+    return None if found is None or worth[found] == -math.inf else found

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plug-ins that a test writes: how options are read, and where sown losses and measures go."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax.configs import errors, lookup
+from gptjax.models import mlps
+from gptjax.training import losses
+from gptjax.training.objectives import next_token
+from tests import helpers
+
+NESTED = """
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gptjax.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    weight: float
+    note: str
+
+
+class _Part(nn.Module):
+    weight: float
+
+    @nn.compact
+    def __call__(self, x):
+        layers.sow_loss(self, 'size', self.weight * jnp.square(x).mean())
+        layers.sow_measure(self, 'one', jnp.ones(()))
+        return x
+
+
+def apply(module, config, options, x_BxLxD):
+    return _Part(options.weight, name='part')(x_BxLxD)
+"""
+
+
+@pytest.fixture(autouse=True)
+def nested(tmp_path, monkeypatch):
+    (tmp_path / 'nested.py').write_text(NESTED)
+    monkeypatch.setattr(mlps, '__path__', [*mlps.__path__, str(tmp_path)])
+    monkeypatch.delitem(__import__('sys').modules, 'gptjax.models.mlps.nested', raising=False)
+
+
+def test_options_have_their_types_whatever_the_module_does_with_annotations():
+    _, options = lookup.plug_in('gptjax.models.mlps', 'nested:weight=2,note=3')
+    assert (options.weight, options.note) == (2.0, '3')
+    for written, said in (
+        ('nested:weight=2', 'wants options: nested:weight=2.0,note=<str>'),
+        ('nested:weight=high,note=a', "weight='high' must be a float"),
+        ('nested:height=2', 'with a key of: weight, note'),
+        ('dense:weight=2', 'with a key of: none'),
+    ):
+        with pytest.raises(errors.UsageError, match=said):
+            lookup.plug_in('gptjax.models.mlps', written)
+
+
+def twice(apply, options):
+    """An objective that calls the model on both halves of a batch."""
+    one = next_token.make(apply, options)
+
+    def loss(params, batch, rng):
+        halves = [{k: v[i::2] for k, v in batch.items()} for i in (0, 1)]
+        (a, sums), (b, more) = (one(params, half, rng) for half in halves)
+        return a + b, jax.tree.map(jnp.add, sums, more)
+
+    return loss
+
+
+@pytest.mark.parametrize('make', [next_token.make, twice])
+@pytest.mark.parametrize('layers', [{}, {'scan_layers': False}, {'remat': 'full'}])
+def test_what_parts_of_layers_sow_is_in_every_objective(make, layers):
+    batch = helpers.batch_of(4, 16, 64)
+    batch['weights'][:, :3] = 0.0
+
+    def found(weight):
+        model = helpers.tiny_model(mlp=f'nested:weight={weight},note=x', **layers)
+        params = helpers.params_of(model)
+        loss = losses.with_sown(make, model.apply, None)
+        return jax.jit(loss)(params, batch, jax.random.key(0))
+
+    plain, sums = found(0.0)
+    assert float(sums['weight']) == batch['weights'].sum()
+    assert float(sums['part/one'] / sums['weight']) == pytest.approx(1.0)
+    assert float(sums['part/size']) == 0.0
+    objective, more = found(0.5)
+    assert float(more['part/size']) > 0
+    assert float(objective - plain) == pytest.approx(float(more['part/size']), rel=1e-4)
+    doubled, _ = found(1.0)
+    assert float(doubled - plain) == pytest.approx(2 * float(more['part/size']), rel=1e-4)
+    np.testing.assert_allclose(float(sums.get('nats', plain)), float(plain), rtol=1e-6)
