@@ -4,6 +4,7 @@
 import dataclasses
 import doctest
 import importlib
+import typing
 
 import jax
 import ml_collections
@@ -109,6 +110,21 @@ def test_a_field_that_its_owner_does_not_have_is_one_line():
     del section.rampp, section.accum_steps
     with pytest.raises(errors.UsageError, match=r"^the batch section lacks 'accum_steps'$"):
         fields.build(plan.Config, section, 'batch')
+
+
+def test_tuples_of_another_type_are_one_line():
+    tried = 0
+    for name, owner in OWNERS.items():
+        section = base.section_of(name, 'gpt')
+        names = [field.name for field in dataclasses.fields(owner)]
+        given = {f: section[f].default if f in section else None for f in names}
+        for field, kind in typing.get_type_hints(owner).items():
+            if name != 'decode' and typing.get_args(kind)[1:] == (...,):
+                tried += 1
+                wrong = (3,) if typing.get_args(kind)[0] is str else ('nan',)
+                with pytest.raises(errors.UsageError, match=rf'{name}\.{field} = .* must hold'):
+                    fields.build(owner, given | {field: wrong}, name)
+    assert tried > 8
 
 
 @pytest.mark.parametrize('unit', training.UNITS)

@@ -2,6 +2,7 @@
 """What a config's fields are: a value, what it means, and whether it makes a run what it is."""
 
 import dataclasses
+import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -56,9 +57,15 @@ def build(owner: type[T], section: Values, name: str) -> T:
       name: of the section, as 'optim'.
 
     Raises:
-      UsageError: a field is unknown, missing, or out of its range.
+      UsageError: a field is unknown, missing, of another type, or out of its range.
     """
     check(section, (field.name for field in dataclasses.fields(owner)), f'the {name} section')
+    hints = typing.get_type_hints(owner)
+    for field, value in section.items():
+        kind, *rest = typing.get_args(hints[field]) or (None,)
+        allowed = (float, int) if kind is float else (kind,)
+        if rest == [...] and not all(type(x) in allowed for x in value):
+            raise errors.UsageError(f'{name}.{field} = {value!r} must hold {kind.__name__} values')
     return owner(**section)
 
 
