@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Collects documents into a corpus: JSONL shards with a manifest.
 
-Laptop, the built-in corpus, and a folder of your own .txt and .jsonl files:
+Laptop, the built-in corpus, and a folder of your own text, tables or JSON:
   python -m gptjax.prepare_corpus --config=experiments/quickstart.py --workdir=runs/quickstart
   python -m gptjax.prepare_corpus --config=experiments/quickstart.py --workdir=runs/mine \
       --config.corpus.set=files --config.corpus.path=texts/
@@ -32,19 +32,30 @@ def _main(args: cli.Args) -> None:
     folder = pathlib.Path(args.workdir, config.dir)
     dataset = lookup.module('gptjax.data.sets', config.set)
     source = {'set': config.set, 'path': config.path, 'text_field': config.text_field}
+    source['repeated'] = config.repeated
     source['identity'] = dataset.identity(config.path)
     if documents.is_finished(folder, source):
         _log.info('corpus %s is done already', folder)
         return
     found = dataset.documents_of(config.path, config.text_field)
     with progress.Progress('collect', None, ' bytes') as bar:
-        shards = documents.write(folder, found, config.shard_bytes, source, bar.advance)
+        left_out = documents.write(folder, found, config, source, bar.advance)
+    shards = documents.shards(folder)
     _log.info(
         'corpus %s: %s documents, %s bytes of text',
         folder,
         f'{sum(s.documents for s in shards):,}',
         f'{sum(s.text_bytes for s in shards):,}',
     )
+    if any(left_out.values()):
+        said = f'{left_out["bad"]} bad records ({folder / documents.BAD})'
+        said = f'{said}, ' if left_out['bad'] else ''
+        _log.warning(
+            'left out: %s%d documents without text, %d that repeat another one exactly',
+            said,
+            left_out['empty'],
+            left_out['repeated'],
+        )
 
 
 if __name__ == '__main__':

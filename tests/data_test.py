@@ -10,11 +10,13 @@ import pytest
 from gptjax import prepare_corpus, prepare_tokens
 from gptjax.configs import errors
 from gptjax.data import documents, loader, tokens
-from gptjax.data.sets import files, stdlib
+from gptjax.data.sets import stdlib
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.training import plan as plan_lib
 from tests import helpers
+
+SMALL = documents.Config('x', '', 'text', 'corpus', 2000, 'once', 0)
 
 
 def nothing(amount):
@@ -44,38 +46,10 @@ def test_no_paragraph_of_stdlib_stands_twice():
     assert len(paragraphs) == len(set(paragraphs)) > 10_000
 
 
-def test_files_of_every_kind(tmp_path):
-    (tmp_path / 'b.txt').write_text('second', encoding='utf-8')
-    (tmp_path / 'a.jsonl').write_text('{"text": "first"}\n\n{"text": "held", "split": "valid"}\n')
-    (tmp_path / 'empty.txt').write_text('')
-    found = list(files.documents_of(str(tmp_path), 'text'))
-    assert [(d.text, d.split) for d in found] == [('first', ''), ('held', 'valid'), ('second', '')]
-    assert [d.text for d in files.documents_of(str(tmp_path / '*.txt'), 'text')] == ['second']
-    assert [d.text for d in files.documents_of(str(tmp_path / 'b.txt'), 'text')] == ['second']
-
-
-@pytest.mark.parametrize(
-    ('name', 'content', 'said'),
-    [
-        ('a.txt', b'ok \xff\xfe', 'not valid UTF-8: byte 0xff at offset 3'),
-        ('a.jsonl', b'{"text": "x"}\n{broken\n', 'line 2 is no JSON'),
-        ('a.jsonl', b'{"body": "x"}\n', "line 1 has no text in field 'text'"),
-        ('a.csv', b'x', 'no .txt or .jsonl file'),
-        ('a.jsonl', b'{"text": "\\ud800"}\n', 'lone surrogate'),
-    ],
-)
-def test_bad_files_are_clear_errors(tmp_path, name, content, said):
-    (tmp_path / 'in').mkdir()
-    (tmp_path / 'in' / name).write_bytes(content)
-    found = files.documents_of(str(tmp_path / 'in'), 'text')
-    with pytest.raises(errors.InputError, match=said):
-        documents.write(tmp_path / 'out', found, 99, {}, nothing)
-
-
 def test_missing_and_empty_corpus(tmp_path, corpus_file):
     config = helpers.tiny_config(tmp_path, corpus_file)
     gone = f'--config.corpus.path={tmp_path}/gone'
-    with pytest.raises(errors.InputError, match='no .txt or .jsonl file'):
+    with pytest.raises(errors.InputError, match='no text at .*gone'):
         prepare_corpus.main(helpers.args(config, tmp_path / 'r1', gone))
     (tmp_path / 'empty.txt').write_text('')
     empty = f'--config.corpus.path={tmp_path}/empty.txt'
@@ -92,13 +66,15 @@ def test_corpus_goes_on_after_an_interruption(tmp_path, texts):
                 raise KeyboardInterrupt
             yield documents.Document(text, '')
 
-    whole = documents.write(tmp_path / 'a', until(99), 2000, {'set': 'x'}, nothing)
+    documents.write(tmp_path / 'a', until(99), SMALL, {'set': 'x'}, nothing)
+    whole = documents.shards(tmp_path / 'a')
     for stop in (3, 11, 25):
         with pytest.raises(KeyboardInterrupt):
-            documents.write(tmp_path / 'b', until(stop), 2000, {'set': 'x'}, nothing)
-    assert documents.write(tmp_path / 'b', until(99), 2000, {'set': 'x'}, nothing) == whole
+            documents.write(tmp_path / 'b', until(stop), SMALL, {'set': 'x'}, nothing)
+    documents.write(tmp_path / 'b', until(99), SMALL, {'set': 'x'}, nothing)
+    assert documents.shards(tmp_path / 'b') == whole
     with pytest.raises(errors.InputError, match='begun from another source'):
-        documents.write(tmp_path / 'b', until(99), 2000, {'set': 'y'}, nothing)
+        documents.write(tmp_path / 'b', until(99), SMALL, {'set': 'y'}, nothing)
 
 
 def test_tokens_hold_every_document_once(prepared, texts):
@@ -170,7 +146,7 @@ def test_a_few_documents_always_hold_something_out(tmp_path):
     config = helpers.tiny_config(tmp_path, tmp_path)
     flags = ('--config.tokens.valid_fraction=0.001', '--config.corpus.shard_bytes=500')
     helpers.prepare(config, tmp_path / 'run', *flags)
-    assert len(tokens.open_set(tmp_path / 'run' / 'tokens', 'valid')) == 1 + 1
+    assert len(tokens.open_set(tmp_path / 'run' / 'tokens', 'valid')) == 1 + 3
 
 
 @pytest.mark.parametrize('text', [f'{i} some text' * 50 for i in range(8)])

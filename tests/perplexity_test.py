@@ -89,6 +89,19 @@ def test_whole_documents_within_a_budget(held_out):
     assert found.text_bytes == table[:2, 1].sum()
 
 
+def test_little_held_out_text_is_told(held_out, caplog):
+    config = perplexity.Config(0, 0, 8, 1, ())  # one document
+    perplexity.check(held_out, N_CTX, config)
+    number = int(held_out.table()[0, 0]) - 1
+    assert (f'holds out {number} tokens' in caplog.text) == (number < 1000)
+    found = score(held_out, uniform, max_tokens=1)
+    assert ('too little to measure' in found.protocol) == (number < 100)
+    caplog.clear()
+    perplexity.check(held_out, N_CTX, perplexity.Config(0, 0, 8, 0, ()))
+    assert not caplog.text
+    assert 'too little' not in score(held_out, uniform).protocol
+
+
 def test_windows_are_counted(held_out):
     for stride, batch_windows in ((0, 8), (5, 4)):
         config = perplexity.Config(0, stride, batch_windows, 0, ())

@@ -7,6 +7,7 @@ later, by the document's hash.
 
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -15,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from gptjax.configs import errors
-from gptjax.text import files, tokenizer
+from gptjax.text import files
 
-MANIFEST = 'manifest.json'
-_SMALL = 1000  # documents; larger corpora always hold something out
+MANIFEST, BAD = 'manifest.json', 'bad.jsonl'
+_SMALL = 1000  # documents; of more, hashes hold out about the right share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +31,27 @@ class Config:
     text_field: str
     dir: str
     shard_bytes: int
+    repeated: Literal['once', 'all']
+    max_bad: int
 
     def __post_init__(self) -> None:
         errors.require_positive(self, 'shard_bytes')
+        errors.require_choice(self, 'repeated', ('once', 'all'))
+        errors.require_between(self, 0, 2**60, 'max_bad')
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
     text: str
     split: Literal['train', 'valid', '']
+
+
+@dataclasses.dataclass(frozen=True)
+class Bad:
+    """What a source holds instead of a document: where it stands, and what is wrong with it."""
+
+    where: str
+    why: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,49 +66,98 @@ class Shard:
 
 def write(
     folder: pathlib.Path,
-    documents: Iterable[Document],
-    shard_bytes: int,
+    found: Iterable[Document | Bad],
+    config: Config,
     source: dict,
     progress: Callable[[int], None],
-) -> list[Shard]:
+) -> dict[str, int]:
     """Writes documents that hold text into shards of about `shard_bytes`, then the manifest.
 
+    Documents of white space alone are left out; one that repeats an earlier one exactly is, too,
+    unless config.repeated = 'all'. What is bad stands in BAD.
+
     Interrupted and called again it keeps the shards that are whole and goes on after them, so
-    `documents` must come in the same order every time.
+    `found` must come in the same order every time.
 
     Args:
       source: what the documents were made from; recorded in the manifest.
       progress: is told the bytes of every document written.
 
+    Returns:
+      how many were left out: 'bad', 'empty', 'repeated'.
+
     Raises:
-      InputError: there is no text, a lone surrogate in it, or shards of another source.
+      InputError: there is no text, shards of another source, or more is bad than config.max_bad.
     """
     folder.mkdir(parents=True, exist_ok=True)
     started = folder / 'source.json'
     shards = _whole_shards(folder)
-    if shards and json.loads(started.read_text()) != source:
+    if shards and (before := json.loads(started.read_text(encoding='utf-8'))) != source:
+        differing = [name for name in source if source[name] != before.get(name)]
         raise errors.InputError(
-            f'{folder} was begun from another source ({started.read_text().strip()}); '
-            'remove that folder or choose another corpus.dir'
+            f'{folder} was begun from another source (another {", ".join(differing)}); remove that '
+            'folder or choose another --config.corpus.dir'
         )
     files.replace(started, json.dumps(source) + '\n')
-    texts = (document for document in documents if document.text)
-    rest = itertools.islice(texts, sum(s.documents for s in shards), None)
-    while shard := _write_shard(folder, len(shards), rest, shard_bytes, progress):
-        shards.append(shard)
+    left_out = {'bad': 0, 'empty': 0, 'repeated': 0}
+    with (folder / BAD).open('w', encoding='utf-8') as bad:
+        texts = _kept(found, config, left_out, bad)
+        rest = itertools.islice(texts, sum(s.documents for s in shards), None)
+        while shard := _write_shard(folder, len(shards), rest, config.shard_bytes, progress):
+            shards.append(shard)
+    if not left_out['bad']:
+        (folder / BAD).unlink()
     if not shards:
+        said = f'; {left_out["bad"]} records are bad, see {folder / BAD}' if left_out['bad'] else ''
         raise errors.InputError(
-            f'the corpus is empty: no text in {source.get("path") or source.get("set")!r}'
+            f'the corpus is empty: no text in {source.get("path") or source.get("set")!r}{said}'
         )
-    manifest = {'source': source, 'shards': [dataclasses.asdict(s) for s in shards]}
+    manifest = {'source': source, 'left_out': left_out}
+    manifest |= {'shards': [dataclasses.asdict(s) for s in shards]}
     files.replace(folder / MANIFEST, json.dumps(manifest, indent=1) + '\n')
-    return shards
+    return left_out
+
+
+def _kept(
+    found: Iterable[Document | Bad], config: Config, left_out: dict[str, int], bad: io.TextIOBase
+) -> Iterator[Document]:
+    """The documents that are written; the others are counted, and what is bad is set aside."""
+    seen: set[bytes] = set()
+    for number, one in enumerate(found, 1):
+        if isinstance(one, Document):
+            try:
+                content = one.text.encode()
+            except UnicodeEncodeError as e:
+                why = f'holds a lone surrogate, U+{ord(one.text[e.start]):04X}'
+                one = Bad(f'document {number}', f'{why} at character {e.start}')
+        if isinstance(one, Bad):
+            left_out['bad'] += 1
+            bad.write(json.dumps(dataclasses.asdict(one), ensure_ascii=False) + '\n')
+            bad.flush()
+            if left_out['bad'] > config.max_bad:
+                raise errors.InputError(
+                    f'{one.where} {one.why}. More than --config.corpus.max_bad={config.max_bad} '
+                    f'records are bad, see {bad.name}'
+                )
+        elif not one.text.strip():
+            left_out['empty'] += 1
+        else:
+            digest = hashlib.blake2b(content, digest_size=16).digest()
+            if digest in seen:
+                left_out['repeated'] += 1
+            else:
+                yield one
+            if config.repeated == 'once':
+                seen.add(digest)
 
 
 def is_finished(folder: pathlib.Path, source: dict) -> bool:
     """Whether `folder` holds a whole corpus made from `source`."""
     path = folder / MANIFEST
-    return path.exists() and json.loads(path.read_text())['source'] == source
+    if not path.exists():
+        return False
+    before = json.loads(path.read_text(encoding='utf-8'))['source']
+    return before == {name: source[name] for name in before if name in source}  # of its day
 
 
 def shards(folder: pathlib.Path) -> list[Shard]:
@@ -118,24 +180,48 @@ def read(path: pathlib.Path) -> Iterator[Document]:
 def split(folder: pathlib.Path, shard: Shard, valid_fraction: float) -> Iterator[Document]:
     """The documents of one shard of a finished corpus, each with its split decided.
 
-    A document's own split holds, else the hash of its text decides: the same on every machine.
-    Where that leaves one of the splits of a small corpus empty, the last document is cut: its end
-    is held out.
+    A document's own split holds, else the hash of its text decides: the same on every machine, and
+    whatever else is in the corpus. Where that holds out less than half or more than twice the
+    share of the bytes, and the corpus is small, its documents are held out in the order of their
+    hashes up to that share, of the last one its end alone.
+    """
+    cuts = _cuts(folder, valid_fraction)
+    for document in read(folder / shard.name):
+        number = _hash(document.text)
+        if document.split or cuts is None:
+            yield Document(document.text, _decided(document, valid_fraction))
+        else:
+            kept = cuts.get(number, len(document.text.encode()))
+            head = document.text.encode()[:kept].decode(errors='ignore')
+            for text, split in ((head, 'train'), (document.text[len(head) :], 'valid')):
+                if text:
+                    yield Document(text, split)
+
+
+def _cuts(folder: pathlib.Path, valid_fraction: float) -> dict[int, int] | None:
+    """Of a small corpus of which hashes hold out too little or too much: hash of what is held out
+    -> bytes of it that are not. None where hashes decide, or documents say themselves.
     """
     found = shards(folder)
-    cutting = (
-        valid_fraction > 0
-        and shard == found[-1]
-        and sum(s.documents for s in found) <= _SMALL
-        and len({_decided(d, valid_fraction) for s in found for d in read(folder / s.name)}) == 1
-    )
-    for number, document in enumerate(read(folder / shard.name), 1):
-        if cutting and number == shard.documents and not document.split:
-            at = int(len(document.text) * (1 - valid_fraction))
-            yield Document(document.text[:at], 'train')
-            yield Document(document.text[at:], 'valid')
-        else:
-            yield Document(document.text, _decided(document, valid_fraction))
+    if valid_fraction <= 0 or sum(s.documents for s in found) > _SMALL:
+        return None
+    every = [document for shard in found for document in read(folder / shard.name)]
+    free = [document.text for document in every if not document.split]
+    if not free or any(document.split == 'valid' for document in every):
+        return None
+    sizes = {_hash(text): len(text.encode()) for text in free}
+    whole = sum(sizes.values())
+    share = sum(n for k, n in sizes.items() if k < valid_fraction * 2**64) / whole
+    if valid_fraction / 2 <= share <= min(valid_fraction * 2, (1 + valid_fraction) / 2):
+        return None
+    left = whole - int(whole * (1 - valid_fraction))
+    cuts = {}
+    for number in sorted(sizes):
+        if left <= 0:
+            break
+        cuts[number] = max(0, sizes[number] - left)
+        left -= sizes[number]
+    return cuts
 
 
 def training_texts(folder: pathlib.Path, valid_fraction: float, limit_bytes: int) -> Iterator[str]:
@@ -153,8 +239,11 @@ def training_texts(folder: pathlib.Path, valid_fraction: float, limit_bytes: int
 def _decided(document: Document, valid_fraction: float) -> str:
     if document.split:
         return document.split
-    digest = hashlib.blake2b(document.text.encode(), digest_size=8).digest()
-    return 'valid' if int.from_bytes(digest, 'big') < valid_fraction * 2**64 else 'train'
+    return 'valid' if _hash(document.text) < valid_fraction * 2**64 else 'train'
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'big')
 
 
 def _whole_shards(folder: pathlib.Path) -> list[Shard]:
@@ -175,7 +264,6 @@ def _write_shard(
     count = size = 0
     with path.open('w', encoding='utf-8') as f:
         for document in documents:
-            tokenizer.check_text(document.text)
             f.write(json.dumps(dataclasses.asdict(document), ensure_ascii=False) + '\n')
             written = len(document.text.encode())
             progress(written)

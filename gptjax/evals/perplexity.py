@@ -11,6 +11,7 @@ weight, unless the module has values(sums) -> {name: value}.
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -25,6 +26,8 @@ from gptjax.training.objectives import next_token
 
 _MEASURES = 'gptjax.evals.held_out'
 _NAMES = ('nats_per_token', 'bits_per_byte', 'token_perplexity', 'word_perplexity')
+_LITTLE, _TOO_LITTLE = 1000, 100  # tokens scored, below which that is said
+_log = logging.getLogger(__name__)
 SCORE = ''  # the sums of the score itself, beside those of measures by name
 # (parameters, batch) -> measure -> its sums
 Measure = Callable[[Any, Mapping[str, jax.Array]], dict[str, dict[str, jax.Array]]]
@@ -106,7 +109,24 @@ def measure(apply: Callable[..., Any], config: Config, objective: str = 'next_to
 
 
 def check(token_set: tokens.TokenSet, n_ctx: int, config: Config) -> None:
-    """Raises InputError where there is nothing held out, UsageError for a stride beyond n_ctx."""
+    """Warns of little held-out text.
+
+    Raises:
+      InputError: there is none. UsageError: the stride is beyond n_ctx.
+    """
+    _require(token_set, n_ctx, config)
+    table = _documents(token_set, config.max_tokens)
+    number = int(table[:, 0].sum()) - len(table)
+    if number < _LITTLE:
+        _log.warning(
+            '%s holds out %d tokens: scores of so little text tell little. Prepare with a larger '
+            '--config.tokens.valid_fraction, or more text',
+            token_set.folder,
+            number,
+        )
+
+
+def _require(token_set: tokens.TokenSet, n_ctx: int, config: Config) -> None:
     if len(token_set) < 2:
         raise errors.InputError(
             f'{token_set.folder} holds no held-out text; prepare it again with a larger '
@@ -134,7 +154,7 @@ def score(
       token_set: a held-out split.
       progress: is told the windows done.
     """
-    check(token_set, n_ctx, config)
+    _require(token_set, n_ctx, config)
     table = _documents(token_set, config.max_tokens)
     stop, text_bytes, words = (int(x) for x in table.sum(axis=0))
     sums: dict[str, dict[str, Any]] = {}
@@ -155,6 +175,8 @@ def score(
         f'{len(table)} documents joined by end-of-text, windows of {n_ctx} tokens, '
         f'stride {stride}; end-of-text not scored; bytes of the original UTF-8'
     )
+    if weight < _TOO_LITTLE:
+        protocol += f'; only {weight:.0f} tokens, which is too little to measure a model by'
     more = {name: x for m in config.measures for name, x in _values(m, sums[m]).items()}
     counts = (round(weight), text_bytes, words, len(table))
     return Score(float(sums[SCORE]['nats']), *counts, protocol, more)

@@ -6,9 +6,11 @@ from gptjax.configs.fields import fixed, free
 CORPUS = {
     'set': free('stdlib', 'a module of gptjax.data.sets'),
     'path': free('', "what the set reads: folder, file, glob or TFDS name; '' = nothing"),
-    'text_field': free('text', 'the field of JSONL or TFDS records that holds the text'),
+    'text_field': free('text', 'the field or column of records that holds the text'),
     'dir': free('corpus', 'where the documents are written'),
     'shard_bytes': free(64 * 2**20, 'text per document shard; above 0'),
+    'repeated': free('once', 'documents that repeat another one exactly: once, or all', was='all'),
+    'max_bad': free(100, 'records that cannot be read and are set aside before it ends', was=0),
 }
 TOKENIZER = {
     'kind': free('bpe', 'bpe (byte-level), sentencepiece, bytes, or file (see path)'),

@@ -1,81 +1,230 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local text: a .txt or .jsonl file, a folder of them, or a glob.
+"""Local text: a file, a folder of files, or a glob.
 
-A .txt file is one document, a line of a .jsonl file another. A record's own "split" (train, valid)
-is kept.
+A .txt or .md file is one document; a line of a .jsonl or .ndjson file, an item of a .json list, a
+row of a .csv, .tsv or .parquet file is one each. All of them may end in .gz or .zst, too, and be
+written in any case. In a folder, hidden files and folders are passed over, other kinds are told of.
+A record's own "split" (train, valid) is kept. Text is UTF-8, or what a byte-order mark says.
 """
 
+import collections
+import csv
 import glob
+import gzip
 import hashlib
+import io
 import json
+import logging
 import pathlib
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import zstandard
 
 from gptjax.configs import errors
 from gptjax.data import documents
 
+_MARKS = {  # the longer ones first
+    b'\xff\xfe\x00\x00': 'utf-32',
+    b'\x00\x00\xfe\xff': 'utf-32',
+    b'\xff\xfe': 'utf-16',
+    b'\xfe\xff': 'utf-16',
+}
 _SPLITS = ('train', 'valid')
+_PACKED = ('.gz', '.zst')
+_LONGEST = 2**31 - 1  # of a field of a table; csv takes 131,072 characters by itself
+_NO_TEXT = 'has no text in field {!r}; name the right one with --config.corpus.text_field'
+_log = logging.getLogger(__name__)
 
 
-def documents_of(path: str, text_field: str) -> Iterator[documents.Document]:
-    """The documents below `path`, files in sorted order.
+def documents_of(path: str, text_field: str) -> Iterator[documents.Document | documents.Bad]:
+    """The documents below `path`, files in sorted order, and what cannot be read of them.
 
     Raises:
-      InputError: nothing is there, a file is not valid UTF-8, or a record has no text.
+      InputError: nothing that can be read is there; what a kind of file needs is not installed.
     """
-    for file in _files(path):
-        if file.suffix == '.jsonl':
-            yield from _records(file, text_field)
-        else:
-            text = _decode(file, file.read_bytes())
-            if text:
-                yield documents.Document(text, '')
+    for file in _files(path, tell=True):
+        kind = _kind(file)
+        try:
+            with _open(file) as stream:
+                for where, record in _READERS[kind](stream, text_field):
+                    yield _document(f'{file}{where}', record, text_field)
+        except (OSError, EOFError, ValueError, zlib.error, csv.Error, zstandard.ZstdError) as e:
+            yield documents.Bad(str(file), f'cannot be read: {e}')
 
 
 def identity(path: str) -> str:
     """Changes when a file is added, removed or edited."""
-    listing = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in _files(path)]
+    listing = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in _files(path, tell=False)]
     return hashlib.sha256(repr(listing).encode()).hexdigest()
 
 
-def _files(path: str) -> list[pathlib.Path]:
+def _files(path: str, tell: bool) -> list[pathlib.Path]:
+    known = ', '.join(_READERS)
     if not path:
         raise errors.UsageError(
-            'the set files needs --config.corpus.path=<a .txt or .jsonl file, a folder or a glob>'
+            'the set files needs --config.corpus.path=<a file, a folder or a glob>; it reads '
+            f'{known}, also with .gz or .zst'
         )
     root = pathlib.Path(path)
-    if root.is_file():
-        return [root]
-    found = root.rglob('*') if root.is_dir() else map(pathlib.Path, glob.glob(path, recursive=True))
-    files = sorted(f for f in found if f.suffix in ('.txt', '.jsonl') and f.is_file())
+    if root.is_dir():
+        found = [f for f in root.rglob('*') if not _is_hidden(f.relative_to(root))]
+    else:
+        found = [root] if root.is_file() else map(pathlib.Path, glob.glob(path, recursive=True))
+    found = sorted(f for f in found if f.is_file())
+    files = [f for f in found if _kind(f) in _READERS]
+    other = collections.Counter(_kind(f) or 'without an ending' for f in found if f not in files)
+    said = ', '.join(f'{number} {kind}' for kind, number in other.most_common())
     if not files:
-        raise errors.InputError(f'no .txt or .jsonl file at {path!r}; check --config.corpus.path')
+        raise errors.InputError(
+            f'no text at {path!r}{f", only {said}" if said else ""}; --config.corpus.path names '
+            f'files of the kinds {known}, also with .gz or .zst'
+        )
+    if other and tell:
+        _log.warning('left out at %s, of other kinds: %s', path, said)
     return files
 
 
-def _decode(file: pathlib.Path, content: bytes) -> str:
-    try:
-        return content.decode('utf-8')
-    except UnicodeDecodeError as e:
-        raise errors.InputError(
-            f'{file} is not valid UTF-8: byte 0x{content[e.start]:02x} at offset {e.start}; '
-            'convert it, as iconv -f latin1 -t utf-8, or leave it out'
-        ) from e
+def _is_hidden(path: pathlib.Path) -> bool:
+    return any(part.startswith('.') for part in path.parts)
 
 
-def _records(file: pathlib.Path, text_field: str) -> Iterator[documents.Document]:
-    with file.open('rb') as f:
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
+def _kind(file: pathlib.Path) -> str:
+    """The ending in lower case, without .gz and .zst."""
+    endings = [ending.lower() for ending in file.suffixes]
+    if endings and endings[-1] in _PACKED:
+        endings.pop()
+    return endings[-1] if endings else ''
+
+
+def _open(file: pathlib.Path) -> io.BufferedReader:
+    match file.suffix.lower():
+        case '.gz':
+            return io.BufferedReader(gzip.open(file))
+        case '.zst':
+            return io.BufferedReader(zstandard.open(file))
+    return file.open('rb')
+
+
+def _document(where: str, record: Any, text_field: str) -> documents.Document | documents.Bad:
+    """What a file holds at a place: a text, a record with one, or what is wrong there."""
+    if isinstance(record, Exception):
+        return documents.Bad(where, str(record))
+    if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
+        return documents.Bad(where, _NO_TEXT.format(text_field))
+    text, split = record[text_field], record.get('split', '')
+    if found := re.search('[\ud800-\udfff]', text):  # bytes that are no UTF-8 end here, too
+        code = ord(found[0])
+        what = f'byte 0x{code - 0xDC00:02x}' if 0xDC80 <= code <= 0xDCFF else f'U+{code:04X}'
+        return documents.Bad(
+            where,
+            f'is not valid UTF-8 or holds a lone surrogate: {what} at character {found.start()}; '
+            'convert the file, as iconv -f latin1 -t utf-8',
+        )
+    text = text.removeprefix('\ufeff').replace('\r\n', '\n')
+    return documents.Document(text, split if split in _SPLITS else '')
+
+
+def _text(stream: io.BufferedReader, newline: str) -> io.TextIOBase:
+    """A stream as text; bytes that are no UTF-8 come through as lone surrogates."""
+    start = stream.peek(4)[:4]
+    encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), '')
+    if encoding:
+        return io.TextIOWrapper(stream, encoding, newline=newline)
+    return io.TextIOWrapper(stream, 'utf-8-sig', errors='surrogateescape', newline=newline)
+
+
+# Readers: (stream, text_field) -> where in the file, and the record there or what is wrong with it.
+
+
+def _whole(stream: io.BufferedReader, text_field: str) -> Iterator[tuple[str, Any]]:
+    with _text(stream, '') as text:
+        yield '', {text_field: text.read()}
+
+
+def _lines(stream: io.BufferedReader, text_field: str) -> Iterator[tuple[str, Any]]:
+    del text_field
+    with _text(stream, '\n') as text:
+        yield from _parsed(text)
+
+
+def _parsed(lines: io.TextIOBase) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            where = f' line {number}'
             try:
-                record = json.loads(_decode(file, line))
-            except json.JSONDecodeError as e:
-                raise errors.InputError(f'{file} line {number} is no JSON: {e}') from e
-            if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
-                raise errors.InputError(
-                    f'{file} line {number} has no text in field {text_field!r}; '
-                    'name the right one with --config.corpus.text_field'
-                )
-            split = record.get('split', '')
-            yield documents.Document(record[text_field], split if split in _SPLITS else '')
+                yield where, json.loads(line)
+            except (ValueError, RecursionError) as e:
+                yield where, ValueError(f'is no JSON: {e}')
+
+
+def _items(stream: io.BufferedReader, text_field: str) -> Iterator[tuple[str, Any]]:
+    """A list of records, one record, or one a line: all of these are called .json."""
+    with _text(stream, '') as text:
+        content = text.read()
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as e:
+        if getattr(e, 'msg', '') != 'Extra data':
+            raise ValueError(f'it is no JSON: {e}') from e
+        yield from _parsed(io.StringIO(content, newline='\n'))
+        return
+    if not isinstance(found, list):
+        found = [found]
+    for number, item in enumerate(found, 1):
+        yield f' item {number}', {text_field: item} if isinstance(item, str) else item
+
+
+def _rows(delimiter: str) -> Callable[[io.BufferedReader, str], Iterator[tuple[str, Any]]]:
+    def rows(stream: io.BufferedReader, text_field: str) -> Iterator[tuple[str, Any]]:
+        csv.field_size_limit(_LONGEST)
+        with _text(stream, '') as text:
+            reader = csv.DictReader(text, delimiter=delimiter)
+            _require_column(reader.fieldnames or [], text_field)
+            more = True
+            while more:
+                try:
+                    row = more = next(reader, None)
+                except csv.Error as e:
+                    row = ValueError(f'is no row: {e}')
+                if row is not None:
+                    yield f' line {reader.line_num}', row
+
+    return rows
+
+
+def _table(stream: io.BufferedReader, text_field: str) -> Iterator[tuple[str, Any]]:
+    try:
+        from pyarrow import parquet
+    except ImportError as e:
+        raise errors.InputError("Parquet files need: pip install 'gptjax[parquet]'") from e
+    file = parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+    names = file.schema_arrow.names
+    _require_column(names, text_field)
+    number = 0
+    for batch in file.iter_batches(columns=[n for n in (text_field, 'split') if n in names]):
+        for row in batch.to_pylist():
+            number += 1
+            yield f' row {number}', row
+
+
+def _require_column(names: list[str], text_field: str) -> None:
+    if text_field not in names:
+        raise ValueError(
+            f'it has no column {text_field!r} but: {", ".join(map(repr, names))}; name the right '
+            'one with --config.corpus.text_field'
+        )
+
+
+_READERS = {
+    '.txt': _whole,
+    '.md': _whole,
+    '.jsonl': _lines,
+    '.ndjson': _lines,
+    '.json': _items,
+    '.csv': _rows(','),
+    '.tsv': _rows('\t'),
+    '.parquet': _table,
+}
