@@ -240,11 +240,19 @@ def changed(folder, tmp_path, change):
 @pytest.mark.parametrize(
     ('change', 'said'),
     [
-        (lambda s: s.update(extra=np.zeros(3)), 'unexpected tensor extra'),
-        (lambda s: s.pop('transformer.h.1.ln_1.bias'), r'lacks the tensor h\.1\.ln_1\.bias'),
+        (lambda s: s.update(extra=np.zeros(3)), 'unexpected tensor extra$'),
+        (lambda s: s.pop('transformer.h.1.ln_1.bias'), r'lacks the tensor h\.1\.ln_1\.bias; fetch'),
+        (
+            lambda s: s.update({'transformer.h.3.ln_1.bias': s['transformer.h.1.ln_1.bias']}),
+            r'unexpected tensor h\.3\.ln_1\.bias, though its config says n_layer = 3',
+        ),
+        (
+            lambda s: [s.pop(name) for name in list(s) if '.h.2.' in name],
+            r'lacks the tensor h\.2\..*, though its config says n_layer = 3; fetch',
+        ),
         (
             lambda s: s.update({'transformer.wpe.weight': np.zeros((5, 48), np.float32)}),
-            r'wpe\.weight: its shape is \(5, 48\) where its config says \(24, 48\)',
+            r'wpe\.weight: its shape is \(5, 48\) .* says \(24, 48\) \(by n_positions\)',
         ),
         (
             lambda s: s.update({'lm_head.weight': np.zeros((77, 48), np.float32)}),
@@ -256,6 +264,38 @@ def test_what_does_not_fit_is_named(published, tmp_path, change, said):
     _, folder, _ = published('gpt2')
     with pytest.raises(errors.InputError, match=said):
         pretrained.load(changed(folder, tmp_path, change))
+
+
+@pytest.mark.parametrize('bare', [False, True])
+def test_tied_weights_may_stand_under_the_head_alone(published, tmp_path, bare):
+    _, folder, (_, params, _) = published('gpt2')
+
+    def save_model(stored):
+        stored['lm_head.weight'] = stored.pop('transformer.wte.weight')
+        for name in [n for n in stored if bare and n.startswith('transformer.')]:
+            stored[name.removeprefix('transformer.')] = stored.pop(name)
+
+    found = pretrained.load(changed(folder, tmp_path, save_model)).params
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+def test_a_config_that_contradicts_its_tensors_is_told_by_its_field(published, tmp_path):
+    _, folder, _ = published('llama')
+    said = json.loads((folder / 'config.json').read_text())
+    for field, value, message in (
+        ('tie_word_embeddings', not said['tie_word_embeddings'], 'lm_head.weight'),
+        ('attention_bias', not said['attention_bias'], r'self_attn\..*bias'),
+        ('mlp_bias', not said['mlp_bias'], r'mlp\..*bias'),
+        ('num_hidden_layers', said['num_hidden_layers'] + 1, r'layers\..*'),
+        ('num_hidden_layers', said['num_hidden_layers'] - 1, r'layers\..*'),
+        ('intermediate_size', said['intermediate_size'] + 1, r'mlp\..*'),
+        ('vocab_size', said['vocab_size'] + 1, 'embed_tokens'),
+        ('hidden_size', said['hidden_size'] + 4, 'its shape is'),
+    ):
+        path = changed(folder, tmp_path, lambda stored: None)
+        (path / 'config.json').write_text(json.dumps(said | {field: value}))
+        with pytest.raises(errors.InputError, match=f'{message}.*{field}'):
+            pretrained.load(path)
 
 
 def test_bare_networks_and_buffers_are_known(published, tmp_path):

@@ -78,6 +78,16 @@ _OPENAI_DEFAULTS = {
     'resid_pdrop': 0.1,
     'tie_word_embeddings': True,
 }
+# Which field says how long an axis is, how many layers there are, whether the head is apart.
+_OPENAI_FIELDS = {
+    'D': 'n_embd',
+    'F': 'n_inner',
+    'H': 'n_head',
+    'L': 'n_positions',
+    'V': 'vocab_size',
+    'layers': 'n_layer',
+    'head': 'tie_word_embeddings',
+}
 # What GPT-1's released code calls gelu is the tanh form.
 _GPT1_ACTIVATIONS = {'gelu': 'gelu_tanh', 'relu': 'relu', 'silu': 'silu', 'swish': 'silu'}
 
@@ -100,6 +110,7 @@ GPT2 = Layout(
         'scale_attn_by_inverse_layer_idx': False,
         'add_cross_attention': False,
     },
+    fields=_OPENAI_FIELDS,
     section=lambda p: (
         _openai_section(p)
         | {
@@ -128,6 +139,7 @@ GPT1 = Layout(
     ),
     defaults=_OPENAI_DEFAULTS | {'afn': 'gelu'},
     only={'n_inner': None},
+    fields=_OPENAI_FIELDS,
     section=lambda p: (
         _openai_section(p)
         | {
@@ -176,6 +188,7 @@ GPTJ = Layout(
         'resid_pdrop': 0.0,
     },
     only={},
+    fields=_OPENAI_FIELDS,
     section=lambda p: (
         _openai_section(p)
         | {

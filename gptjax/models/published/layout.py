@@ -47,6 +47,8 @@ class Layout:
       neighbours: rotary pairs are (2i, 2i + 1) there; ours are (i, i + dims / 2).
       defaults: of the fields of config.json that are read, as the published class has them.
       only: fields of config.json that must have this value: ours computes nothing else.
+      fields: those of config.json that say which tensors there are, and of which shape: by the
+        letter of an axis, 'layers', 'head', or the part of a tensor's name that has biases.
       section: config.json, defaults filled in -> fields of our model section.
       published: our Config -> config.json.
     """
@@ -58,6 +60,7 @@ class Layout:
     tensors: tuple[Tensor, ...]
     defaults: Mapping[str, Any]
     only: Mapping[str, Any]
+    fields: Mapping[str, str]
     section: Callable[[Mapping[str, Any]], dict[str, Any]]
     published: Callable[[gpt.Config], dict[str, Any]]
 
@@ -103,7 +106,15 @@ class Layout:
         left, right = tensor.pattern.split(' -> ')
         shape = self.shape(tensor, config)
         if array.shape != shape:
-            raise errors.InputError(f'its shape is {array.shape} where its config says {shape}')
+            wrong = [
+                g for g, *n in zip(groups(left), shape, array.shape, strict=False) if len({*n}) > 1
+            ]
+            names = (self.fields.get(letter) for group in wrong for letter in group.split())
+            fields = ', '.join(dict.fromkeys(filter(None, names)))
+            raise errors.InputError(
+                f'its shape is {array.shape} where its config says {shape}'
+                + (f' (by {fields})' if fields else '')
+            )
         found = einops.rearrange(array, f'{left} -> {right}', **_used(sizes_, left))
         if tensor.rotated and self.neighbours:
             found = found[..., _order(config)]

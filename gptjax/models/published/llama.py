@@ -158,6 +158,18 @@ LLAMA = Layout(
         'rope_parameters': None,
     },
     only={'rope_interleaved': False},
+    fields={
+        'D': 'hidden_size',
+        'F': 'intermediate_size',
+        'G': 'num_key_value_heads',
+        'H': 'num_attention_heads',
+        'K': 'head_dim',
+        'V': 'vocab_size',
+        'layers': 'num_hidden_layers',
+        'head': 'tie_word_embeddings',
+        'self_attn': 'attention_bias',
+        'mlp': 'mlp_bias',
+    },
     section=_section,
     published=_published,
 )

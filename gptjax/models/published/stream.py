@@ -4,8 +4,10 @@
 Every tensor must be expected, present, and of the right shape.
 """
 
+import json
 import logging
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,16 +45,21 @@ def read(
       InputError: a tensor is unexpected, missing, misshapen or unreadable; the message names it.
     """
     stored = _named(family, stored)
+    embedding, head = family.tensors[0].name, _head(family)
+    if config.tied_embedding and embedding not in stored and head in stored:
+        stored[embedding] = stored.pop(head)  # as safetensors.torch.save_model leaves them
     config = weights.with_dtype(config, dtype or _dtype(stored))
     model = heads.LanguageModel(config)
     flat = flatten(weights.target(model, shardings))
     places = list(family.places(set(flat), config.n_layers))
     wanted = {place.name for place in places}
-    tied = 'lm_head.weight' if config.tied_embedding and 'lm_head.weight' in stored else ''
+    tied = head if config.tied_embedding and head in stored else ''
     for name in sorted(stored.keys() - wanted - {tied}):
-        raise errors.InputError(f'{path} holds an unexpected tensor {name}; nothing of it was used')
+        said = _said(family, config, stored, name)
+        raise errors.InputError(f'{path} holds an unexpected tensor {name}{said}')
     for name in sorted(wanted - stored.keys()):
-        raise errors.InputError(f'{path} lacks the tensor {name}; fetch it again')
+        said = _said(family, config, stored, name)
+        raise errors.InputError(f'{path} lacks the tensor {name}{said}; fetch it again')
     uncovered = flat.keys() - {p for place in places for p in place.tensor.paths}
     if uncovered:
         raise errors.InputError(f'{path}: nothing is published for our {min(uncovered)}')
@@ -66,7 +73,7 @@ def read(
             leaves[name].fill(part, place.layer)
             progress(part.size)
         del part, parts  # before the next one is read
-        if place.name == family.tensors[0].name and tied:
+        if place.name == embedding and tied:
             _check_tied(path, stored[tied], stored[place.name])
     params = {_NETWORK + name: leaf.array() for name, leaf in leaves.items()}
     tree = traverse_util.unflatten_dict(params, sep='/')
@@ -83,6 +90,32 @@ def _named(
         for name, tensor in stored.items()
         if not name.endswith(family.ignored or ('\0',))
     }
+
+
+def _said(
+    family: layout.Layout, config: gpt.Config, stored: Mapping[str, tensors.Stored], name: str
+) -> str:
+    """The field of the config by which a tensor should be there, or should not; '' = none."""
+
+    def layer(name: str) -> int:
+        found = re.search(r'\.(\d+)\.', name)
+        return int(found[1]) if found else -1
+
+    def bias(kind: str) -> bool:
+        return name.endswith('.bias') and f'.{kind}.' in name
+
+    kind = next(filter(bias, family.fields), '')
+    if name == _head(family):
+        kind = 'head'
+    elif layer(name) >= min(config.n_layers, 1 + max(map(layer, stored))):
+        kind = 'layers'
+    field = family.fields.get(kind, '')
+    value = json.dumps(family.published(config).get(field))
+    return f', though its config says {field} = {value}' if field else ''
+
+
+def _head(family: layout.Layout) -> str:
+    return next(t.name for t in family.tensors if t.paths == ('unembedding',))
 
 
 def _check_tied(path: pathlib.Path, head: tensors.Stored, embedding: tensors.Stored) -> None:
