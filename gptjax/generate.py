@@ -135,7 +135,8 @@ def _job(args: cli.Args, loaded: loaded_lib.Loaded, i: int, wanted: dict[str, An
         raise errors.InputError(
             'these weights have no tokenizer, so no text can be read; give token ids by --prompts'
         )
-    return texts.prompt_ids(loaded.tokenizer, wanted['prompt']), asked
+    names = not asked.split_special_tokens
+    return texts.prompt_ids(loaded.tokenizer, wanted['prompt'], allow_special=names), asked
 
 
 def _fingerprint(
@@ -248,8 +249,8 @@ class _Out:
     ) -> dict[str, Any]:
         record = {'prompt': prompt, 'reason': text.reason, 'score': text.score}
         if self._tokenizer is not None:
-            new = texts.continuation(self._tokenizer, ids, text.tokens)
-            record['text'] = texts.before_stop(new, asked.stop_strings)
+            said = (ids, text.tokens, asked.stop_strings)
+            record['text'] = texts.before_stop(self._tokenizer, *said)
         if self._tokenizer is None or asked.logprobs >= 0:
             record['tokens'] = text.tokens
         if asked.logprobs >= 0:

@@ -110,7 +110,7 @@ def test_an_interrupted_job_goes_on_where_it_stopped(folder, tmp_path, monkeypat
 
 def test_texts_with_odd_line_ends_survive_a_resume(folder, tmp_path, monkeypatch):
     odd = 'a\u2028b\x85c'
-    monkeypatch.setattr(texts, 'continuation', lambda *_: odd)
+    monkeypatch.setattr(texts, 'continuation', lambda *_, **__: odd)
     flags = ('--prompt=one', '--prompt=two')
     whole = run(folder, tmp_path, *flags)
     path = tmp_path / generate.SAMPLES
@@ -196,4 +196,5 @@ def test_continuations_keep_their_spaces_and_leave_special_tokens_out(folder):
     pushed = [stream.push(euro[:1], False), stream.push(euro, False)]
     pushed += [stream.push([*euro, *b'st'], False), stream.push([*euro, *b'sto!'], True)]
     assert pushed == ['', '€', '', 'sto!']
-    assert texts.before_stop('one stop two stop', ['two', 'stop']) == 'one '
+    said = list(b'one stop two stop')
+    assert texts.before_stop(tokenizer_lib.Bytes(), [], said, ['two', 'stop']) == 'one '

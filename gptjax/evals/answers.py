@@ -271,8 +271,7 @@ class Respondent:
             ]
 
     def _text(self, before: Sequence[int], said: decode.Text, stop: tuple[str, ...]) -> str:
-        text = texts.continuation(self.tokenizer, before, said.tokens)
-        return texts.before_stop(text, stop).strip()
+        return texts.before_stop(self.tokenizer, before, said.tokens, stop).strip()
 
 
 def _notes(pairs: Sequence[tuple[texts.Pair, int]]) -> Row:

@@ -97,7 +97,7 @@ class Model(harness_model.TemplateLM):
     ) -> list[int]:
         """Ids; the tokenizer's prefix in front unless special tokens are refused."""
         prefix = [] if add_special_tokens is False else self._tokens.prefix
-        return [*prefix, *self._tokens.encode(string)]
+        return [*prefix, *self._tokens.encode(string, allow_special=True)]
 
     def _loglikelihood_tokens(
         self,
@@ -131,7 +131,10 @@ class Model(harness_model.TemplateLM):
         """Log-probs of whole texts, in windows of max_length; the first is behind end-of-text."""
         asked, owners = [], []
         for number, request in enumerate(requests):
-            ids = (self.prefix_token_id, *self._tokens.encode(request.args[0]))
+            ids = (
+                self.prefix_token_id,
+                *self.tok_encode(request.args[0], add_special_tokens=False),
+            )
             windows = score.windows(ids, self.max_length)
             asked += windows
             owners += [number] * len(windows)
@@ -167,8 +170,7 @@ class Model(harness_model.TemplateLM):
                     some = order[start : start + self._batch_size]
                     said = sender.texts([ids[i] for i in some], asked, some)
                     for i, one in zip(some, said, strict=True):
-                        text = texts.continuation(self._tokens, ids[i], one[0].tokens)
-                        found[i] = texts.before_stop(text, until)
+                        found[i] = texts.before_stop(self._tokens, ids[i], one[0].tokens, until)
                     bar.update(len(some))
         for i, request in enumerate(requests):
             self.cache_hook.add_partial('generate_until', request.args, found[i])

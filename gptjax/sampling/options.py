@@ -42,6 +42,7 @@ class Options:
     num_return_sequences: int
     eos_token_id: tuple[int, ...]
     stop_strings: tuple[str, ...]
+    split_special_tokens: bool
     logprobs: int
     echo: bool
     beyond_context: Literal['error', 'slide']

@@ -94,7 +94,7 @@ class TextGeneration:
         call = {name: value for name, value in call.items() if value is not None}
         pad = call.get('pad_token_id', self._defaults.get('pad_token_id'))
         asked = self._options(given)
-        ids = [self._ids(prompt) for prompt in prompts]
+        ids = [self._ids(prompt, not asked.split_special_tokens) for prompt in prompts]
         size = call.get('batch_size', 1)
         errors.require(size > 0, f'batch_size must be above 0, got {size}')
         found: list[list[decode.Text]] = []
@@ -115,7 +115,7 @@ class TextGeneration:
             published.pop('max_length', None)
         return options.make(options.plain(defaults, published), given)
 
-    def _ids(self, prompt: Any) -> list[int]:
+    def _ids(self, prompt: Any, names: bool) -> list[int]:
         if not isinstance(prompt, str):
             errors.require(
                 _is_ids(prompt), f'a prompt is a text or a list of token ids, not {prompt!r}'
@@ -123,7 +123,7 @@ class TextGeneration:
             return [int(i) for i in prompt]
         if self.tokenizer is None:
             raise errors.InputError('these weights have no tokenizer; give prompts as token ids')
-        return texts.prompt_ids(self.tokenizer, prompt, allow_special=True)
+        return texts.prompt_ids(self.tokenizer, prompt, allow_special=names)
 
     def _answer(
         self,

@@ -18,6 +18,10 @@ def prompt_ids(
 
     An empty prompt begins with end-of-text, as documents do.
 
+    Args:
+      allow_special: names of special tokens in the text are these tokens: what a user writes, not
+        what a corpus or a task holds.
+
     Raises:
       InputError: the prompt has no token and the vocabulary no end-of-text.
     """
@@ -60,14 +64,19 @@ def pair(tokenizer: tokenizer_lib.Tokenizer, context: str, target: str) -> Pair:
 
 
 def continuation(
-    tokenizer: tokenizer_lib.Tokenizer, before: Sequence[int], tokens: Sequence[int]
+    tokenizer: tokenizer_lib.Tokenizer,
+    before: Sequence[int],
+    tokens: Sequence[int],
+    spelt: bool = False,
 ) -> str:
     """The text of what follows other tokens; decoded alone, it could lose its first space.
 
-    Special tokens are left out.
+    Args:
+      spelt: special tokens are written by their names, not left out.
     """
-    before = [i for i in before[-_BACK:] if i not in tokenizer.special]
-    tokens = [i for i in tokens if i not in tokenizer.special]
+    left_out = frozenset() if spelt else tokenizer.special
+    before = [i for i in before[-_BACK:] if i not in left_out]
+    tokens = [i for i in tokens if i not in left_out]
     head, whole = tokenizer.decode(before), tokenizer.decode([*before, *tokens])
     if head.endswith(_UNFINISHED) or not whole.startswith(head):
         return tokenizer.decode(tokens)
@@ -75,7 +84,10 @@ def continuation(
 
 
 class Stops:
-    """Looks for stop strings in the text of tokens; equal where the tokenizer is the same."""
+    """Looks for stop strings in the text of tokens, special ones spelt by their names.
+
+    Equal where the tokenizer is the same.
+    """
 
     def __init__(self, tokenizer: tokenizer_lib.Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -90,7 +102,7 @@ class Stops:
         """How many tokens behind others there are up to the end of a stop string; -1 = none."""
 
         def has_one(count: int) -> bool:
-            text = continuation(self._tokenizer, before, tokens[:count])
+            text = continuation(self._tokenizer, before, tokens[:count], spelt=True)
             return any(string in text for string in strings)
 
         if not has_one(len(tokens)):
@@ -107,10 +119,40 @@ def check_stops(stops: Stops | None, asked: Collection[Any]) -> None:
     errors.require(not asked or stops is not None, 'stop strings need a tokenizer')
 
 
-def before_stop(text: str, strings: Sequence[str]) -> str:
-    """A text up to its first stop string."""
-    found = [text.find(string) for string in strings]
-    return text[: min((place for place in found if place >= 0), default=len(text))]
+def before_stop(
+    tokenizer: tokenizer_lib.Tokenizer,
+    before: Sequence[int],
+    tokens: Sequence[int],
+    strings: Sequence[str],
+) -> str:
+    """continuation() up to the first stop string, which may be the name of a special token."""
+    spelt = continuation(tokenizer, before, tokens, spelt=True)
+    return _until(_first(spelt, strings), spelt, tokenizer, before, tokens)
+
+
+def _until(
+    place: int,
+    spelt: str,
+    tokenizer: tokenizer_lib.Tokenizer,
+    before: Sequence[int],
+    tokens: Sequence[int],
+) -> str:
+    """The text without special tokens of what is `place` characters with their names."""
+    if tokenizer.special.isdisjoint(tokens):
+        return spelt[:place]
+    count, whole = len(tokens), spelt  # of the tokens that end there or before
+    while count and len(whole) > place:
+        count -= 1
+        whole = continuation(tokenizer, before, tokens[:count], spelt=True)
+    text = continuation(tokenizer, before, tokens[:count])
+    special = tokenizer.special.issuperset(tokens[count : count + 1])
+    return text if special else text + spelt[len(whole) : place]
+
+
+def _first(text: str, strings: Sequence[str]) -> int:
+    """Where the first of some strings begins; the end where none is there."""
+    found = (text.find(string) for string in strings)
+    return min((place for place in found if place >= 0), default=len(text))
 
 
 class Stream:
@@ -127,13 +169,16 @@ class Stream:
 
         Half a character and what may be the beginning of a stop string wait for the next tokens.
         """
-        text = before_stop(continuation(self._tokenizer, self._before, tokens), self._strings)
-        if not finished:
-            text = text.rstrip(_UNFINISHED)
+        said = (self._tokenizer, self._before, tokens)
+        spelt = continuation(*said, spelt=True)
+        place = _first(spelt, self._strings)
+        if not finished and place == len(spelt):
+            place = len(spelt.rstrip(_UNFINISHED))
             most = max(map(len, self._strings), default=1) - 1
-            for held in range(min(most, len(text)), 0, -1):
-                if any(string.startswith(text[-held:]) for string in self._strings):
-                    text = text[:-held]
+            for held in range(min(most, place), 0, -1):
+                if any(string.startswith(spelt[place - held : place]) for string in self._strings):
+                    place -= held
                     break
+        text = _until(place, spelt, *said)
         piece, self._told = text[self._told :], max(self._told, len(text))
         return piece

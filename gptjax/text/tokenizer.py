@@ -6,8 +6,10 @@ a prompt can end a document by spelling it.
 """
 
 import hashlib
+import itertools
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -210,28 +212,27 @@ class SentencePiece:
         self.end_of_text = self._processor.eos_id()
         is_special = self._processor.is_control
         self.special = frozenset(i for i in range(self.n_vocab) if is_special(i))
+        self._names = {self._processor.id_to_piece(i): i for i in self.special}
         self.prefix = []
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         text = check_text(text)
-        name = self._processor.id_to_piece(self.end_of_text) if self.end_of_text >= 0 else ''
-        if not allow_special or not name:
+        if not allow_special or not self._names:
             return self._processor.encode(text)
-        first, *rest = text.split(name)
-        ids = self._processor.encode(first)
-        for part in rest:
-            ids += [self.end_of_text, *self._processor.encode(part)]
-        return ids
+        parts = re.split(f'({"|".join(map(re.escape, self._names))})', text)
+        return [
+            i
+            for n, part in enumerate(parts)
+            for i in ([self._names[part]] if n % 2 else self._processor.encode(part))
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
-        parts: list[list[int]] = [[]]
-        for i in ids:
-            if i == self.end_of_text:
-                parts.append([])
-            else:
-                parts[-1].append(int(i))
-        end = self._processor.id_to_piece(self.end_of_text) if len(parts) > 1 else ''
-        return end.join(self._processor.decode(part) for part in parts)
+        parts = itertools.groupby(map(int, ids), key=self.special.__contains__)
+        piece = self._processor.id_to_piece
+        return ''.join(
+            ''.join(map(piece, part)) if special else self._processor.decode(list(part))
+            for special, part in parts
+        )
 
     def serialized(self) -> dict[str, bytes]:
         return {'tokenizer.model': self._model}

@@ -32,7 +32,10 @@ DECODE = {
     'early_stopping': free(False, "True, False, 'never': when beam search ends"),
     'num_return_sequences': free(1, 'texts of each prompt'),
     'eos_token_id': free((), "ids that end a text; () = the model's; (-1,) = none"),
-    'stop_strings': free((), 'a text ends before the first of them'),
+    'stop_strings': free((), 'a text ends before the first of them; of special tokens their names'),
+    'split_special_tokens': free(
+        False, 'names of special tokens in a prompt are text, not these tokens', was=False
+    ),
     'logprobs': free(-1, '-1 = none; n = of the tokens, and of the n most likely ones (20)'),
     'echo': free(False, "also give the prompt's tokens and log-probs"),
     'beyond_context': free('error', 'or slide: read the last half of the window again'),
