@@ -57,7 +57,7 @@ def test_scores_equal_transformers(both, real_data, name):
     task = fewshot.find(name)
     prompts = fewshot.prompts(task, 0, 0, str(real_data), limit=_ITEMS).prompts
     rows = sorted(
-        (r for some in respondent.rows(task, prompts) for r in some), key=lambda row: row['i']
+        (r for some in respondent.rows(task, prompts, 0) for r in some), key=lambda row: row['i']
     )
     expected = []
     for row, prompt in zip(rows, prompts, strict=True):
