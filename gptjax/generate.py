@@ -99,6 +99,8 @@ def _prompts(args: cli.Args) -> list[dict[str, Any]]:
             text = sys.stdin.read() if path == '-' else pathlib.Path(path).read_text('utf-8')
         except UnicodeDecodeError as e:
             raise errors.InputError(f'{path} is no UTF-8 text: {e}') from e
+        except OSError as e:
+            raise errors.InputError(f'--prompts={path} cannot be read: {e.strerror}') from e
         lines = text.split('\n')  # splitlines() also cuts at characters that JSON strings may hold
         is_json = path.endswith('.jsonl') or (path == '-' and text.lstrip()[:1] == '{')
         for number, line in enumerate(lines, 1):

@@ -2,6 +2,7 @@
 """Mistakes on the command line: one line each, never a traceback."""
 
 import importlib
+import json
 import random
 import re
 import traceback
@@ -13,6 +14,7 @@ from gptjax import convert, evaluate, generate, train
 from gptjax.configs import base, cli, errors
 from gptjax.configs import help as help_lib
 from gptjax.data import loader
+from gptjax.sampling import engine
 from tests import conftest, helpers
 
 CONFIG = 'experiments/quickstart.py'
@@ -165,6 +167,77 @@ def test_a_program_is_given_the_module_of_its_config(tmp_path):
     assert found.path == 'experiments/shakespeare_char.py'
     assert len(list(found.module.sweep())) == 6
     assert found.module.get_config('size=gpu').model.n_layers == found.config.model.n_layers
+
+
+SAID = [  # (flag, what is said of it)
+    ('--lr=1', r'unknown flag --lr; .*--config|unknown flag --lr; there are'),
+    ('--optim.peak_lr=1', r'did you mean --config\.optim\.peak_lr\?'),
+    ('--peak_lr=1', r'did you mean --config\.optim\.peak_lr\?'),
+    ('--temperature=1', r'did you mean --config\.decode\.temperature\?'),
+    ('--temprature=1', r'did you mean --config\.decode\.temperature\?'),
+    ('--n_layers=1', r'did you mean --config\.model\.n_layers\?'),
+    ('--wrkdir=1', r'did you mean --workdir\?'),
+    ('--config.engine.weights=int7', r"engine\.weights must be one of '', int8, int4; got 'int7'"),
+    ('--config.optim.peak_lr=-1', r'optim\.peak_lr must be'),
+    ('--config.train.total_tokens=1.5', 'total_tokens=1.5'),
+    ('--config.train.total_tokens=1e-3', 'total_tokens=1e-3'),
+    ('--config.decode.do_sample=perhaps', 'do_sample=perhaps'),
+]
+
+
+@pytest.mark.parametrize(('flag', 'said'), SAID)
+def test_a_mistake_names_what_was_meant(flag, said, tmp_path):
+    def all_sections():
+        args = helpers.args(CONFIG, tmp_path, flag)
+        train.Sections(args.config)
+        args.section('engine', engine.Config)
+
+    with pytest.raises(errors.UsageError, match=said) as caught:
+        all_sections()
+    assert '\n' not in str(caught.value)
+
+
+def test_values_as_people_write_them(tmp_path):
+    for written, value in (('1e6', 10**6), ('1_000_000', 10**6), ('2.5E+3', 2500)):
+        flag = f'--config.train.total_tokens={written}'
+        assert helpers.args(CONFIG, tmp_path, flag).config.train.total_tokens == value
+    for written, value in (
+        ('yes', True),
+        ('no', False),
+        ('true', True),
+        ('1', True),
+        ('off', False),
+    ):
+        flag = f'--config.decode.do_sample={written}'
+        assert helpers.args(CONFIG, tmp_path, flag).config.decode.do_sample is value
+    path = '--config.corpus.path=1e6'  # of text it stays text
+    assert helpers.args(CONFIG, tmp_path, path, '--config.seed=1e2').config.corpus.path == '1e6'
+
+
+def test_a_config_file_that_is_not_there_is_guessed(tmp_path):
+    for named, meant in (
+        ('quickstart', 'experiments/quickstart.py'),
+        ('experiments/quikstart.py', 'experiments/quickstart.py'),
+        ('experiments/shakespeare', 'experiments/shakespeare_char.py'),
+    ):
+        with pytest.raises(errors.UsageError, match=f'it is not there; did you mean {meant}\\?'):
+            helpers.args(named, tmp_path)
+
+
+def test_what_a_run_wrote_is_a_config(tmp_path):
+    """The same config, from JSON: equal, locked, and refused where it is none."""
+    config = helpers.args(CONFIG, tmp_path, '--config.model.n_layers=3').config
+    written = tmp_path / 'config.json'
+    written.write_text(json.dumps(config.to_dict()))
+    again = helpers.args(str(written), tmp_path)
+    assert again.config.to_dict() == config.to_dict()
+    assert helpers.args(str(written), tmp_path, '--config.seed=7').config.seed == 7
+    for content in ('', '[]', '3', '{"model": 3'):
+        written.write_text(content)
+        with pytest.raises(errors.InputError, match='is no config that a run has written'):
+            helpers.args(str(written), tmp_path)
+    with pytest.raises(errors.UsageError, match='takes no argument'):
+        helpers.args(f'{written}:size=small', tmp_path)
 
 
 def test_flags_of_a_pipeline_go_to_who_reads_them():

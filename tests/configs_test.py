@@ -119,9 +119,10 @@ def test_tuples_of_another_type_are_one_line():
         names = [field.name for field in dataclasses.fields(owner)]
         given = {f: section[f].default if f in section else None for f in names}
         for field, kind in typing.get_type_hints(owner).items():
-            if name != 'decode' and typing.get_args(kind)[1:] == (...,):
+            of, *more = typing.get_args(kind) or (None,)
+            if name != 'decode' and of in (int, float, str) and more == [...]:
                 tried += 1
-                wrong = (3,) if typing.get_args(kind)[0] is str else ('nan',)
+                wrong = (3,) if of is str else ('nan',)
                 with pytest.raises(errors.UsageError, match=rf'{name}\.{field} = .* must hold'):
                     fields.build(owner, given | {field: wrong}, name)
     assert tried > 8

@@ -17,7 +17,11 @@ from gptjax.data.sets import files
 from tests import helpers
 
 TEXTS = ['first, "quoted"', '둘째\tdocument', 'third\nof two lines', '=4+4']
-PACKED = {'': lambda b: b, '.gz': gzip.compress, '.zst': zstandard.ZstdCompressor().compress}
+PACKED = {
+    '': lambda b: b,
+    '.gz': lambda b: gzip.compress(b, mtime=0),
+    '.zst': zstandard.ZstdCompressor().compress,
+}
 
 
 def written(kind: str) -> bytes:
@@ -121,7 +125,7 @@ BAD = [  # (file, content, where, what is said)
     ('a.csv', b'text\n\xff\n', 'a.csv line 2', 'byte 0xff'),
     ('a.csv', b'', 'a.csv', 'no column'),
     ('a.parquet', b'PAR1', 'a.parquet', 'cannot be read'),
-    ('a.txt.gz', gzip.compress(b'text' * 99)[:-9], 'a.txt.gz', 'cannot be read'),
+    ('a.txt.gz', gzip.compress(b'text' * 99, mtime=0)[:-9], 'a.txt.gz', 'cannot be read'),
     ('a.txt.gz', b'text', 'a.txt.gz', 'cannot be read'),
     ('a.jsonl.zst', b'text', 'a.jsonl.zst', 'cannot be read'),
     ('a.txt', b'\xff\xfe\x00', 'a.txt', 'cannot be read'),

@@ -5,7 +5,9 @@ import ast
 import dataclasses
 import functools
 import importlib.util
+import json
 import pathlib
+import re
 import types
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -14,7 +16,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from gptjax.configs import base, errors, fields, mistakes, sizes, spec
+from gptjax.configs import base, errors, fields, mistakes, sizes, spec, upgrade
 from gptjax.configs.sections import training
 
 _CONFIG = 'config'
@@ -72,6 +74,7 @@ def parse(
     try:
         path, module, config = load(named)
         _add_labels(config, argv)
+        argv = _plain(argv, config)
         config_flags.DEFINE_config_dict(_CONFIG, config, flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
     except SystemExit as e:
@@ -101,8 +104,11 @@ def load(named: str) -> tuple[str, types.ModuleType, ml_collections.ConfigDict]:
     """
     path, colon, arg = named.partition(':')
     errors.require(
-        pathlib.Path(path).is_file(), f'cannot read the config file {path!r}: it is not there'
+        pathlib.Path(path).is_file(),
+        f'cannot read the config file {path!r}: it is not there{mistakes.no_file(path)}',
     )
+    if path.endswith('.json'):
+        return path, *_written(path, colon)
     found = importlib.util.spec_from_file_location('config_file', path)
     errors.require(found is not None, f'the config file {path!r} is no .py file')
     module = importlib.util.module_from_spec(found)
@@ -116,6 +122,40 @@ def load(named: str) -> tuple[str, types.ModuleType, ml_collections.ConfigDict]:
         f'get_config of {path!r} gives no ConfigDict; start from gptjax.configs.base.get_config()',
     )
     return path, module, config
+
+
+def _written(path: str, colon: str) -> tuple[types.ModuleType, ml_collections.ConfigDict]:
+    """A run's config.json as a config file."""
+    errors.require(not colon, f'{path!r} takes no argument: it is a config, not a file of code')
+    try:
+        found = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+        config = ml_collections.ConfigDict(upgrade.config(found))
+    except (ValueError, TypeError, AttributeError) as e:
+        raise errors.InputError(f'{path!r} is no config that a run has written: {e}') from e
+    module = types.ModuleType('config_file')
+    module.get_config = lambda: config
+    return module, config
+
+
+def _plain(argv: list[str], config: ml_collections.ConfigDict) -> list[str]:
+    """Values as config_flags reads them: 1e6 for a whole number, yes and no for a switch."""
+    given = dict(config.to_dict(preserve_field_references=False))
+    found = argv[:1]
+    for flag in _joined(argv[1:]):
+        name, equals, value = flag.partition('=')
+        kind = type(_at(given, _name(name).removeprefix(f'{_CONFIG}.').split('.')))
+        if kind is int and re.fullmatch(r'[+-]?\d+(\.\d*)?[eE]\+?\d+', value):
+            value = str(int(float(value))) if float(value).is_integer() else value
+        if kind is bool:
+            value = {'yes': 'true', 'on': 'true', 'no': 'false', 'off': 'false'}.get(value, value)
+        found.append(name + equals + value)
+    return found
+
+
+def _at(tree: Any, path: list[str]) -> Any:
+    for part in path:
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
 
 
 def with_config(argv: list[str], default_config: str) -> list[str]:

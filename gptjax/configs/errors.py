@@ -33,5 +33,5 @@ def require_between(config: object, low: float | int, high: float | int, *fields
 def require_choice(config: object, field: str, choices: tuple[str | bool, ...]) -> None:
     """Raises UsageError unless the named field of `config` is one of `choices`."""
     value = getattr(config, field)
-    names = ', '.join(map(str, choices))
+    names = ', '.join(c if c and isinstance(c, str) else repr(c) for c in choices)
     require(value in choices, f'{field} must be one of {names}; got {value!r}')

@@ -60,13 +60,27 @@ def build(owner: type[T], section: Values, name: str) -> T:
       UsageError: a field is unknown, missing, of another type, or out of its range.
     """
     check(section, (field.name for field in dataclasses.fields(owner)), f'the {name} section')
+    return make(owner, section, name)
+
+
+def make(owner: type[T], values: Values, name: str) -> T:
+    """The owner's dataclass of values for all its fields; as build().
+
+    Raises:
+      UsageError: a field is of another type, or out of its range; the message names the section.
+    """
     hints = typing.get_type_hints(owner)
-    for field, value in section.items():
+    for field, value in values.items():
         kind, *rest = typing.get_args(hints[field]) or (None,)
         allowed = (float, int) if kind is float else (kind,)
-        if rest == [...] and not all(type(x) in allowed for x in value):
+        known = rest == [...] and kind in (int, float, str)
+        if known and not all(type(x) in allowed for x in value):
             raise errors.UsageError(f'{name}.{field} = {value!r} must hold {kind.__name__} values')
-    return owner(**section)
+    try:
+        return owner(**values)
+    except errors.UsageError as e:
+        said = str(e)
+        raise errors.UsageError(f'{name}.{said}' if said.split()[0] in hints else said) from e
 
 
 def check(section: Values, known: Iterable[str], what: str) -> None:

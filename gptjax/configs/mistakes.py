@@ -2,6 +2,7 @@
 """What is wrong with a command line, in one line, where absl and ml_collections say it in many."""
 
 import difflib
+import pathlib
 from collections.abc import Iterable
 
 import ml_collections
@@ -31,9 +32,7 @@ def explain(
     if told:
         return told
     if isinstance(error, flags.UnrecognizedFlagError):
-        near = difflib.get_close_matches(error.flagname, list(values), n=1)
-        hint = f'did you mean --{near[0]}?' if near else f'there are: --{", --".join(values)}'
-        return f'unknown flag --{error.flagname}; {hint}'
+        return f'unknown flag --{error.flagname}; {_flag_like(error.flagname, values, config)}'
     if isinstance(error, AttributeError | KeyError | TypeError) and config is not None:
         known = list(_fields(config))
         for field in overridden(argv):
@@ -46,6 +45,30 @@ def explain(
     if isinstance(error, flags.Error):
         return _first_line(error)
     return f'{type(error).__name__}: {_first_line(error)}{_where(error)}'
+
+
+def _flag_like(
+    name: str, values: flags.FlagValues, config: ml_collections.ConfigDict | None
+) -> str:
+    """What may have been meant by a flag: one there is, or a field of the config."""
+    known = [] if config is None else list(_fields(config))
+    asked = name.removeprefix('no').removeprefix('config.')
+    same = [field for field in known if f'.{field}'.endswith(f'.{asked}')]
+    leaves = {field.rpartition('.')[2]: field for field in reversed(known)}
+    close = difflib.get_close_matches(asked, leaves, n=1, cutoff=0.75)
+    if found := [*same, *(leaves[leaf] for leaf in close)]:
+        return f'did you mean --config.{" or --config.".join(dict.fromkeys(found))}?'
+    near = difflib.get_close_matches(name, list(values), n=1)
+    return f'did you mean --{near[0]}?' if near else f'there are: --{", --".join(values)}'
+
+
+def no_file(path: str) -> str:
+    """The config file that may have been meant where one is not there, as the end of a sentence."""
+    there = {str(file): file for file in pathlib.Path('experiments').rglob('*.py')}
+    stems = {str(file.with_suffix('')): name for name, file in there.items()}
+    stems |= {file.stem: name for name, file in there.items()} | {name: name for name in there}
+    near = difflib.get_close_matches(path, stems, n=1, cutoff=0.7)
+    return f'; did you mean {stems[near[0]]}?' if near else ''
 
 
 def overridden(argv: Iterable[str]) -> list[str]:

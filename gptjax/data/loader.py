@@ -65,7 +65,7 @@ def configure(section: fields.Values) -> Config:
         f'data.eval_sets is label -> folder, as data.eval_sets.wiki=wiki/tokens; got {sets!r}',
     )
     named = tuple((label, folder) for label, folder in sorted(sets.items()) if folder)
-    return Config(**{**section, 'eval_sets': named})
+    return fields.make(Config, {**section, 'eval_sets': named}, 'data')
 
 
 def windows(

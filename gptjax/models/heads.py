@@ -131,7 +131,7 @@ def configure(section: Section) -> Config:
     config = lookup.module('gptjax.models', family).Config
     known = (field.name for field in dataclasses.fields(config))
     fields.check(section, known, f'the model section of family {family!r}')
-    return config(**section)
+    return fields.make(config, section, 'model')
 
 
 def build(section: Section, head: str = 'language_model') -> LanguageModel:

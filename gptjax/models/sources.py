@@ -36,7 +36,11 @@ def open(path: str | pathlib.Path) -> weights.Source:
     if workdir := workdirs.find(path):
         return workdir
     if not path.exists():
-        raise errors.InputError(f'{path} does not exist; name a workdir, a folder or a .gguf file')
+        raise errors.InputError(
+            f'{path} does not exist; name a workdir, a folder or a .gguf file. Nothing is '
+            'downloaded here: of a model on the Hub, fetch the folder first, as '
+            f'hf download {path} --local-dir {path.name}'
+        )
     if (path / CONFIG).is_file() and 'model_type' in (found := _config(path)):
         return Published(path, found)
     raise errors.InputError(

@@ -110,7 +110,8 @@ def configure(section: fields.Values) -> Config:
     )
     fields.check(section, section_lib.optim(found[0]), 'the optim section')
     plain = {f'{name}_{found[0]}': name for name in _DURATIONS}
-    return Config(unit=found[0], **{plain.get(name, name): x for name, x in section.items()})
+    values = {plain.get(name, name): x for name, x in section.items()}
+    return fields.make(Config, values | {'unit': found[0]}, 'optim')
 
 
 def learning_rate(config: Config, total: float, at: jax.Array | float) -> jax.Array:

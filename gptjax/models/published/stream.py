@@ -110,8 +110,8 @@ def _said(
     elif layer(name) >= min(config.n_layers, 1 + max(map(layer, stored))):
         kind = 'layers'
     field = family.fields.get(kind, '')
-    value = json.dumps(family.published(config).get(field))
-    return f', though its config says {field} = {value}' if field else ''
+    said = family.published(config) if field else {}
+    return f', though its config says {field} = {json.dumps(said[field])}' if field else ''
 
 
 def _head(family: layout.Layout) -> str:
