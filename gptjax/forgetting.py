@@ -43,8 +43,9 @@ def main(args: cli.Args) -> None:
     workdir = pathlib.Path(args.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     config, scoring = args.config, args.section('evaluate', perplexity.Config)
-    unread = [f for f in ('stride', 'max_tokens', 'measures') if getattr(scoring, f)]
-    errors.require(not unread, f'evaluate.{"".join(unread[:1])} changes nothing here; leave it out')
+    for field in ('stride', 'max_tokens', 'measures'):
+        said = f'evaluate.{field} changes nothing here; leave it out'
+        errors.require(not getattr(scoring, field), said)
     batch = scoring.batch_windows
     sets = inputs.open_held_out(loader.configure(config.data), workdir, lambda n: None)
     errors.require(len(sets) == 1, f'one held-out set is looked at; data.eval_sets has {len(sets)}')

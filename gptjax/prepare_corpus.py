@@ -47,15 +47,14 @@ def _main(args: cli.Args) -> None:
         f'{sum(s.documents for s in shards):,}',
         f'{sum(s.text_bytes for s in shards):,}',
     )
-    if any(left_out.values()):
-        said = f'{left_out["bad"]} bad records ({folder / documents.BAD})'
-        said = f'{said}, ' if left_out['bad'] else ''
-        _log.warning(
-            'left out: %s%d documents without text, %d that repeat another one exactly',
-            said,
-            left_out['empty'],
-            left_out['repeated'],
-        )
+    why = {
+        'bad': f'bad records, in {folder / documents.BAD}',
+        'empty': 'documents without text',
+        'repeated': 'documents that repeat another one exactly',
+    }
+    said = [f'{number:,} {why[name]}' for name, number in left_out.items() if number]
+    if said:
+        _log.warning('left out: %s', '; '.join(said))
 
 
 if __name__ == '__main__':

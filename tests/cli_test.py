@@ -170,7 +170,10 @@ def test_a_program_is_given_the_module_of_its_config(tmp_path):
 
 
 SAID = [  # (flag, what is said of it)
-    ('--lr=1', r'unknown flag --lr; .*--config|unknown flag --lr; there are'),
+    ('--lr=1', r'did you mean --config\.optim\.peak_lr\?'),
+    ('--norm_kind=rms', r'did you mean --config\.model\.norm_kind\?'),
+    ('--nolayer_norms', r'did you mean --config\.train\.layer_norms\?'),
+    ('--zzz=1', r'unknown flag --zzz; there are: --workdir'),
     ('--optim.peak_lr=1', r'did you mean --config\.optim\.peak_lr\?'),
     ('--peak_lr=1', r'did you mean --config\.optim\.peak_lr\?'),
     ('--temperature=1', r'did you mean --config\.decode\.temperature\?'),
@@ -210,8 +213,11 @@ def test_values_as_people_write_them(tmp_path):
     ):
         flag = f'--config.decode.do_sample={written}'
         assert helpers.args(CONFIG, tmp_path, flag).config.decode.do_sample is value
-    path = '--config.corpus.path=1e6'  # of text it stays text
-    assert helpers.args(CONFIG, tmp_path, path, '--config.seed=1e2').config.corpus.path == '1e6'
+    spaced = ('--config.corpus.path', '1e6', '--config.seed', '1e2')  # of text it stays text
+    config = helpers.args(CONFIG, tmp_path, *spaced).config
+    assert (config.corpus.path, config.seed) == ('1e6', 100)
+    with pytest.raises(errors.UsageError, match="unexpected argument 'extra'"):
+        helpers.args(CONFIG, tmp_path, '--config.decode.do_sample', 'extra')
 
 
 def test_a_config_file_that_is_not_there_is_guessed(tmp_path):

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import random
+import sys
 
 import pytest
 import zstandard
@@ -188,7 +189,39 @@ def test_a_documents_rules(tmp_path, caplog):
         texts = [d.text for s in documents.shards(folder) for d in documents.read(folder / s.name)]
         assert texts == expected
         assert not (folder / documents.BAD).exists()
-    assert '2 documents without text, 1 that repeat another one exactly' in caplog.text
+    assert '2 documents without text; 1 documents that repeat another one exactly' in caplog.text
+
+
+def test_a_corpus_of_before_these_rules_is_done(tmp_path, caplog):
+    (tmp_path / 'in.json').write_text('["one", "one", "two"]')
+    config = helpers.tiny_config(tmp_path, tmp_path / 'in.json')
+    args = helpers.args(config, tmp_path / 'run')
+    prepare_corpus.main(args)
+    path = tmp_path / 'run' / 'corpus' / 'manifest.json'
+    manifest = json.loads(path.read_text())
+    del manifest['source']['repeated'], manifest['left_out']
+    path.write_text(json.dumps(manifest))
+    caplog.set_level('INFO')
+    caplog.clear()
+    prepare_corpus.main(args)
+    assert 'is done already' in caplog.text
+    manifest['source']['text_field'] = 'body'
+    path.write_text(json.dumps(manifest))
+    assert not documents.is_finished(path.parent, manifest['source'] | {'text_field': 'text'})
+
+
+def test_what_is_missing_for_a_kind_of_file_ends_the_program(tmp_path, monkeypatch):
+    (tmp_path / 'a.parquet').write_bytes(b'PAR1')
+    monkeypatch.setitem(sys.modules, 'pyarrow', None)
+    with pytest.raises(errors.InputError, match=r"pip install 'gptjax\[parquet\]'"):
+        read(tmp_path)
+
+
+def test_of_a_corpus_without_text_it_is_said_why(tmp_path):
+    (tmp_path / 'a.csv').write_text('body\nx\n')
+    config = helpers.tiny_config(tmp_path, tmp_path / 'a.csv')
+    with pytest.raises(errors.InputError, match='is empty: .* a.csv cannot be read: it has no col'):
+        prepare_corpus.main(helpers.args(config, tmp_path / 'run'))
 
 
 @pytest.mark.parametrize('seed', range(12))

@@ -163,7 +163,6 @@ def test_the_program_runs_any_task(weights, tasks, tmp_path):
         ],
         capture_output=True,
         text=True,
-        timeout=300,
         cwd=conftest.ROOT,
         env=os.environ
         | {

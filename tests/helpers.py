@@ -155,7 +155,7 @@ def evaluation_of(workdir: pathlib.Path, label: str = 'tokens') -> dict:
 def run_program(name: str, *flags: str, **kwargs) -> subprocess.CompletedProcess:
     """A program in a process of its own."""
     command = [sys.executable, '-m', f'gptjax.{name}', *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, **kwargs)
+    return subprocess.run(command, capture_output=True, text=True, **kwargs)
 
 
 def asked(**given) -> options.Options:

@@ -40,7 +40,7 @@ def start(config, workdir, processes: int, *flags) -> list[subprocess.Popen]:
 
 def finish(running: list[subprocess.Popen]) -> None:
     for process in running:
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate()
         assert process.returncode == 0, said
 
 
@@ -78,14 +78,13 @@ def test_one_of_two_killed(config, tmp_path, alone):
     helpers.prepare(config, tmp_path)
     often = ('--config.checkpoint.every_steps=2',)
     running = start(config, tmp_path, 2, *often)
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and running[1].poll() is None:
+    while running[1].poll() is None:
         if list(tmp_path.glob('checkpoints/*/manifest.json')):
             break
         time.sleep(0.02)
     running[1].send_signal(signal.SIGKILL)
     for process in running:
-        process.communicate(timeout=200)
+        process.communicate()
     assert running[1].returncode == -signal.SIGKILL
     assert running[0].returncode != 0
     finish(start(config, tmp_path, 2, *often))

@@ -94,7 +94,6 @@ def test_shakespeare_learns_as_nanogpt_does(real_data, tmp_path):
             capture_output=True,
             text=True,
             env=environment,
-            timeout=1500,
         )
         assert found.returncode == 0, found.stderr
     evaluation = helpers.evaluation_of(workdir)

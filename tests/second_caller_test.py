@@ -205,6 +205,28 @@ def test_a_damaged_score_is_a_missing_one(whole, tmp_path, caplog):
         caplog.clear()
 
 
+def test_the_best_by_an_earlier_mark_stays_the_best(whole, tmp_path):
+    """Before checkpoints kept their scores, best.json beside them named one."""
+    shutil.copytree(whole, tmp_path / 'run')
+    folder = tmp_path / 'run' / 'checkpoints'
+    best = checkpoint.best(whole)
+    for path in folder.glob(f'*/{scores.NAME}'):
+        path.unlink()
+    assert checkpoint.best(tmp_path / 'run') is None
+    for damage in ('', '[]', '{}', '{"step": 3}'):
+        (folder / 'best.json').write_text(damage)
+        assert checkpoint.best(tmp_path / 'run') is None
+    (folder / 'best.json').write_text(json.dumps(best._asdict()))
+    assert checkpoint.best(tmp_path / 'run') == best
+    kept = checkpoint.Checkpoints(tmp_path / 'run', 1, rule=scores.Rule(best.name, True))
+    assert not kept.is_best({best.name: best.value})
+    assert kept.is_best({best.name: best.value + 0.01})
+    kept._prune()
+    kept.close()
+    left = {int(p.name) for p in folder.iterdir() if p.name.isdigit()}
+    assert left == {best.step, STEPS}
+
+
 def test_a_mistake_in_an_evaluation_costs_no_step(tmp_path, monkeypatch):
     def scores(state):
         raise errors.InputError('the held-out file went away')

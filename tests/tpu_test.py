@@ -24,7 +24,6 @@ def compiled(*flags: str) -> dict:
         [sys.executable, str(PROGRAM), *flags],
         capture_output=True,
         text=True,
-        timeout=900,
         env=env | {'PYTHONPATH': str(LIBTPU)},
     )
     assert ended.returncode == 0, ended.stderr[-3000:]

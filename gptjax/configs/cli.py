@@ -2,6 +2,7 @@
 """Command lines: absl flags and an ml_collections config, with every mistake told in one line."""
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
+from ml_collections.config_flags import config_path
 
 from gptjax.configs import base, errors, fields, mistakes, sizes, spec, upgrade
 from gptjax.configs.sections import training
@@ -139,23 +141,26 @@ def _written(path: str, colon: str) -> tuple[types.ModuleType, ml_collections.Co
 
 def _plain(argv: list[str], config: ml_collections.ConfigDict) -> list[str]:
     """Values as config_flags reads them: 1e6 for a whole number, yes and no for a switch."""
-    given = dict(config.to_dict(preserve_field_references=False))
-    found = argv[:1]
-    for flag in _joined(argv[1:]):
-        name, equals, value = flag.partition('=')
-        kind = type(_at(given, _name(name).removeprefix(f'{_CONFIG}.').split('.')))
-        if kind is int and re.fullmatch(r'[+-]?\d+(\.\d*)?[eE]\+?\d+', value):
-            value = str(int(float(value))) if float(value).is_integer() else value
-        if kind is bool:
-            value = {'yes': 'true', 'on': 'true', 'no': 'false', 'off': 'false'}.get(value, value)
-        found.append(name + equals + value)
+    found, kind = argv[:1], None
+    for arg in argv[1:]:
+        name, equals, value = arg.partition('=')
+        if not arg.startswith('-'):  # the value of the flag before it
+            found.append(_spelt(arg, kind))
+            continue
+        kind = None
+        for field in mistakes.overridden([name]):
+            with contextlib.suppress(KeyError, AttributeError, TypeError, ValueError):
+                kind = config_path.get_type(field, config)
+        found.append(f'{name}={_spelt(value, kind)}' if equals else arg)
     return found
 
 
-def _at(tree: Any, path: list[str]) -> Any:
-    for part in path:
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree
+def _spelt(value: str, kind: type | None) -> str:
+    if kind is int and re.fullmatch(r'[+-]?\d+(\.\d*)?[eE]\+?\d+', value):
+        return str(int(float(value))) if float(value).is_integer() else value
+    if kind is bool:
+        return {'yes': 'true', 'on': 'true', 'no': 'false', 'off': 'false'}.get(value, value)
+    return value
 
 
 def with_config(argv: list[str], default_config: str) -> list[str]:

@@ -52,12 +52,15 @@ def _flag_like(
 ) -> str:
     """What may have been meant by a flag: one there is, or a field of the config."""
     known = [] if config is None else list(_fields(config))
-    asked = name.removeprefix('no').removeprefix('config.')
-    same = [field for field in known if f'.{field}'.endswith(f'.{asked}')]
+    asked = (name, name.removeprefix('no').removeprefix('config.'))
+    found = [field for field in known if f'.{field}'.endswith(tuple(f'.{a}' for a in asked))]
+    found = found or [field for field in known if field.endswith(f'_{name}')]
     leaves = {field.rpartition('.')[2]: field for field in reversed(known)}
-    close = difflib.get_close_matches(asked, leaves, n=1, cutoff=0.75)
-    if found := [*same, *(leaves[leaf] for leaf in close)]:
-        return f'did you mean --config.{" or --config.".join(dict.fromkeys(found))}?'
+    for each in asked:
+        close = difflib.get_close_matches(each, leaves, n=1, cutoff=0.75)
+        found = found or [leaves[leaf] for leaf in close]
+    if found:
+        return f'did you mean --config.{" or --config.".join(found[:3])}?'
     near = difflib.get_close_matches(name, list(values), n=1)
     return f'did you mean --{near[0]}?' if near else f'there are: --{", --".join(values)}'
 

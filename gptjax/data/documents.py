@@ -6,6 +6,7 @@ later, by the document's hash.
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -108,7 +109,10 @@ def write(
     if not left_out['bad']:
         (folder / BAD).unlink()
     if not shards:
-        said = f'; {left_out["bad"]} records are bad, see {folder / BAD}' if left_out['bad'] else ''
+        said = ''
+        if left_out['bad']:
+            first = json.loads((folder / BAD).read_text(encoding='utf-8').split('\n')[0])
+            said = f'; {first["where"]} {first["why"]}'
         raise errors.InputError(
             f'the corpus is empty: no text in {source.get("path") or source.get("set")!r}{said}'
         )
@@ -185,34 +189,40 @@ def split(folder: pathlib.Path, shard: Shard, valid_fraction: float) -> Iterator
     share of the bytes, and the corpus is small, its documents are held out in the order of their
     hashes up to that share, of the last one its end alone.
     """
-    cuts = _cuts(folder, valid_fraction)
+    cuts = _cuts(folder, tuple(shards(folder)), valid_fraction)
     for document in read(folder / shard.name):
-        number = _hash(document.text)
         if document.split or cuts is None:
             yield Document(document.text, _decided(document, valid_fraction))
-        else:
-            kept = cuts.get(number, len(document.text.encode()))
-            head = document.text.encode()[:kept].decode(errors='ignore')
-            for text, split in ((head, 'train'), (document.text[len(head) :], 'valid')):
-                if text:
-                    yield Document(text, split)
+            continue
+        content = document.text.encode()
+        kept = cuts.get(_hash(document.text), len(content))
+        head = content[:kept].decode(errors='ignore')
+        for text, part in ((head, 'train'), (document.text[len(head) :], 'valid')):
+            if text:
+                yield Document(text, part)
 
 
-def _cuts(folder: pathlib.Path, valid_fraction: float) -> dict[int, int] | None:
-    """Of a small corpus of which hashes hold out too little or too much: hash of what is held out
-    -> bytes of it that are not. None where hashes decide, or documents say themselves.
+@functools.lru_cache(maxsize=1)  # of all shards of a corpus
+def _cuts(
+    folder: pathlib.Path, found: tuple[Shard, ...], valid_fraction: float
+) -> dict[int, int] | None:
+    """Hash of a document -> its bytes that are not held out, of those of which some are.
+
+    None where hashes decide: of a large corpus, of one whose documents say themselves what is held
+    out, and where the hashes hold out enough and not too much.
     """
-    found = shards(folder)
     if valid_fraction <= 0 or sum(s.documents for s in found) > _SMALL:
         return None
-    every = [document for shard in found for document in read(folder / shard.name)]
-    free = [document.text for document in every if not document.split]
-    if not free or any(document.split == 'valid' for document in every):
-        return None
-    sizes = {_hash(text): len(text.encode()) for text in free}
+    sizes = {}
+    for document in (document for shard in found for document in read(folder / shard.name)):
+        if document.split == 'valid':
+            return None
+        if not document.split:
+            sizes[_hash(document.text)] = len(document.text.encode())
     whole = sum(sizes.values())
-    share = sum(n for k, n in sizes.items() if k < valid_fraction * 2**64) / whole
-    if valid_fraction / 2 <= share <= min(valid_fraction * 2, (1 + valid_fraction) / 2):
+    held = sum(size for number, size in sizes.items() if number < valid_fraction * 2**64)
+    most = min(valid_fraction * 2, (1 + valid_fraction) / 2)  # some is left to train on
+    if valid_fraction / 2 * whole <= held <= most * whole:
         return None
     left = whole - int(whole * (1 - valid_fraction))
     cuts = {}

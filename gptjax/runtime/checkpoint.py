@@ -200,7 +200,7 @@ class Checkpoints:
     def _failed(self, target: pathlib.Path, error: Exception) -> SaveError:
         first = jax.process_index() == 0
         if first and target not in _finished(self._folder):  # a whole one was there before us
-            shutil.rmtree(target, ignore_errors=True)
+            shutil.rmtree(target, ignore_errors=True)  # orbax may write on: __init__ clears that
         whole = _finished(self._folder)
         kept = f'the checkpoint of step {int(whole[-1].name)} is whole' if whole else 'none is kept'
         if getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error):

@@ -15,6 +15,7 @@ from gptjax.text import files
 
 NAME = 'scores.json'
 OF_AVERAGE = 'eval_average'  # how names of scores begin that are the average's of the weights
+_ONCE = 'best.json'  # where the best one stood for a day, beside the checkpoints
 _log = logging.getLogger(__name__)
 
 
@@ -41,13 +42,17 @@ def write(checkpoint: pathlib.Path, scores: Mapping[str, float]) -> None:
 
 def read(checkpoint: pathlib.Path) -> dict[str, float]:
     """What a checkpoint scored; empty where that is unknown."""
+    path = checkpoint / NAME
+    path = path if path.exists() else checkpoint.parent / _ONCE
     try:
-        found = json.loads((checkpoint / NAME).read_text(encoding='utf-8'))
+        found = json.loads(path.read_text(encoding='utf-8'))
+        if path.name == _ONCE:
+            found = {found['name']: found['value']} if int(checkpoint.name) == found['step'] else {}
         return {str(name): float(value) for name, value in found.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as e:
-        _log.warning('%s of %s cannot be read: %s', NAME, checkpoint, e)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+        _log.warning('%s, what a checkpoint scored, cannot be read: %s', path, e)
         return {}
 
 

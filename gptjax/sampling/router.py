@@ -111,7 +111,7 @@ class Router:
                 waiting.popleft()
                 ahead -= asked.num_return_sequences
                 done = [request.result() for request in begun]
-                yield done or self.texts([prompt], asked, [0])[0]
+                yield done if begun else self.texts([prompt], asked, [0])[0]
             else:
                 served.step()
             if program.stop_requested():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Strings <-> ids behind one protocol: byte-level BPE, SentencePiece, bytes.
 
-The text '<|endoftext|>' is ordinary text unless special tokens are allowed, so neither a corpus nor
-a prompt can end a document by spelling it.
+The text '<|endoftext|>' is ordinary text unless special tokens are allowed, as they are in what a
+user writes: a corpus cannot end a document by spelling it.
 """
 
 import hashlib

@@ -51,6 +51,8 @@ def documents_of(path: str, text_field: str) -> Iterator[documents.Document | do
             with _open(file) as stream:
                 for where, record in _READERS[kind](stream, text_field):
                     yield _document(f'{file}{where}', record, text_field)
+        except errors.InputError:  # what is not installed is no fault of the file
+            raise
         except (OSError, EOFError, ValueError, zlib.error, csv.Error, zstandard.ZstdError) as e:
             yield documents.Bad(str(file), f'cannot be read: {e}')
 
@@ -75,7 +77,8 @@ def _files(path: str, tell: bool) -> list[pathlib.Path]:
         found = [root] if root.is_file() else map(pathlib.Path, glob.glob(path, recursive=True))
     found = sorted(f for f in found if f.is_file())
     files = [f for f in found if _kind(f) in _READERS]
-    other = collections.Counter(_kind(f) or 'without an ending' for f in found if f not in files)
+    kinds = collections.Counter(_kind(f) or 'without an ending' for f in found)
+    other = collections.Counter({k: n for k, n in kinds.items() if k not in _READERS})
     said = ', '.join(f'{number} {kind}' for kind, number in other.most_common())
     if not files:
         raise errors.InputError(
@@ -183,14 +186,14 @@ def _rows(delimiter: str) -> Callable[[io.BufferedReader, str], Iterator[tuple[s
         with _text(stream, '') as text:
             reader = csv.DictReader(text, delimiter=delimiter)
             _require_column(reader.fieldnames or [], text_field)
-            more = True
-            while more:
+            while True:
                 try:
-                    row = more = next(reader, None)
+                    row = next(reader)
+                except StopIteration:
+                    return
                 except csv.Error as e:
                     row = ValueError(f'is no row: {e}')
-                if row is not None:
-                    yield f' line {reader.line_num}', row
+                yield f' line {reader.line_num}', row
 
     return rows
 

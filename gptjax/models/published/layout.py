@@ -106,10 +106,9 @@ class Layout:
         left, right = tensor.pattern.split(' -> ')
         shape = self.shape(tensor, config)
         if array.shape != shape:
-            wrong = [
-                g for g, *n in zip(groups(left), shape, array.shape, strict=False) if len({*n}) > 1
-            ]
-            names = (self.fields.get(letter) for group in wrong for letter in group.split())
+            axes = zip(groups(left), shape, array.shape, strict=False)
+            wrong = ' '.join(letters for letters, ours, theirs in axes if ours != theirs)
+            names = (self.fields.get(letter) for letter in wrong.split())
             fields = ', '.join(dict.fromkeys(filter(None, names)))
             raise errors.InputError(
                 f'its shape is {array.shape} where its config says {shape}'
