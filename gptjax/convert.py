@@ -41,7 +41,7 @@ def main(args: cli.Args) -> None:
     dtype = None if args.flags.dtype == 'stored' else args.flags.dtype
     with progress.Progress('read', None, ' parameters') as bar:
         found = pretrained.load(source, dtype, progress=bar.advance)
-    about = {'note': source.provenance, 'token_ids': source.token_ids}
+    about = {'note': source.provenance, 'kept': source.beside}
     if args.flags.to == 'huggingface':
         with progress.Progress('write', None, ' bytes') as bar:
             pretrained.save(target, *found, **about, progress=bar.advance)

@@ -6,7 +6,7 @@ Laptop:
       --prompt="Return a list of" --config.decode.temperature=0.8 --config.decode.top_k=40
 Published weights, beams, tokens as they come:
   python -m gptjax.generate --config.init_from=SmolLM2.gguf --workdir=runs/smollm2 \
-      --prompt="The capital of France is" --config.decode.num_beams=5
+      --prompt="The capital of France is" --config.decode.do_sample=False
   python -m gptjax.generate --config.init_from=SmolLM2.gguf --workdir=runs/smollm2 --stream \
       --prompt="Once upon a time" --config.engine.weights=int8
 Many prompts: a line each, or .jsonl with {"prompt": ..., option: ...}; - reads stdin. Stopped, the
@@ -56,6 +56,9 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         'out', 'text', ['text', 'jsonl'], 'What is printed; the file is JSONL.', flag_values=values
     )
+    flags.DEFINE_string(
+        'samples', SAMPLES, 'The file of results below the workdir.', flag_values=values
+    )
     flags.DEFINE_bool('stream', False, 'Print text as it comes.', flag_values=values)
 
 
@@ -96,9 +99,10 @@ def _prompts(args: cli.Args) -> list[dict[str, Any]]:
     path = args.flags.prompts
     if path:
         try:
-            text = sys.stdin.read() if path == '-' else pathlib.Path(path).read_text('utf-8')
+            content = sys.stdin.buffer.read() if path == '-' else pathlib.Path(path).read_bytes()
+            text = files.decoded(content)
         except UnicodeDecodeError as e:
-            raise errors.InputError(f'{path} is no UTF-8 text: {e}') from e
+            raise errors.InputError(f'--prompts={path} is no UTF-8 text: {e}') from e
         except OSError as e:
             raise errors.InputError(f'--prompts={path} cannot be read: {e.strerror}') from e
         lines = text.split('\n')  # splitlines() also cuts at characters that JSON strings may hold
@@ -125,20 +129,10 @@ def _line(path: str, number: int, line: str) -> dict[str, Any]:
 
 
 def _job(args: cli.Args, loaded: loaded_lib.Loaded, i: int, wanted: dict[str, Any]) -> router.Job:
-    """A prompt's ids and options; the end token is the model's where none is given."""
-    defaults = args.config.decode.to_dict()
-    if not defaults['eos_token_id']:
-        defaults['eos_token_id'] = loaded.defaults.get('eos_token_id', ())
-    defaults['seed'] += i
-    asked = options.make(defaults, {k: v for k, v in wanted.items() if k != 'prompt'})
-    if isinstance(wanted['prompt'], list):
-        return wanted['prompt'], asked
-    if loaded.tokenizer is None:
-        raise errors.InputError(
-            'these weights have no tokenizer, so no text can be read; give token ids by --prompts'
-        )
-    names = not asked.split_special_tokens
-    return texts.prompt_ids(loaded.tokenizer, wanted['prompt'], allow_special=names), asked
+    """A prompt's ids, and what is asked of it: as the Python call has them."""
+    given = {'seed': args.config.decode.seed + i}
+    own = {name: value for name, value in wanted.items() if name != 'prompt'}
+    return loaded.job(wanted['prompt'], args.given('decode') | given | own)
 
 
 def _fingerprint(
@@ -168,7 +162,7 @@ class _Out:
         fingerprint: str,
     ) -> None:
         """Finds out how many prompts are done; another command's results are put aside."""
-        self.path = pathlib.Path(args.workdir) / SAMPLES
+        self.path = pathlib.Path(args.workdir, args.flags.samples)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._form, self._stream = args.flags.out, args.flags.stream
         self._wanted, self._jobs, self._tokenizer = wanted, jobs, loaded.tokenizer
@@ -225,7 +219,7 @@ class _Out:
             found.append(record)
         if not ours:
             number = 1
-            while (aside := self.path.with_name(f'samples-{number}.jsonl')).exists():
+            while (aside := self.path.with_stem(f'{self.path.stem}-{number}')).exists():
                 number += 1
             self.path.rename(aside)
             _log.info('results of another command are kept as %s', aside)

@@ -51,6 +51,7 @@ READS = (
 # Short, so that they fit small contexts too.
 _PROMPTS = ('Return a list of', 'The following example', 'This module provides')
 REPORT, RESULTS = 'report.md', 'results.json'
+_SAMPLES = 'report_samples.jsonl'  # apart from those that people generate here later
 _LABELS = {'ngram': 'n-gram', 'lstm': 'LSTM', 'GPT': 'GPT'}
 # The programs in order, and what each leaves below the workdir when it has run to its end.
 _OUTPUTS = {
@@ -59,7 +60,7 @@ _OUTPUTS = {
     'prepare_tokens': 'tokens/manifest.json',
     'train': RESULTS,
     'evaluate': 'evaluation.json',
-    'generate': 'samples.jsonl',
+    'generate': _SAMPLES,
     'count_ngrams': RESULTS,
 }
 # The baselines, each in a folder of its own: variant of the config file -> the program that makes
@@ -98,7 +99,7 @@ class _Step(NamedTuple):
 
 
 def _steps(argv: list[str], config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list:
-    prompts = [f'--prompt={prompt}' for prompt in _PROMPTS]
+    prompts = [f'--samples={_SAMPLES}', *(f'--prompt={prompt}' for prompt in _PROMPTS)]
 
     def step(program_: str, name: str, flags: list[str], folder: pathlib.Path) -> _Step:
         extra = prompts if program_ == 'generate' else []
@@ -218,7 +219,7 @@ Scored: {evaluation['tokens']:,} tokens, {evaluation['bytes']:,} bytes. {evaluat
 | `tensorboard/` | the same for TensorBoard (`pip install tensorboard`) |
 | `results.json` | what training ended with |
 | `evaluation.json` | the held-out measures above, with their protocol |
-| `samples.jsonl` | the samples above |
+| `{_SAMPLES}` | the samples above |
 | `loss.png` | the picture above |
 | `ngram/`, `lstm/` | the baselines, each a run like this one |
 
@@ -265,7 +266,7 @@ as each other.
 def _samples(workdir: pathlib.Path) -> str:
     shown = []
     for name, folder in {'GPT': workdir, **{name: workdir / name for name in _BASELINES}}.items():
-        path = folder / 'samples.jsonl'
+        path = folder / _SAMPLES
         if not path.exists():
             continue
         lines = path.read_text(encoding='utf-8').split('\n')

@@ -20,6 +20,7 @@ from gptjax.configs import cli, errors, fields, lookup
 from gptjax.data import inputs, loader, tokens
 from gptjax.evals import during, perplexity, suite
 from gptjax.models import heads, pretrained, sources, weights
+from gptjax.models.published import beside
 from gptjax.runtime import checkpoint, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.text import tokenizer as tokenizer_lib
@@ -71,19 +72,18 @@ def main(args: cli.Args) -> None:
     config, workdir, sections = args.config, pathlib.Path(args.workdir), Sections(args.config)
     with run_lib.Run(config, workdir, READS, sections.train, sections.checkpoint) as run:
         mesh = mesh_lib.Mesh(sections.mesh)
-        tokenizer_dir = workdir / pretrained.TOKENIZER
         with progress.Progress('open tokens', None, ' tokens staged') as bar:
             data = inputs.open_all(
                 sections.data,
                 workdir / config.tokenizer.dir,
                 workdir,
-                tokenizer_dir,
+                workdir / pretrained.TOKENIZER,
                 program.is_first(),
                 bar.advance,
             )
         inputs.check_vocabulary(sections.model.n_vocab, data.train)
         with mesh.scope():
-            _train(run, config, sections, mesh, data, tokenizer_dir)
+            _train(run, config, sections, mesh, data, workdir)
 
 
 def _train(
@@ -92,7 +92,7 @@ def _train(
     sections: Sections,
     mesh: mesh_lib.Mesh,
     data: inputs.Inputs,
-    tokenizer_dir: pathlib.Path,
+    workdir: pathlib.Path,
 ) -> None:
     """Trains from the newest checkpoint, or the beginning, to the end; again after a rollback."""
     model, n_ctx = heads.LanguageModel(sections.model), sections.model.n_ctx
@@ -107,6 +107,7 @@ def _train(
     train_step = step_lib.make_train_step(
         loss, optimizer, config.seed, options, target, parameters.merge
     )
+    tokenizer_dir = workdir / pretrained.TOKENIZER
     tasks = during.tasks(model, sections.suite, config.data_dir, tokenizer_dir, mesh.rows())
     evaluation = during.evaluation(
         model,
@@ -135,6 +136,8 @@ def _train(
             return made, ''
         source = sources.open(config.init_from)
         params = _initial(source, sections.model, data.train[0], mesh)
+        if program.is_first():
+            beside.write(workdir / beside.FOLDER, source.beside)
         return step_lib.init_from(params, optimizer, target, options), source.provenance
 
     def batches(step: int) -> Iterator[loop.Batch]:

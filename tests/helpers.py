@@ -160,7 +160,8 @@ def run_program(name: str, *flags: str, **kwargs) -> subprocess.CompletedProcess
 
 def asked(**given) -> options.Options:
     """Options of a request: the base config's, no end token, and what is given."""
-    return options.make(base.get_config().decode.to_dict() | {'eos_token_id': (-1,)}, given)
+    plain = {'eos_token_id': (-1,), 'do_sample': False, 'temperature': 1.0, 'max_new_tokens': 64}
+    return options.make(base.get_config().decode.to_dict() | plain, given)
 
 
 def baseline_decoder(kind: str) -> tuple[decode.Decoder, dict]:

@@ -192,3 +192,18 @@ def test_misspelt_axes_raise():
         axes.constrain(jnp.zeros((2, 2)), 'batch')
     with pytest.raises(ValueError, match='do not fit the shape'):
         axes.vector(init, 'embed')(jax.random.key(0), (2, 2), jnp.float32)
+
+
+@pytest.mark.parametrize('family', ['gpt', 'rnn'])
+@pytest.mark.parametrize('wrong', [-1, 40, 10**6])
+def test_an_id_outside_the_vocabulary_is_an_error_where_it_is_seen(family, wrong):
+    lstm = sizes.rnn('lstm', n_ctx=12, n_vocab=40, d_model=16)
+    model = heads.build(lstm) if family == 'rnn' else helpers.tiny_model(n_vocab=40)
+    params = helpers.params_of(model)
+    for tokens in (np.array([[1, wrong]]), jnp.array([[wrong, 2]], jnp.int32)):
+        with pytest.raises(errors.InputError, match=f'token {wrong} is outside the vocabulary'):
+            model.apply({'params': params}, tokens)
+    weights = np.ones((1, 2), np.float32)
+    with pytest.raises(errors.InputError, match=f'token {wrong} is outside the vocabulary'):
+        model.apply({'params': params}, np.array([[1, 2]]), tokens, weights, method='nats')
+    assert np.isfinite(model.apply({'params': params}, np.array([[0, 39]]))).all()

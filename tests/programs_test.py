@@ -10,7 +10,7 @@ import pytest
 
 from gptjax import convert, count_ngrams, evaluate, generate, train
 from gptjax.configs import base, errors
-from gptjax.models import pretrained
+from gptjax.models import pretrained, sources
 from gptjax.runtime import metrics
 from gptjax.text import tokenizer as tokenizer_lib
 from tests import helpers
@@ -284,7 +284,8 @@ def test_convert_goes_both_ways(trained, tmp_path):
 
 def test_training_starts_from_published_weights(trained, tmp_path):
     config, run = trained
-    pretrained.save(tmp_path / 'hf', *pretrained.load(run))
+    kept = {'LICENSE': b'as you like', 'generation_config.json': b'{"top_k": 3}'}
+    pretrained.save(tmp_path / 'hf', *pretrained.load(run), kept=kept)
     flags = [
         f'--config.tokenizer.dir={run}/tokenizer',
         f"--config.data.sets=('{run}/tokens',)",
@@ -293,6 +294,8 @@ def test_training_starts_from_published_weights(trained, tmp_path):
         f'--config.init_from={tmp_path}/hf',
     ]
     train.main(helpers.args(config, tmp_path / 'more', *flags))
+    beside = sources.open(tmp_path / 'more').beside  # what was published stays with the run
+    assert {name: beside[name] for name in kept} == kept
     rows = metrics.read(tmp_path / 'more')
     scratch = metrics.read(run)
     assert rows[0]['train/loss'] < scratch[0]['train/loss'] - 0.1

@@ -51,7 +51,7 @@ def test_killed_and_run_again_it_finishes_and_repeats_nothing(tmp_path, corpus_f
         'corpus',
         'tokens',
         'metrics.jsonl',
-        'samples.jsonl',
+        'report_samples.jsonl',
         'loss.png',
         'checkpoints',
         'comparison.png',
@@ -64,11 +64,11 @@ def test_killed_and_run_again_it_finishes_and_repeats_nothing(tmp_path, corpus_f
         cells = re.search(rf'^\| {label} \|(.*)\|$', report, re.MULTILINE)[1].split('|')
         assert [float(cell.replace(',', '')) > 0 for cell in cells] == [True] * 4
     assert helpers.evaluation_of(workdir)['bits_per_byte'] > 0
-    before = (workdir / 'samples.jsonl').stat().st_mtime_ns
+    before = (workdir / 'report_samples.jsonl').stat().st_mtime_ns
     again = subprocess.run(process.args, capture_output=True, text=True)
     assert again.returncode == 0
     assert again.stderr.count('done already') == 10
-    assert (workdir / 'samples.jsonl').stat().st_mtime_ns == before
+    assert (workdir / 'report_samples.jsonl').stat().st_mtime_ns == before
 
 
 def test_a_failing_program_is_named(tmp_path):

@@ -134,11 +134,12 @@ def test_a_stopped_stream_ends_no_text(ready, monkeypatch):
     assert 'end' not in stream.said
 
 
-def test_draws_are_those_of_the_place_whoever_is_decoded_with_it(ready):
-    options = asked(max_new_tokens=6, do_sample=True, top_k=0, seed=3)
-    prompts = [[i + 1, 5] for i in range(6)]
+def test_draws_are_those_of_the_seed_whoever_is_decoded_with_it(ready):
+    jobs = [
+        ([i + 1, 5], asked(max_new_tokens=6, do_sample=True, top_k=0, seed=3 + i)) for i in range(6)
+    ]
     sender = router.Router(ready)
-    whole = sender.texts(prompts, options, range(6))
+    whole = sender.texts(jobs)
     for some in ((0,), (4, 1), (5, 3, 2)):
-        found = sender.texts([prompts[i] for i in some], options, some)
+        found = sender.texts([jobs[i] for i in some])
         assert [t[0].tokens for t in found] == [whole[i][0].tokens for i in some]

@@ -36,6 +36,7 @@ class Args:
       flags: the other flags.
       path: of the config file.
       module: the config file as a module: its get_config(arg), and sweep() where it has one.
+      overridden: fields that the command line names.
     """
 
     config: ml_collections.ConfigDict
@@ -43,6 +44,16 @@ class Args:
     flags: flags.FlagValues
     path: str
     module: types.ModuleType
+    overridden: frozenset[str] = frozenset()
+
+    def given(self, name: str) -> dict[str, Any]:
+        """The fields of a section that the command line names, or that are not as they come."""
+        usual = base.get_config()[name]
+        return {
+            field: value
+            for field, value in self.config[name].items()
+            if value != usual[field] or f'{name}.{field}' in self.overridden
+        }
 
     def section(self, name: str, owner: type[T]) -> T:
         """A section of the config as its owner's dataclass. Raises UsageError where it is wrong."""
@@ -95,7 +106,8 @@ def parse(
             not folder.exists() or folder.is_dir(),
             f'--workdir={workdir}: {folder} is a file, not a folder',
         )
-    return Args(config.lock(), values.workdir, values, path, module)
+    overridden = frozenset(mistakes.overridden(argv[1:]))
+    return Args(config.lock(), values.workdir, values, path, module, overridden)
 
 
 def load(named: str) -> tuple[str, types.ModuleType, ml_collections.ConfigDict]:

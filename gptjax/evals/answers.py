@@ -15,6 +15,7 @@ from gptjax.sampling import loaded as loaded_lib
 Row = dict[str, Any]
 WINDOW = 2048  # tokens of windows, of models that can read any number
 FREE_FORM = {'num_beams': 4, 'length_penalty': 0.6}  # GPT-3, section 2.4
+_PLAIN = {'do_sample': False, 'temperature': 1.0}  # whatever people's defaults are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +230,8 @@ class Respondent:
     ) -> Iterator[list[Row]]:
         """Free-form answers: beams of four unless the task says otherwise."""
         settings = (
-            FREE_FORM
+            _PLAIN
+            | FREE_FORM
             | task.decode
             | {
                 'max_new_tokens': task.max_new_tokens,
@@ -237,7 +239,7 @@ class Respondent:
                 'eos_token_id': self.loaded.defaults.get('eos_token_id', ()),
             }
         )
-        asked = options.make(base.get_config().decode.to_dict(), settings | {'seed': seed})
+        asked = options.make(base.get_config().decode.to_dict(), settings)
         ready = []
         for prompt in prompts:
             pair, dropped = self._pair(prompt, prompt.item.context + task.separator.rstrip(' '), '')
@@ -254,8 +256,13 @@ class Respondent:
         order = sorted(range(len(prompts)), key=lambda i: -len(ready[i][0]))
         for start in range(0, len(order), self.batch_prompts):
             some = order[start : start + self.batch_prompts]
-            places = [prompts[i].number for i in some]
-            found = sender.texts([ready[i][0] for i in some], asked, places)
+            seeds = [seed + prompts[i].number for i in some]
+            found = sender.texts(
+                [
+                    (ready[i][0], dataclasses.replace(asked, seed=own))
+                    for i, own in zip(some, seeds, strict=True)
+                ]
+            )
             yield [
                 {
                     'i': prompts[i].number,

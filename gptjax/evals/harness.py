@@ -3,8 +3,9 @@
 
   python -m gptjax.evaluate harness --model_args pretrained=PATH --tasks lambada_openai,piqa
 
-takes lm_eval's own arguments. model_args: pretrained (a workdir, published folder or .gguf file),
-dtype, max_length (tokens), batch_tokens (scored at once), max_gen_toks.
+takes lm_eval's own arguments, among them --apply_chat_template, --system_instruction and
+--fewshot_as_multiturn. model_args: pretrained (a workdir, published folder or .gguf file), dtype,
+max_length (tokens), batch_tokens (scored at once), max_gen_toks, prefix_token_id, add_bos_token.
 """
 
 import logging
@@ -14,11 +15,12 @@ from typing import Any
 
 import tqdm
 
-from gptjax.configs import base, errors
+from gptjax.configs import errors
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.runtime import program
+from gptjax.runtime import program, streams
 from gptjax.sampling import loaded as loaded_lib
 from gptjax.sampling import options, router, score, texts
+from gptjax.text import chat
 
 try:
     from lm_eval.api import model as harness_model
@@ -34,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs lm_eval with gptjax as its model; returns the exit code."""
     from lm_eval import __main__ as command
 
+    streams.set_up()
     program.set_up_logging()
     first = list(arguments[:1])
     arguments = list(arguments)
@@ -45,9 +48,17 @@ def main(arguments: Sequence[str]) -> int:
     try:
         command.cli_evaluate()
     except (errors.InputError, ValueError) as e:  # lm_eval tells of unknown tasks so
-        print(f'error: {e}', file=sys.stderr)
+        print(f'error: {_line(e)}', file=sys.stderr)
+        return 1
+    except Exception as e:  # of tasks, which are code and data of others
+        _log.debug('lm_eval failed', exc_info=True)
+        print(f'error: lm_eval: {type(e).__name__}: {_line(e)}', file=sys.stderr)
         return 1
     return 0
+
+
+def _line(error: Exception) -> str:
+    return ' '.join(str(error).split())
 
 
 @registry.register_model('gptjax')
@@ -62,9 +73,15 @@ class Model(harness_model.TemplateLM):
         batch_tokens: int = 1024,
         max_gen_toks: int = 256,
         batch_size: int | str = 8,
+        prefix_token_id: int | None = None,
+        add_bos_token: bool | None = None,
         **ignored: Any,
     ) -> None:
-        """Args: as the module says; batch_size is of texts that are generated side by side."""
+        """Args: as the module says; batch_size is of texts that are generated side by side.
+
+        prefix_token_id: what an empty context is; None = bos, else the end of text.
+        add_bos_token: whether every context begins with bos; None = as the tokenizer says.
+        """
         super().__init__()
         errors.require(bool(pretrained), 'give --model_args pretrained=<weights>')
         unknown = [name for name in ignored if name not in ('device', 'max_batch_size')]
@@ -83,21 +100,59 @@ class Model(harness_model.TemplateLM):
         self.max_length = int(max_length) or most or 2048
         self._max_gen_toks, self._batch_tokens = int(max_gen_toks), int(batch_tokens)
         self._batch_size = int(batch_size) if str(batch_size).isdecimal() else 8
+        usual = [self._tokens.beginning] if add_bos_token else []
+        self._before = self._tokens.prefix if add_bos_token is None else usual
+        first = texts.prompt_ids(self._tokens, '')[0] if prefix_token_id is None else None
+        self._first = int(prefix_token_id) if first is None else first
+        self._template, self._name = '', pretrained
 
     @property
     def eot_token_id(self) -> int:
-        return texts.prompt_ids(self._tokens, '')[-1]
+        end = self._tokens.end_of_text
+        return self._first if end < 0 else end
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self._first
 
     @property
     def tokenizer_name(self) -> str:
-        return ''
+        return self._name.replace('/', '__')
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template that apply_chat_template() will use: the default one, or the one named."""
+        if not chat_template:
+            return None
+        self._template = chat_template if isinstance(chat_template, str) else ''
+        return chat.select(self._tokens.described, self._template)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Messages as a text; without those of the system where the template takes none."""
+        form = {
+            'name': self._template,
+            'add_generation_prompt': add_generation_prompt,
+            'continue_final_message': not add_generation_prompt,
+        }
+        try:
+            return chat.render(self._tokens.described, chat_history, **form)
+        except errors.InputError:
+            others = [message for message in chat_history if message['role'] != 'system']
+            if others == chat_history:
+                raise
+            _log.warning('the chat template takes no message of the system: left out')
+            return chat.render(self._tokens.described, others, **form)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **ignored: Any
     ) -> list[int]:
-        """Ids; the tokenizer's prefix in front unless special tokens are refused."""
-        prefix = [] if add_special_tokens is False else self._tokens.prefix
-        return [*prefix, *self._tokens.encode(string, allow_special=True)]
+        """Ids; what goes before every text in front, unless the text has it or it is refused."""
+        before = self._tokens.prefix if add_special_tokens else self._before
+        begun = string.startswith(self._tokens.decode([self._first]))
+        if add_special_tokens is False or (add_special_tokens is None and begun):
+            before = []
+        return [*before, *self._tokens.encode(string, allow_special=True)]
 
     def _loglikelihood_tokens(
         self,
@@ -128,7 +183,7 @@ class Model(harness_model.TemplateLM):
         return [found[i] for i in range(len(asked))]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list:
-        """Log-probs of whole texts, in windows of max_length; the first is behind end-of-text."""
+        """Log-probs of whole texts, in windows of max_length; the first is behind the prefix."""
         asked, owners = [], []
         for number, request in enumerate(requests):
             ids = (
@@ -168,7 +223,7 @@ class Model(harness_model.TemplateLM):
                 order = sorted(numbers, key=lambda i: -len(ids[i]))
                 for start in range(0, len(order), self._batch_size):
                     some = order[start : start + self._batch_size]
-                    said = sender.texts([ids[i] for i in some], asked, some)
+                    said = sender.texts([(ids[i], asked) for i in some])
                     for i, one in zip(some, said, strict=True):
                         found[i] = texts.before_stop(self._tokens, ids[i], one[0].tokens, until)
                     bar.update(len(some))
@@ -183,9 +238,9 @@ class Model(harness_model.TemplateLM):
         settings = {
             'max_new_tokens': given.pop('max_gen_toks'),
             'stop_strings': tuple(until),
-            'eos_token_id': self._loaded.defaults.get('eos_token_id', ()),
+            'do_sample': False,
+            'temperature': 1.0,
         }
         if not given.get('do_sample'):
             given.pop('temperature', None)
-        asked = options.make(base.get_config().decode.to_dict(), settings | given)
-        return asked, until
+        return self._loaded.asked(settings | given), until

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, ArrayLike, Float, Int
 
@@ -63,6 +64,10 @@ class LanguageModel(nn.Module):
         Args:
           tokens_BxL: token ids.
           positions_BxL: their positions; -1 marks padding, which nothing sees. None = 0 .. L-1.
+
+        Raises:
+          InputError: an id is outside the vocabulary. Within jit ids are not known, and such a one
+            is read as another in silence.
         """
         return self.project(self.hidden(tokens_BxL, positions_BxL))
 
@@ -72,6 +77,7 @@ class LanguageModel(nn.Module):
         positions_BxL: Int[ArrayLike, '#B L'] | None = None,
     ) -> Float[Array, 'B L D']:
         """Hidden states."""
+        _check_ids(tokens_BxL, self.config.n_vocab)
         return self.network(tokens_BxL, positions_BxL)[0]
 
     def project(self, hidden_BxLxD: Float[Array, 'B L D']) -> Float[Array, 'B L V']:
@@ -85,6 +91,7 @@ class LanguageModel(nn.Module):
         weights_BxL: Float[ArrayLike, 'B L'],
     ) -> Float[Array, '']:
         """The weighted sum of -log p(target) in nats, float32, of positions 0 .. L-1."""
+        _check_ids(targets_BxL, self.config.n_vocab)
         return self.network.nats(self.hidden(tokens_BxL), targets_BxL, weights_BxL)
 
     def extend(
@@ -104,6 +111,7 @@ class LanguageModel(nn.Module):
           every: give logits at all places, not only (B, 1, V) at each row's highest position.
           tree: attention.Tree, where each row of a GPT's cache holds several texts.
         """
+        _check_ids(tokens_BxL, self.config.n_vocab)
         more = () if tree is None else (tree,)
         hidden_BxLxD, cache = self.network(tokens_BxL, positions_BxL, cache, *more)
         if not every and hidden_BxLxD.shape[1] > 1:
@@ -114,6 +122,18 @@ class LanguageModel(nn.Module):
     def init_params(self, rng: jax.Array) -> dict:
         """Boxed parameters, each with its logical axes; jit or eval_shape it."""
         return self.init(rng, jnp.zeros((1, 1), jnp.int32))['params']
+
+
+def _check_ids(ids: ArrayLike, n_vocab: int) -> None:
+    """Raises InputError on ids outside the vocabulary, where ids are known: not within jit."""
+    if isinstance(ids, jax.core.Tracer) or not getattr(ids, 'is_fully_addressable', True):
+        return
+    found = np.asarray(ids)
+    if found.size and (found.min() < 0 or found.max() >= n_vocab):
+        wrong = found.min() if found.min() < 0 else found.max()
+        raise errors.InputError(
+            f'token {wrong} is outside the vocabulary: ids are from 0 to {n_vocab - 1}'
+        )
 
 
 def configure(section: Section) -> Config:

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from gptjax.configs import errors
 from gptjax.models import gpt, heads, sources, weights, workdirs
-from gptjax.models.published import families, layout, stream, tensors, tokenizer_files
+from gptjax.models.published import beside, families, layout, stream, tensors, tokenizer_files
 from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
 
@@ -66,7 +66,7 @@ def save(
     params: Any,
     tokenizer: tokenizer_lib.Tokenizer | None,
     note: str = '',
-    token_ids: Mapping[str, Any] | None = None,
+    kept: beside.Files | None = None,
     shard_bytes: int = 5 * 10**9,
     progress: Callable[[int], None] = lambda written: None,
 ) -> None:
@@ -77,7 +77,7 @@ def save(
 
     Args:
       note: what its provenance will say.
-      token_ids: bos_token_id and eos_token_id; None = end-of-text for both.
+      kept: what was published beside the weights, as sources.open() gives it.
 
     Raises:
       InputError: no published layout holds this model, or the folder is not empty.
@@ -105,12 +105,20 @@ def save(
 
     path.mkdir(parents=True, exist_ok=True)
     tensors.write(path, items(), shard_bytes, progress)
-    end = -1 if tokenizer is None else tokenizer.end_of_text
-    ids = token_ids or ({'bos_token_id': end, 'eos_token_id': end} if end >= 0 else {})
+    ends: dict[str, int] = {}
+    found: dict[str, bytes] = {}
     if tokenizer is not None:
-        for name, content in tokenizer_files.of(tokenizer, config.n_ctx).items():
-            files.replace(path / name, content)
-    files.replace(path / 'generation_config.json', json.dumps(ids, indent=2) + '\n')
-    described = {'model_type': family.model_type, **family.published(config), **ids}
-    described |= {'torch_dtype': config.param_dtype, sources.NOTE: note}
-    files.replace(path / sources.CONFIG, json.dumps(described, indent=2) + '\n')
+        if tokenizer.end_of_text >= 0:
+            ends = {'bos_token_id': tokenizer.beginning, 'eos_token_id': tokenizer.end_of_text}
+        found = tokenizer_files.of(tokenizer, config.n_ctx)
+    found[beside.GENERATION] = _json(ends)
+    found |= kept or {}
+    found.pop(sources.CONFIG, None)
+    beside.write(path, found)
+    ours = {'model_type': family.model_type, **family.published(config)}
+    ours |= {'torch_dtype': config.param_dtype, sources.NOTE: note}
+    files.replace(path / sources.CONFIG, _json(beside.config(kept or {}, ours, ends)))
+
+
+def _json(said: Mapping[str, Any]) -> bytes:
+    return (json.dumps(said, indent=2) + '\n').encode()

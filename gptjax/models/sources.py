@@ -15,11 +15,11 @@ from typing import Any
 
 from gptjax.configs import errors
 from gptjax.models import weights, workdirs
-from gptjax.models.published import families, gguf, llama, stream, tensors
+from gptjax.models.published import beside, families, gguf, llama, stream, tensors
 from gptjax.text import files
 from gptjax.text import tokenizer as tokenizer_lib
 
-CONFIG = 'config.json'  # of a published folder
+CONFIG = beside.CONFIG
 NOTE = 'gptjax_provenance'  # our field of it
 _WEIGHTS = ('*.safetensors', '*.bin', CONFIG)
 
@@ -84,10 +84,9 @@ class Published(weights.Source):
     def provenance(self) -> str:
         return self._said.get(NOTE, '')
 
-    @property
-    def token_ids(self) -> dict[str, Any]:
-        names = ('bos_token_id', 'eos_token_id')
-        return {name: self._said[name] for name in names if name in self._said}
+    @functools.cached_property
+    def beside(self) -> dict[str, bytes]:
+        return beside.read(self.path)
 
 
 class Gguf(weights.Source):
@@ -113,8 +112,8 @@ class Gguf(weights.Source):
         return f'{self.path.name}, quantised as {self._file.quantisation()}'
 
     @property
-    def token_ids(self) -> dict[str, Any]:
-        return self._file.token_ids()
+    def beside(self) -> dict[str, bytes]:
+        return self._file.beside()
 
     @functools.cached_property
     def _file(self) -> gguf.File:
@@ -123,7 +122,7 @@ class Gguf(weights.Source):
 
 def _config(path: pathlib.Path) -> dict[str, Any]:
     with _reading(path / CONFIG):
-        found = json.loads((path / CONFIG).read_text(encoding='utf-8-sig'))
+        found = json.loads(files.decoded((path / CONFIG).read_bytes()))
     return found if isinstance(found, dict) else {}
 
 

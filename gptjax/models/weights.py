@@ -5,7 +5,7 @@ import abc
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -51,8 +51,8 @@ class Source(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def token_ids(self) -> dict[str, Any]:
-        """bos_token_id and eos_token_id as published with them; empty where nothing says."""
+    def beside(self) -> Mapping[str, bytes]:
+        """What was published beside tensors and vocabulary: name of a file -> content."""
 
     @property
     def objective(self) -> str:

@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from flax import traverse_util
 
 from gptjax.configs import base, errors, upgrade
 from gptjax.models import heads, weights
+from gptjax.models.published import beside
 from gptjax.runtime import checkpoint
 from gptjax.runtime import meta as meta_lib
 from gptjax.text import files
@@ -72,9 +74,12 @@ class Workdir(weights.Source):
     def provenance(self) -> str:
         return self._meta.get('provenance', '')
 
-    @property
-    def token_ids(self) -> dict[str, Any]:
-        return self._meta.get('token_ids', {})
+    @functools.cached_property
+    def beside(self) -> dict[str, bytes]:
+        kept = beside.read(self._workdir / beside.FOLDER)
+        if not kept and (ids := self._meta.get('token_ids')):  # all that was kept once
+            kept[beside.GENERATION] = json.dumps(ids).encode()
+        return kept
 
     @property
     def objective(self) -> str:
@@ -177,14 +182,14 @@ def save(
     params: Any,
     tokenizer: tokenizer_lib.Tokenizer | None,
     note: str = '',
-    token_ids: Mapping[str, Any] | None = None,
+    kept: beside.Files | None = None,
     objective: str = weights.OBJECTIVE,
 ) -> None:
     """Writes a workdir whose only checkpoint, of step 0, holds the weights; config.json is last.
 
     Args:
       note: what its provenance will say.
-      token_ids: bos_token_id and eos_token_id, where they are not the tokenizer's end-of-text.
+      kept: what was published beside them.
       objective: what the weights were trained on, as train.objective says it.
 
     Raises:
@@ -200,8 +205,8 @@ def save(
     if tokenizer is not None:
         tokenizer_lib.save(tokenizer, path / TOKENIZER)
         fingerprint = tokenizer_lib.fingerprint(tokenizer)
-    ids = dict(token_ids or {})
-    meta = meta_lib.of(config, heads.name_of(model), fingerprint, note, token_ids=ids)
+    beside.write(path / beside.FOLDER, kept or {})
+    meta = meta_lib.of(config, heads.name_of(model), fingerprint, note)
     checkpoints = checkpoint.Checkpoints(path, keep=2)
     try:
         checkpoints.save(0, {'params': params}, meta)

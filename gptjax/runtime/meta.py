@@ -29,7 +29,7 @@ def of(
       head: of models.heads.HEADS.
       tokenizer: its fingerprint; '' = there is none.
       provenance: of the weights, where they were not trained from nothing.
-      more: of a run also 'data', its position, and 'clock'; of published weights 'token_ids'.
+      more: of a run also 'data', its position, and 'clock'.
     """
     said = {'config': json.loads(config.to_json()), 'head': head, 'tokenizer': tokenizer}
     return said | {'provenance': provenance, 'commit': program.commit(), **more}

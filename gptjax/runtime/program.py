@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How every program starts and ends: flags, JAX set-up, signals, exit codes.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 75 preempted with everything saved.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 75 preempted with everything saved, 141 standard output
+closed by its reader.
 """
 
 import contextlib
@@ -21,12 +22,12 @@ from absl import flags
 
 from gptjax.configs import base, cli, errors
 from gptjax.configs import help as help_lib
-from gptjax.runtime import progress
+from gptjax.runtime import progress, streams
 from gptjax.text import files
 
 _log = logging.getLogger(__name__)
 
-FAILED, WRONG_USAGE, PREEMPTED = 1, 2, 75
+FAILED, WRONG_USAGE, PREEMPTED, CLOSED = 1, 2, 75, 141
 LOCK_SECS = 60.0
 _HEARTBEAT_SECS = 60  # after which a lost host ends the others, which would wait for ever
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
@@ -60,6 +61,7 @@ def run(
       default_config: the config file where the command line names none.
       uses_jax: whether to set JAX up.
     """
+    streams.set_up()
     set_up_logging()
     signal.signal(signal.SIGTERM, _on_signal)
     signal.signal(signal.SIGINT, _on_signal)
@@ -104,13 +106,17 @@ def _exit_code(
     except errors.InputError as e:
         print(f'error: {e}', file=sys.stderr)
         return WRONG_USAGE if isinstance(e, errors.UsageError) else FAILED
+    except BrokenPipeError:
+        if not streams.flush():
+            print('standard output was closed; what was written to files stays', file=sys.stderr)
+        return CLOSED
     except OSError as e:
         print(f'error: {e}', file=sys.stderr)
         return FAILED
     except Preempted:
         print('stopped; run the same command again to go on', file=sys.stderr)
         return PREEMPTED
-    return 0
+    return 0 if streams.flush() else CLOSED
 
 
 def _define(values: flags.FlagValues, define: Callable, uses_jax: bool) -> None:

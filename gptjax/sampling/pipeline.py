@@ -3,10 +3,11 @@
 
 from gptjax.sampling.pipeline import pipeline
 generate = pipeline('text-generation', model='SmolLM2.gguf')
-generate('The capital of France is', max_new_tokens=20, num_beams=5)[0]['generated_text']
+generate('The capital of France is', max_new_tokens=20, do_sample=False)[0]['generated_text']
 """
 
 import contextlib
+import dataclasses
 import numbers
 import pathlib
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from gptjax.models import quantize
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.sampling import decode, options, router, speculative, texts
 from gptjax.sampling import loaded as loaded_lib
+from gptjax.text import codec
 
-_NEW_TOKENS = 256  # as transformers' pipeline, where nothing says otherwise
 _CALL = ('return_full_text', 'return_tensors', 'batch_size', 'pad_token_id')
 
 
@@ -63,14 +64,15 @@ class TextGeneration:
         draft: speculative.Draft | None,
         mesh: mesh_lib.Mesh | None,
     ) -> None:
-        self._router = router.Router(loaded, draft)
-        self.tokenizer, self._defaults, self._mesh = loaded.tokenizer, loaded.defaults, mesh
+        self._router, self._loaded, self._mesh = router.Router(loaded, draft), loaded, mesh
+        self._defaults, tokenizer = loaded.defaults, loaded.tokenizer
+        self.tokenizer = None if tokenizer is None else codec.Codec(tokenizer)
 
-    def __call__(self, prompts: Any, **given: Any) -> Any:
+    def __call__(self, text_inputs: Any, **given: Any) -> Any:
         """Texts of prompts.
 
         Args:
-          prompts: a string, a list of token ids, or a list of strings or of lists of ids.
+          text_inputs: a string, a list of token ids, or a list of strings or of lists of ids.
           given: transformers' generate() keywords as in configs/base.py's decode section, OpenAI's
             presence_penalty, frequency_penalty, logit_bias and logprobs, and of the pipeline
             return_full_text (True), return_tensors (False: generated_token_ids, the prompt
@@ -84,53 +86,44 @@ class TextGeneration:
           UsageError: an unknown option; the message names the nearest. InputError: a prompt does
           not fit.
         """
-        one = isinstance(prompts, str) or _is_ids(prompts)
+        one = isinstance(text_inputs, str) or _is_ids(text_inputs)
         errors.require(
-            one or isinstance(prompts, (list, tuple)),
-            f'prompts are a text, a list of ids, or a list of such; got {prompts!r}',
+            one or isinstance(text_inputs, (list, tuple)),
+            f'prompts are a text, a list of ids, or a list of such; got {text_inputs!r}',
         )
-        prompts = [prompts] if one else list(prompts)
+        prompts = [text_inputs] if one else list(text_inputs)
+        for prompt in prompts:
+            errors.require(
+                isinstance(prompt, str) or _is_ids(prompt),
+                f'a prompt is a text or a list of token ids, not {prompt!r}',
+            )
         call = {name: given.pop(name) for name in _CALL if name in given}
         call = {name: value for name, value in call.items() if value is not None}
         pad = call.get('pad_token_id', self._defaults.get('pad_token_id'))
-        asked = self._options(given)
-        ids = [self._ids(prompt, not asked.split_special_tokens) for prompt in prompts]
         size = call.get('batch_size', 1)
         errors.require(size > 0, f'batch_size must be above 0, got {size}')
+        jobs = [self._job(prompt, given, i) for i, prompt in enumerate(prompts)]
         found: list[list[decode.Text]] = []
         with _scope(self._mesh):
-            for start in range(0, len(ids), size):
-                some = ids[start : start + size]
-                found += self._router.texts(some, asked, range(start, start + len(some)))
+            for start in range(0, len(jobs), size):
+                found += self._router.texts(jobs[start : start + size])
         answers = [
-            self._answer(*each, asked, pad, call) for each in zip(prompts, ids, found, strict=True)
+            self._answer(prompt, *job, texts_, pad, call)
+            for prompt, job, texts_ in zip(prompts, jobs, found, strict=True)
         ]
         return answers[0] if one else answers
 
-    def _options(self, given: dict[str, Any]) -> options.Options:
-        """Options of a call: what is given, else published with the weights, else the defaults."""
-        published = {k: v for k, v in self._defaults.items() if k != 'pad_token_id'}
-        defaults = base.get_config().decode.to_dict() | {'max_new_tokens': _NEW_TOKENS}
-        if given.get('max_length') or given.get('max_new_tokens') or given.get('max_tokens'):
-            published.pop('max_length', None)
-        return options.make(options.plain(defaults, published), given)
-
-    def _ids(self, prompt: Any, names: bool) -> list[int]:
-        if not isinstance(prompt, str):
-            errors.require(
-                _is_ids(prompt), f'a prompt is a text or a list of token ids, not {prompt!r}'
-            )
-            return [int(i) for i in prompt]
-        if self.tokenizer is None:
-            raise errors.InputError('these weights have no tokenizer; give prompts as token ids')
-        return texts.prompt_ids(self.tokenizer, prompt, allow_special=names)
+    def _job(self, prompt: Any, given: dict[str, Any], place: int) -> router.Job:
+        """As generate's: the prompts of a call have seed, seed + 1, ..."""
+        ids, asked = self._loaded.job(prompt, given)
+        return ids, dataclasses.replace(asked, seed=asked.seed + place)
 
     def _answer(
         self,
         prompt: Any,
-        ids: list[int],
-        found: Sequence[decode.Text],
+        ids: Sequence[int],
         asked: options.Options,
+        found: Sequence[decode.Text],
         pad: int | None,
         call: dict[str, Any],
     ) -> list[dict[str, Any]]:
@@ -138,11 +131,11 @@ class TextGeneration:
         longest = max(len(text.tokens) for text in found)
         records: list[dict[str, Any]] = []
         for text in found:
-            if call.get('return_tensors') or self.tokenizer is None:
+            if call.get('return_tensors') or self._loaded.tokenizer is None:
                 spare = [_padding(asked, pad)] * (longest - len(text.tokens))
                 record: dict[str, Any] = {'generated_token_ids': [*ids, *text.tokens, *spare]}
             else:
-                new = texts.continuation(self.tokenizer, ids, text.tokens)
+                new = texts.continuation(self._loaded.tokenizer, ids, text.tokens)
                 full = call.get('return_full_text', True) and isinstance(prompt, str)
                 record = {'generated_text': prompt + new if full else new}
             if asked.logprobs >= 0:

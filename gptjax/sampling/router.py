@@ -6,6 +6,7 @@ The one place that decides, for the program, the Python call, evaluations and se
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -61,32 +62,28 @@ class Router:
             room = config.max_tokens or asked.limit(len(prompt))
             engine.check(decoder, prompt, asked, room)
 
-    def texts(
-        self, prompts: Sequence[Sequence[int]], asked: options.Options, places: Sequence[int]
-    ) -> list[list[decode.Text]]:
-        """The texts of prompts that ask for the same, decoded together.
+    def texts(self, jobs: Sequence[Job]) -> list[list[decode.Text]]:
+        """The texts of prompts, decoded together; they ask for as many beams and proposals.
 
-        Args:
-          places: the number of each prompt among all there are; it enters the draws, so that these
-            do not depend on which prompts are decoded together.
+        Draws depend on each prompt's own seed alone, not on what is decoded beside it.
 
         Raises:
           InputError: as decode.check(), and speculative.check() where there are proposals.
         """
-        loaded, n = self._loaded, asked.num_return_sequences
-        proposer = self._proposer(asked)
-        if asked.num_beams > 1:
-            each = [asked] * len(prompts)
-            arguments = (loaded.decoder, loaded.params, prompts, each, loaded.stops)
-            return beam.search(*arguments, list(places))
-        rows = [prompt for prompt in prompts for _ in range(n)]
-        copies = [place * n + copy for place in places for copy in range(n)]
-        arguments = (loaded.decoder, loaded.params, rows, [asked] * len(rows))
+        loaded, first = self._loaded, jobs[0][1]
+        proposer = self._proposer(first)
+        if first.num_beams > 1:
+            prompts, asked = zip(*jobs, strict=True)
+            return beam.search(loaded.decoder, loaded.params, prompts, asked, loaded.stops)
+        copies = [copy for _, asked in jobs for copy in range(asked.num_return_sequences)]
+        rows = [job for job in jobs for _ in range(job[1].num_return_sequences)]
+        arguments = (loaded.decoder, loaded.params, *map(list, zip(*rows, strict=True)))
         if proposer is None:
             found = batch.generate(*arguments, copies, loaded.stops)
         else:
             found, _ = speculative.generate(*arguments, proposer, copies, loaded.stops)
-        return [found[i : i + n] for i in range(0, len(found), n)]
+        left = iter(found)
+        return [[*itertools.islice(left, asked.num_return_sequences)] for _, asked in jobs]
 
     def each(self, jobs: Sequence[Job], config: engine.Config) -> Iterator[list[decode.Text]]:
         """The texts of every prompt, in order: side by side in an engine where it can serve them.
@@ -106,12 +103,12 @@ class Router:
                 begun = [] if alone else [served.submit(prompt, asked, copy=i) for i in copies]
                 waiting.append((job, begun))
                 ahead += len(copies)
-            (prompt, asked), begun = waiting[0]
+            job, begun = waiting[0]
             if all(request.done for request in begun):
                 waiting.popleft()
-                ahead -= asked.num_return_sequences
+                ahead -= job[1].num_return_sequences
                 done = [request.result() for request in begun]
-                yield done if begun else self.texts([prompt], asked, [0])[0]
+                yield done if begun else self.texts([job])[0]
             else:
                 served.step()
             if program.stop_requested():

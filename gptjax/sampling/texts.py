@@ -16,21 +16,22 @@ def prompt_ids(
 ) -> list[int]:
     """A prompt's ids, behind the ids that the tokenizer puts before every text (Llama's <s>).
 
-    An empty prompt begins with end-of-text, as documents do.
+    An empty prompt begins with bos, where the tokenizer names one, else with end-of-text, as
+    documents do.
 
     Args:
       allow_special: names of special tokens in the text are these tokens: what a user writes, not
         what a corpus or a task holds.
 
     Raises:
-      InputError: the prompt has no token and the vocabulary no end-of-text.
+      InputError: the prompt has no token and the vocabulary none to begin with.
     """
     ids = [*tokenizer.prefix, *tokenizer.encode(text, allow_special)]
-    if not ids and tokenizer.end_of_text < 0:
+    if not ids and tokenizer.beginning < 0:
         raise errors.InputError(
             f'the prompt {text!r} has no token, and the vocabulary no end-of-text to begin with'
         )
-    return ids or [tokenizer.end_of_text]
+    return ids or [tokenizer.beginning]
 
 
 class Pair(NamedTuple):
@@ -45,7 +46,7 @@ def pair(tokenizer: tokenizer_lib.Tokenizer, context: str, target: str) -> Pair:
     """Tokens of a context and its continuation, cut from those of both together.
 
     Spaces at the end of the context go to the continuation, for tokens begin with theirs. An empty
-    context is the tokenizer's prefix, else end-of-text.
+    context is the tokenizer's prefix, else what an empty prompt begins with.
 
     Raises:
       InputError: the context has no token, and the vocabulary no end-of-text to begin with.

@@ -1,11 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that a reader sees whole or not at all."""
+"""Files that a reader sees whole or not at all; bytes as text."""
 
 import contextlib
 import hashlib
 import json
 import os
 import pathlib
+
+_MARKS = {  # how texts of these encodings begin, the longer ones first
+    b'\xff\xfe\x00\x00': 'utf-32',
+    b'\x00\x00\xfe\xff': 'utf-32',
+    b'\xff\xfe': 'utf-16',
+    b'\xfe\xff': 'utf-16',
+}
+
+
+def encoding_of(start: bytes) -> str:
+    """What the byte-order mark at the start of a file says; UTF-8 where there is none."""
+    return next((name for mark, name in _MARKS.items() if start.startswith(mark)), 'utf-8-sig')
+
+
+def decoded(content: bytes) -> str:
+    """The text of a file, without its byte-order mark. Raises UnicodeDecodeError."""
+    return content.decode(encoding_of(content))
 
 
 def replace(path: pathlib.Path, content: str | bytes) -> None:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Strings <-> ids behind one protocol: byte-level BPE, SentencePiece, bytes.
 
+Which tokens begin and end a text, and which are special, is what the files beside a vocabulary say
+(text/described.py); an end token by a usual name where they say nothing.
+
 The text '<|endoftext|>' is ordinary text unless special tokens are allowed, as they are in what a
 user writes: a corpus cannot end a document by spelling it.
 """
@@ -8,6 +11,7 @@ user writes: a corpus cannot end a document by spelling it.
 import hashlib
 import itertools
 import json
+import logging
 import pathlib
 import re
 from collections.abc import Sequence
@@ -17,11 +21,13 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from gptjax.configs import errors
-from gptjax.text import gpt1
+from gptjax.text import described, files, gpt1
 
 END_OF_TEXT = '<|endoftext|>'
 # What published tokenizers call the token between documents, in order of preference.
 _END_NAMES = (END_OF_TEXT, '</s>', '<|end_of_text|>', '[EOS]', '<eos>')
+_NOTHING = described.Described()
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -30,8 +36,11 @@ class Tokenizer(Protocol):
 
     n_vocab: int  # ids are below this
     end_of_text: int  # the id between documents; -1 where the vocabulary has none
+    usual_end: int  # the same of the vocabulary alone, whatever is said beside it
+    beginning: int  # the id that a text without any begins with: bos, else end_of_text
     prefix: list[int]  # ids that go before every prompt: Llama's <s>
     special: frozenset[int]  # ids that stand for no text
+    described: described.Described  # what was said beside the vocabulary
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Ids of a text; with allow_special, names of special tokens become their ids.
@@ -43,14 +52,16 @@ class Tokenizer(Protocol):
         """Text of ids, special tokens spelt out; bytes that are no UTF-8 become U+FFFD."""
 
     def serialized(self) -> dict[str, bytes]:
-        """The files that make it up: name -> content."""
+        """The vocabulary's files: name -> content."""
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """sha256 over the tokenizer's files: equal exactly for equal tokenizers."""
+    """sha256 over the vocabulary and the end of text: equal where texts become equal tokens."""
     digest = hashlib.sha256()
     for name, content in sorted(tokenizer.serialized().items()):
         digest.update(f'{name}\0{len(content)}\0'.encode() + content)
+    if tokenizer.end_of_text != tokenizer.usual_end:
+        digest.update(f'end_of_text\0{tokenizer.end_of_text}'.encode())
     return digest.hexdigest()
 
 
@@ -59,6 +70,8 @@ def save(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in tokenizer.serialized().items():
         (folder / name).write_bytes(content)
+    if fields := tokenizer.described.fields:
+        files.replace(folder / described.CONFIG, json.dumps(dict(fields), indent=2) + '\n')
 
 
 def find(folder: pathlib.Path) -> Tokenizer | None:
@@ -73,7 +86,7 @@ def files_of(folder: pathlib.Path) -> list[pathlib.Path]:
         found.append(folder / 'vocab.json')
     if found and found[-1].name in _MERGES:
         found.append(folder / _MERGES[found[-1].name])
-    return [file for file in found if file.is_file()]
+    return [*filter(pathlib.Path.is_file, found), *described.files_of(folder)]
 
 
 def load(path: str | pathlib.Path) -> Tokenizer:
@@ -104,9 +117,10 @@ class Bytes:
     """UTF-8 bytes as ids 0..255, then end-of-text."""
 
     n_vocab = 257
-    end_of_text = 256
+    end_of_text = usual_end = beginning = 256
     prefix: list[int] = []
     special = frozenset({256})
+    described = _NOTHING
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         if not allow_special:
@@ -128,18 +142,25 @@ class Bytes:
 class Subwords:
     """A `tokenizers` tokenizer: our own byte-level BPE, GPT-1's, GPT-2's, any tokenizer.json."""
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, said: described.Described = _NOTHING) -> None:
+        said.add_to(backend)
         self._content = backend.to_str().encode()
         self._plain = tokenizers.Tokenizer.from_str(self._content.decode())
         self._plain.encode_special_tokens = True  # spelt-out special tokens stay text
         self._special = backend
         self.n_vocab = 1 + max(backend.get_vocab(with_added_tokens=True).values())
-        found = (backend.token_to_id(name) for name in _END_NAMES)
-        self.end_of_text = next((i for i in found if i is not None), -1)
         added = backend.get_added_tokens_decoder().items()
         self.special = frozenset(i for i, token in added if token.special)
-        with_prefix, plain = (backend.encode('a', add_special_tokens=a).ids for a in (True, False))
-        self.prefix = with_prefix[: max(0, _find(with_prefix, plain))]
+        found = (backend.token_to_id(name) for name in _END_NAMES)
+        self.usual_end = next((i for i in found if i is not None), -1)
+        names = {i: token.content for i, token in added}
+        self.described, roles = said.resolved({name: i for i, name in names.items()}, self.special)
+        self.end_of_text = roles.get('eos_token', self.usual_end)
+        self.beginning = roles.get('bos_token', self.end_of_text)
+        framed, plain = (backend.encode('a', add_special_tokens=a).ids for a in (True, False))
+        place = max(0, _find(framed, plain))
+        self.prefix = framed[:place]
+        _check_frame(said, self.prefix, framed[place + len(plain) :])
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         backend = self._special if allow_special else self._plain
@@ -203,39 +224,76 @@ class Gpt1(Subwords):
 class SentencePiece:
     """A SentencePiece model; its </s> separates documents. Its normalisation may lose text."""
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, said: described.Described = _NOTHING) -> None:
         import sentencepiece  # a second of import, for those who use it
 
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.n_vocab = self._processor.vocab_size()
-        self.end_of_text = self._processor.eos_id()
-        is_special = self._processor.is_control
-        self.special = frozenset(i for i in range(self.n_vocab) if is_special(i))
-        self._names = {self._processor.id_to_piece(i): i for i in self.special}
-        self.prefix = []
+        pieces, piece = self._processor.vocab_size(), self._processor.id_to_piece
+        names = {piece(i): i for i in range(pieces) if self._processor.is_control(i)}
+        words = {}  # tokens beside the model's that are text
+        for i, token in said.added.items():
+            if i == max(pieces, *(1 + n for n in (*names.values(), *words.values()))):
+                (names if token.special else words)[token.content] = i
+            elif i >= pieces or piece(i) != token.content:
+                _log.warning('the added token %r cannot have id %d: left out', token.content, i)
+        of_model = self._processor.piece_to_id
+        named = {name: of_model(name) for name in said.special if name not in names}
+        names |= {name: i for name, i in named.items() if piece(i) == name}
+        self._names, self._words = names, words
+        self._added = {i: name for name, i in (names | words).items() if i >= pieces}
+        self.n_vocab = pieces + len(self._added)
+        self.special = frozenset(names.values())
+        self.usual_end = self._processor.eos_id()
+        self.described, roles = said.resolved(names, self.special)
+        self.end_of_text = roles.get('eos_token', self.usual_end)
+        begins = self._processor.bos_id() if said.fields.get('add_bos_token') else self.end_of_text
+        self.beginning = roles.get('bos_token', begins)
+        self.prefix = [self.beginning] if said.fields.get('add_bos_token') else []
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         text = check_text(text)
-        if not allow_special or not self._names:
+        apart = self._words | (self._names if allow_special else {})
+        if not apart:
             return self._processor.encode(text)
-        parts = re.split(f'({"|".join(map(re.escape, self._names))})', text)
+        longest_first = sorted(apart, key=len, reverse=True)
+        parts = re.split(f'({"|".join(map(re.escape, longest_first))})', text)
         return [
             i
             for n, part in enumerate(parts)
-            for i in ([self._names[part]] if n % 2 else self._processor.encode(part))
+            for i in ([apart[part]] if n % 2 else self._processor.encode(part))
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
-        parts = itertools.groupby(map(int, ids), key=self.special.__contains__)
-        piece = self._processor.id_to_piece
+        apart = self.special.union(self._added)
+        parts = itertools.groupby(map(int, ids), key=apart.__contains__)
         return ''.join(
-            ''.join(map(piece, part)) if special else self._processor.decode(list(part))
-            for special, part in parts
+            ''.join(map(self._piece, part)) if alone else self._processor.decode(list(part))
+            for alone, part in parts
         )
+
+    def _piece(self, i: int) -> str:
+        return self._added[i] if i in self._added else self._processor.id_to_piece(i)
 
     def serialized(self) -> dict[str, bytes]:
         return {'tokenizer.model': self._model}
+
+
+def _check_frame(said: described.Described, before: list[int], after: list[int]) -> None:
+    """Tells what is said of the tokens around a text and does not happen."""
+    for role, found in (('bos_token', before), ('eos_token', after)):
+        asked = said.fields.get(f'add_{role}')
+        if asked is not None and bool(asked) != bool(found):
+            _log.warning(
+                '%s says add_%s = %s, but the post-processor of the tokenizer puts %s: that '
+                'decides, as in transformers',
+                described.CONFIG,
+                role,
+                json.dumps(bool(asked)),
+                'one' if found else 'none',
+            )
+    if after:
+        _log.warning('the tokenizer ends every text with %s: prompts are not, they go on', after)
 
 
 def _find(ids: list[int], part: list[int]) -> int:
@@ -266,7 +324,7 @@ def _known_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _is_gpt1(vocabulary: pathlib.Path) -> bool:
-    return vocabulary.is_file() and '".</w>"' in vocabulary.read_text(encoding='utf-8')
+    return vocabulary.is_file() and b'".</w>"' in vocabulary.read_bytes()
 
 
 def _read(path: pathlib.Path) -> Tokenizer:
@@ -274,18 +332,20 @@ def _read(path: pathlib.Path) -> Tokenizer:
         return Bytes()
     if path.name in _MERGES:
         vocabulary, merges = _vocab(path), _merges(path.with_name(_MERGES[path.name]))
-        gpt1_like = '.</w>' in vocabulary
-        return Gpt1(vocabulary, merges, '') if gpt1_like else Subwords(_gpt2(vocabulary, merges))
+        if '.</w>' in vocabulary:
+            return Gpt1(vocabulary, merges, '')
+        said = described.read(path.parent)
+        return Subwords(_gpt2(vocabulary, merges, said), said)
     if path.name == 'gpt1.json':
         vocabulary = _vocab(path.with_name('vocab.json'))
-        kind = json.loads(path.read_text(encoding='utf-8'))['words']
+        kind = json.loads(files.decoded(path.read_bytes()))['words']
         return Gpt1(vocabulary, _merges(path.with_name('merges.txt')), kind)
     if path.suffix == '.model':
-        return SentencePiece(path.read_bytes())
-    backend = tokenizers.Tokenizer.from_file(str(path))
+        return SentencePiece(path.read_bytes(), described.read(path.parent))
+    backend = tokenizers.Tokenizer.from_str(files.decoded(path.read_bytes()))
     backend.no_truncation()
     backend.no_padding()
-    return Subwords(backend)
+    return Subwords(backend, described.read(path.parent))
 
 
 # A vocabulary's file -> that of its merges.
@@ -296,21 +356,27 @@ _MERGES = {
 }
 
 
-def _gpt2(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
-    """OpenAI's GPT-2 files; '<|endoftext|>' is the vocabulary's last entry."""
+def _gpt2(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], said: described.Described
+) -> tokenizers.Tokenizer:
+    """OpenAI's GPT-2 files, and what transformers makes of others of this form."""
     backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    space = bool(said.fields.get('add_prefix_space'))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([END_OF_TEXT])
+    if END_OF_TEXT in vocabulary:
+        backend.add_special_tokens([END_OF_TEXT])
+    said.add_to(backend)
+    described.frame(backend, said)
     return backend
 
 
 def _vocab(path: pathlib.Path) -> dict[str, int]:
-    return json.loads(path.read_text(encoding='utf-8'))
+    return json.loads(files.decoded(path.read_bytes()))
 
 
 def _merges(path: pathlib.Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise errors.InputError(f'{path} is missing; it belongs beside the vocabulary')
-    lines = path.read_text(encoding='utf-8').split('\n')[1:]  # after the version line
+    lines = files.decoded(path.read_bytes()).split('\n')[1:]  # after the version line
     return [tuple(line.split(' ')) for line in lines if line.count(' ') == 1]

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """How text is generated: what a request may ask for, and how requests are served.
 
-The names of a request's options are transformers'; processors apply in the order of
+The names of a request's options are transformers', and so are the defaults: its pipeline's. What
+generation_config.json beside weights says goes before them. Processors apply in the order of
 sampling/processors.py.
 """
 
 from gptjax.configs.fields import free
 
 DECODE = {
-    'max_new_tokens': free(64, '0 = max_length decides'),
+    'max_new_tokens': free(256, '0 = max_length decides'),
     'max_length': free(0, 'tokens of prompt and text together, where max_new_tokens is 0'),
     'min_new_tokens': free(0, 'before these no end token'),
     'min_length': free(0, 'the same, prompt included'),
-    'do_sample': free(False, 'draw; else the most likely token, or beam search'),
-    'temperature': free(1.0, '0 = the most likely token'),
+    'do_sample': free(True, 'draw; else the most likely token, or beam search'),
+    'temperature': free(0.7, '0 = the most likely token'),
     'top_k': free(50, 'draw from the k most likely; 0 = all'),
     'top_p': free(1.0, '... from the fewest whose probabilities reach it'),
     'min_p': free(0.0, '... from those at least this fraction of the most likely one'),

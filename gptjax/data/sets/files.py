@@ -25,13 +25,8 @@ import zstandard
 
 from gptjax.configs import errors
 from gptjax.data import documents
+from gptjax.text import files as text_files
 
-_MARKS = {  # the longer ones first
-    b'\xff\xfe\x00\x00': 'utf-32',
-    b'\x00\x00\xfe\xff': 'utf-32',
-    b'\xff\xfe': 'utf-16',
-    b'\xfe\xff': 'utf-16',
-}
 _SPLITS = ('train', 'valid')
 _PACKED = ('.gz', '.zst')
 _LONGEST = 2**31 - 1  # of a field of a table; csv takes 131,072 characters by itself
@@ -132,11 +127,9 @@ def _document(where: str, record: Any, text_field: str) -> documents.Document | 
 
 def _text(stream: io.BufferedReader, newline: str) -> io.TextIOBase:
     """A stream as text; bytes that are no UTF-8 come through as lone surrogates."""
-    start = stream.peek(4)[:4]
-    encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), '')
-    if encoding:
-        return io.TextIOWrapper(stream, encoding, newline=newline)
-    return io.TextIOWrapper(stream, 'utf-8-sig', errors='surrogateescape', newline=newline)
+    encoding = text_files.encoding_of(stream.peek(4)[:4])
+    wrong = 'surrogateescape' if encoding == 'utf-8-sig' else 'strict'
+    return io.TextIOWrapper(stream, encoding, errors=wrong, newline=newline)
 
 
 # Readers: (stream, text_field) -> where in the file, and the record there or what is wrong with it.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A GGUF file as a published model: its config, its tensors (dequantised), its tokenizer."""
 
+import json
 import pathlib
 from typing import Any
 
@@ -14,6 +15,7 @@ from gptjax.configs import errors
 from gptjax.models import gpt
 from gptjax.models.published import llama
 from gptjax.models.published.tensors import Stored
+from gptjax.text import described
 from gptjax.text import tokenizer as tokenizer_lib
 
 _CONTROL = 3  # tokenizer.ggml.token_type of special tokens
@@ -45,6 +47,17 @@ _FIELDS = frozenset(
     )
 )
 _PRE_TOKENIZERS = ('gpt-2', 'smollm', *_SPLITS)
+_BEGINNING = ('llama-bpe',)  # with these a text begins with bos where the file does not say
+_TEMPLATE = 'tokenizer.chat_template'
+_ROLES = {  # role of a token -> what GGUF calls it
+    'bos_token': 'bos',
+    'eos_token': 'eos',
+    'unk_token': 'unknown',
+    'sep_token': 'seperator',
+    'pad_token': 'padding',
+    'cls_token': 'cls',
+    'mask_token': 'mask',
+}
 
 
 class File:
@@ -83,11 +96,18 @@ class File:
         kind = gguf.LlamaFileType(number)
         return kind.name.removeprefix('MOSTLY_').removeprefix('ALL_')
 
-    def token_ids(self) -> dict[str, int]:
-        """bos_token_id and eos_token_id, where the file names them."""
-        names = ('bos_token_id', 'eos_token_id')
-        found = {name: self._value(f'tokenizer.ggml.{name}', None) for name in names}
-        return {name: int(i) for name, i in found.items() if i is not None}
+    def beside(self) -> dict[str, bytes]:
+        """What a published folder would say beside tensors and vocabulary: name -> content."""
+        ends = [self._id(name) for name in ('eos', 'eot', 'eom')]
+        ends = [i for i in dict.fromkeys(ends) if i is not None]
+        found = {'bos_token_id': self._id('bos'), 'pad_token_id': self._id('padding')}
+        found |= {'eos_token_id': ends[0] if len(ends) == 1 else ends or None}
+        found = {name: i for name, i in found.items() if i is not None}
+        general = {
+            name: self._value(name) for name in sorted(self._fields) if name.startswith('general.')
+        }
+        files = {'generation_config.json': found, 'gguf_metadata.json': general}
+        return {name: (json.dumps(said, indent=2) + '\n').encode() for name, said in files.items()}
 
     def config(self) -> gpt.Config:
         """Our Config. Raises InputError on what ours does not compute."""
@@ -155,7 +175,36 @@ class File:
         control = [names[i] for i, kind in enumerate(kinds) if kind == _CONTROL]
         backend.add_special_tokens(control)
         backend.add_tokens([names[i] for i, kind in enumerate(kinds) if kind == _USER_DEFINED])
-        return tokenizer_lib.Subwords(backend)
+        said = self._described(names, name)
+        described.frame(backend, said)
+        return tokenizer_lib.Subwords(backend, said)
+
+    def _described(self, names: list[str], pre: str) -> described.Described:
+        """As a tokenizer_config.json; defaults are llama.cpp's for the pre-tokenizer."""
+        ids = {role: self._id(name) for role, name in _ROLES.items()}
+        fields: dict[str, Any] = {role: names[i] for role, i in ids.items() if i is not None}
+        fields |= {
+            'add_bos_token': bool(self._value('tokenizer.ggml.add_bos_token', pre in _BEGINNING)),
+            'add_eos_token': bool(self._value('tokenizer.ggml.add_eos_token', False)),
+            'clean_up_tokenization_spaces': False,
+            'model_max_length': self._value('llama.context_length'),
+            'tokenizer_class': 'PreTrainedTokenizerFast',
+        }
+        templates = {
+            field.removeprefix(_TEMPLATE).removeprefix('.') or 'default': self._value(field)
+            for field in self._fields
+            if field == _TEMPLATE or field.startswith(f'{_TEMPLATE}.')
+        }
+        if templates:
+            several = [{'name': name, 'template': text} for name, text in templates.items()]
+            alone = [*templates] == ['default']
+            fields['chat_template'] = templates['default'] if alone else several
+        return described.Described(fields)
+
+    def _id(self, name: str) -> int | None:
+        """The id of a token that has a role, as 'bos'; None where it has none."""
+        found = self._value(f'tokenizer.ggml.{name}_token_id', None)
+        return None if found is None else int(found)
 
     def _value(self, name: str, *default: Any) -> Any:
         if name in self._fields:

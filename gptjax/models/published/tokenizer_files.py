@@ -7,6 +7,7 @@ import logging
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from gptjax.text import described
 from gptjax.text import tokenizer as tokenizer_lib
 
 _log = logging.getLogger(__name__)
@@ -17,22 +18,26 @@ def of(tokenizer: tokenizer_lib.Tokenizer, n_ctx: int) -> dict[str, bytes]:
     found = tokenizer.serialized()
     if isinstance(tokenizer, tokenizer_lib.Bytes):
         found |= {'tokenizer.json': _bytes_as_bpe().to_str().encode()}
-    if 'tokenizer.json' not in found:
+    said = dict(tokenizer.described.fields)
+    if 'tokenizer.json' not in found and not said:
         _log.warning(
             'transformers would cut text otherwise than this %s tokenizer, so no '
             'tokenizer_config.json is written; gptjax reads the folder as it is',
             type(tokenizer).__name__,
         )
         return found
-    end = tokenizer.decode([tokenizer.end_of_text]) if tokenizer.end_of_text >= 0 else None
-    described = {
+    first, end = (
+        tokenizer.decode([i]) if i >= 0 else None
+        for i in (tokenizer.beginning, tokenizer.end_of_text)
+    )
+    usual = {
         'tokenizer_class': 'PreTrainedTokenizerFast',
         'model_max_length': n_ctx,
         'clean_up_tokenization_spaces': False,
-        'bos_token': end,
+        'bos_token': first,
         'eos_token': end,
     }
-    return found | {'tokenizer_config.json': (json.dumps(described, indent=2) + '\n').encode()}
+    return found | {described.CONFIG: (json.dumps(usual | said, indent=2) + '\n').encode()}
 
 
 def _bytes_as_bpe() -> tokenizers.Tokenizer:

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a published folder holds beside tensors and vocabulary: it travels with the weights.
+
+generation_config.json, tokenizer_config.json with its kin, chat templates, the model card, the
+licence. In a workdir it stands as it was, in published/.
+"""
+
+import json
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from gptjax.configs import errors
+from gptjax.text import files
+
+CONFIG = 'config.json'
+GENERATION = 'generation_config.json'
+FOLDER = 'published'  # below a workdir
+Files = Mapping[str, bytes]  # path below the folder -> content
+
+_TEMPLATES = 'additional_chat_templates'
+_LARGEST = 2**20  # bytes; what is larger is said, and stays behind
+# Endings and names of tensors and vocabularies, which are read for what they are.
+_TENSORS = ('.safetensors', '.bin', '.pt', '.pth', '.ckpt', '.h5', '.msgpack', '.onnx', '.gguf')
+_TENSORS += ('.npz', '.ot', '.index.json')
+_VOCABULARY = ('tokenizer.json', 'vocab.json', 'merges.txt', 'vocab.txt', 'encoder.json')
+_VOCABULARY += ('vocab.bpe', 'encoder_bpe_40000.json', 'vocab_40000.bpe', 'gpt1.json', 'bytes.json')
+# Fields of config.json that say again what ours say, and would contradict them after a change.
+_SAID_AGAIN = ('dtype', 'torch_dtype', 'rope_parameters', 'rope_scaling', 'rope_theta', 'n_ctx')
+_SAID_AGAIN += ('quantization_config',)
+_log = logging.getLogger(__name__)
+
+
+def read(folder: pathlib.Path) -> dict[str, bytes]:
+    """The files beside tensors and vocabulary; of no folder none."""
+    found = {}
+    for path in sorted([*folder.glob('*'), *folder.glob(f'{_TEMPLATES}/*.jinja')]):
+        name = path.relative_to(folder).as_posix()
+        tensors = name.lower().endswith((*_TENSORS, '.model')) or name in _VOCABULARY
+        if tensors or name.startswith('.') or not path.is_file():
+            continue
+        if path.stat().st_size > _LARGEST:
+            _log.warning('%s is no tensor and no vocabulary, and large: it is not kept', path)
+            continue
+        found[name] = path.read_bytes()
+    return found
+
+
+def write(folder: pathlib.Path, kept: Files) -> None:
+    """Writes files into a folder, made where missing."""
+    for name, content in kept.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        files.replace(folder / name, content)
+
+
+def fields(kept: Files, name: str) -> dict[str, Any]:
+    """A JSON object among them; empty where it is absent.
+
+    Raises:
+      InputError: it is none.
+    """
+    if name not in kept:
+        return {}
+    try:
+        found = json.loads(files.decoded(kept[name]))
+    except ValueError as e:
+        raise errors.InputError(f'{name} is no JSON: {e}; mend or remove it') from e
+    if not isinstance(found, dict):
+        raise errors.InputError(f'{name} is no JSON object; mend or remove it')
+    return found
+
+
+def config(kept: Files, ours: Mapping[str, Any], ends: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json: our fields, and of the published one those that ours do not say.
+
+    Args:
+      ends: ids of tokens, for a model that was published without any.
+    """
+    theirs = fields(kept, CONFIG)
+    same = theirs.get('model_type') == ours['model_type']
+    more = {k: v for k, v in theirs.items() if same and k not in _SAID_AGAIN}
+    ids = {k: v for k, v in theirs.items() if k.endswith('_token_id')}
+    if not ids:
+        said = fields(kept, GENERATION)
+        ids = {k: said[k] for k in ('bos_token_id', 'eos_token_id', 'pad_token_id') if k in said}
+    return {**more, **(ids or ends), **ours}
