@@ -230,6 +230,54 @@ def test_a_config_file_that_is_not_there_is_guessed(tmp_path):
             helpers.args(named, tmp_path)
 
 
+WRONG_IN_A_FILE = [  # (line of get_config, what is said of it)
+    ('c.optim.peaklr = 1', r'optim has no field peaklr; did you mean peak_lr\?'),
+    ('c.optim.update(peaklr=1)', r'optim has no field peaklr; did you mean peak_lr\?'),
+    ("c.optim['peaklr'] = 1", r'optim has no field peaklr; did you mean peak_lr\?'),
+    ('print(c.optim.peaklr)', r'optim has no field peaklr; did you mean peak_lr\?'),
+    ('c.optm.peak_lr = 1', r'the config has no field optm; did you mean optim\?'),
+    ('c.lr = 1', r'the config has no field lr; did you mean optim\.peak_lr\?'),
+    ('c.engine.slot = 1', r'engine has no field slot; did you mean slots\?'),
+    ('c.model.n_layer = 1', r'model has no field n_layer; did you mean n_layers\?'),
+    ("c.model = sizes.model('tiny', n_layrs=1)", 'model has no field n_layrs; did you mean n_l'),
+    ("c.model = sizes.rnn('gru', d_modl=1)", 'model has no field d_modl; did you mean d_model'),
+    (
+        "c.optim = base.optim('steps', warmup=1)",
+        'optim has no field warmup; did you mean warmup_',
+    ),
+    ("c.optim.peak_lr = 'a'", r"optim\.peak_lr = 'a' must be a float"),
+    ('c.optim = 3', r'optim = 3 must be a ConfigDict'),
+]
+
+
+@pytest.mark.parametrize(('line', 'said'), WRONG_IN_A_FILE)
+def test_a_typo_in_a_config_file_is_named_with_its_line(line, said, tmp_path):
+    path = tmp_path / 'mine.py'
+    head = 'from gptjax.configs import base, sizes\ndef get_config():\n    c = base.get_config()\n'
+    path.write_text(f'{head}    {line}\n    return c\n')
+    with pytest.raises(errors.UsageError, match=f'^{said}') as caught:
+        helpers.args(str(path), tmp_path)
+    assert str(caught.value).endswith(f' (at {path}:4)')
+    assert '\n' not in str(caught.value)
+    path.write_text(f'{head}    with c.unlocked():\n        c.optim.peaklr = 1\n    return c\n')
+    with pytest.raises(errors.UsageError, match=r'py: optim has no field peaklr; did you mean pea'):
+        helpers.args(str(path), tmp_path)
+
+
+def test_a_config_file_may_set_what_is_there(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        'from gptjax.configs import base, sizes\ndef get_config():\n    c = base.get_config()\n'
+        "    c.model = sizes.rnn('gru')\n    c.model.d_model = 7\n"
+        "    c.optim = base.optim('steps')\n    c.optim.warmup_steps = 3\n"
+        "    c.data.eval_sets.wiki = 'wiki/tokens'\n    return c\n"
+    )
+    config = helpers.args(str(path), tmp_path).config
+    assert (config.model.d_model, config.optim.warmup_steps) == (7, 3)
+    assert config.data.eval_sets.to_dict() == {'tokens': 'tokens', 'wiki': 'wiki/tokens'}
+    assert config.is_locked
+
+
 def test_what_a_run_wrote_is_a_config(tmp_path):
     """The same config, from JSON: equal, locked, and refused where it is none."""
     config = helpers.args(CONFIG, tmp_path, '--config.model.n_layers=3').config

@@ -123,6 +123,8 @@ def load(named: str) -> tuple[str, types.ModuleType, ml_collections.ConfigDict]:
         isinstance(config, ml_collections.ConfigDict),
         f'get_config of {path!r} gives no ConfigDict; start from gptjax.configs.base.get_config()',
     )
+    wrong = mistakes.in_tree(config)
+    errors.require(not wrong, f'{path}: {wrong}')
     return path, module, config
 
 
