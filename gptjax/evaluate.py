@@ -186,4 +186,4 @@ if __name__ == '__main__':
         except errors.InputError as e:
             sys.exit(f'error: {e}')
         sys.exit(harness.main(sys.argv[2:]))
-    program.run(main, __doc__, READS, default_config=base.__file__)
+    program.run(main, __doc__, READS, default_config=base.OF_RUN)

@@ -225,9 +225,35 @@ def test_a_config_file_that_is_not_there_is_guessed(tmp_path):
         ('quickstart', 'experiments/quickstart.py'),
         ('experiments/quikstart.py', 'experiments/quickstart.py'),
         ('experiments/shakespeare', 'experiments/shakespeare_char.py'),
+        ('gpt2/pretrain', 'experiments/gpt2/pretrain.py'),
+        ('gpt2', 'experiments/gpt2/eval.py or experiments/gpt2/pretrain.py'),
     ):
         with pytest.raises(errors.UsageError, match=f'it is not there; did you mean {meant}\\?'):
             helpers.args(named, tmp_path)
+    with pytest.raises(errors.UsageError, match=r'is a folder; did you mean experiments/quickstar'):
+        helpers.args('experiments', tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('named', 'said'),
+    [
+        (['--config=README.md'], r"'README\.md' is no \.py file; give --config=experiments/<name>"),
+        (['--config=tests/typechecker.py'], 'has no function get_config; experiments/quickstart'),
+        (['--config=DICT'], 'gives a dict, no ConfigDict; start from gptjax.configs.base.get_conf'),
+        (
+            ['--config=a.py', '--config', CONFIG],
+            f"is given twice, as 'a.py' and '{CONFIG}'",
+        ),
+        (['--config'], r'give --config=experiments/<name>\.py'),
+    ],
+)
+def test_a_config_that_is_none_is_told(named, said, tmp_path):
+    made = tmp_path / 'made.py'
+    made.write_text("def get_config():\n    return {'seed': 1}\n")
+    argv = ['p', *(flag.replace('DICT', str(made)) for flag in named), f'--workdir={tmp_path}']
+    with pytest.raises(errors.UsageError, match=said) as caught:
+        cli.parse(argv)
+    assert '\n' not in str(caught.value)
 
 
 WRONG_IN_A_FILE = [  # (line of get_config, what is said of it)
@@ -292,6 +318,44 @@ def test_what_a_run_wrote_is_a_config(tmp_path):
             helpers.args(str(written), tmp_path)
     with pytest.raises(errors.UsageError, match='takes no argument'):
         helpers.args(f'{written}:size=small', tmp_path)
+
+
+def test_the_config_of_a_run_is_the_default_of_who_reads_its_weights(tmp_path):
+    """Of --workdir, else of init_from; where the run began, and on which devices, is its own."""
+    flags_ = ('--config.model.n_layers=3', '--config.init_from=x', '--config.mesh.fsdp=4')
+    written = helpers.args(CONFIG, tmp_path, *flags_).config.to_json()
+    run, other, published = (tmp_path / name for name in ('run', 'other', 'published'))
+    for folder, content in ((run, written), (published, '{"model_type": "gpt2"}')):
+        folder.mkdir()
+        (folder / base.OF_RUN).write_text(content)
+
+    def parsed(*given, **options):
+        return cli.parse(['p', *given], default_config=base.OF_RUN, **options).config
+
+    def from_(path):
+        return parsed(f'--workdir={other}', f'--config.init_from={path}')
+
+    for found in (
+        parsed(f'--workdir={run}'),
+        parsed('--workdir', str(run)),
+        from_(run),
+        from_(f'{run}/best'),
+        from_(f'{run}/checkpoints/500/average'),
+    ):
+        assert (found.model.n_layers, found.model.d_model) == (3, 192)
+        assert (found.decode.top_k, found.mesh.fsdp) == (50, 1)
+    assert parsed(f'--workdir={run}').init_from == ''
+    assert from_(run).init_from == str(run)
+    changed = parsed(f'--workdir={run}', '--config.decode.top_k=3', reads=generate.READS)
+    assert changed.decode.top_k == 3
+    with pytest.raises(errors.UsageError, match="'optim' is read by"):
+        parsed(f'--workdir={run}', '--config.optim.peak_lr=1.0', reads=generate.READS)
+    assert parsed(f'--workdir={run}', f'--config={base.__file__}').model.n_layers == 2
+    for base_ in (parsed(f'--workdir={other}'), parsed(f'--workdir={published}'), from_(published)):
+        assert base_.decode.top_k == base.get_config().decode.top_k
+    (run / base.OF_RUN).write_text('{')
+    with pytest.raises(errors.InputError, match='is no config that a run has written'):
+        parsed(f'--workdir={run}')
 
 
 def test_flags_of_a_pipeline_go_to_who_reads_them():

@@ -39,6 +39,7 @@ SECTIONS = {
     'decode': decoding.DECODE,
     'engine': decoding.ENGINE,
 }
+OF_RUN = 'config.json'  # in a workdir: the whole config of the run
 LABELS = 'data.eval_sets'  # a field whose value is a dict: a command line may add to it
 _UNIT = re.compile(f'_({"|".join(training.UNITS)})$')
 

@@ -117,12 +117,17 @@ def _meant(asked: Iterable[str], config: fields.Values) -> list[str]:
 
 
 def no_file(path: str) -> str:
-    """The config file that may have been meant where one is not there, as the end of a sentence."""
-    there = {str(file): file for file in pathlib.Path('experiments').rglob('*.py')}
-    stems = {str(file.with_suffix('')): name for name, file in there.items()}
-    stems |= {file.stem: name for name, file in there.items()} | {name: name for name in there}
-    near = difflib.get_close_matches(path, stems, n=1, cutoff=0.7)
-    return f'; did you mean {stems[near[0]]}?' if near else ''
+    """The config files that may have been meant by one that is not there: a sentence's end."""
+    meant: dict[str, list[str]] = {}  # as it may be written -> files
+    folder = pathlib.Path('experiments')
+    for file in sorted(folder.rglob('[!_]*.py')):
+        inside = file.relative_to(folder)
+        called = (file, inside, pathlib.Path(file.name))
+        names = {*called, *(name.with_suffix('') for name in called), file.parent, inside.parent}
+        for name in names:
+            meant.setdefault(str(name), []).append(str(file))
+    near = difflib.get_close_matches(path, meant, n=1, cutoff=0.7)
+    return f'; did you mean {" or ".join(meant[near[0]])}?' if near else ''
 
 
 def overridden(argv: Iterable[str]) -> list[str]:

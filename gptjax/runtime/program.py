@@ -57,7 +57,7 @@ def run(
       doc: its docstring, printed for --help.
       reads: sections and top-level fields of the config that it reads; others must not be given.
       define: adds the program's own flags.
-      default_config: the config file where the command line names none.
+      default_config: the config file where the command line names none, as cli.parse() takes it.
       uses_jax: whether to set JAX up.
     """
     set_up_logging()
@@ -78,7 +78,7 @@ def _help(
     asked = [arg for arg in sys.argv if arg not in ('--help', '-h', '-help')]
     try:
         config = cli.parse(
-            [*asked, '--workdir=.'],
+            [asked[0], '--workdir=.', *asked[1:]],
             lambda v: _define(v, define, uses_jax),
             default_config or base.__file__,
         ).config
@@ -98,6 +98,8 @@ def _exit_code(
 ) -> int:
     try:
         args = cli.parse(sys.argv, lambda v: _define(v, define, uses_jax), default_config, reads)
+        if default_config == base.OF_RUN:
+            _log.info('config: %s', args.path)
         if uses_jax:
             set_up_jax(args.flags)
         main(args)

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import ml_collections
 
-from gptjax.configs import errors
+from gptjax.configs import base, errors
 from gptjax.runtime import checkpoint, clock, inventory, metrics, program, progress, saver
 from gptjax.runtime import meta as meta_lib
 from gptjax.text import files
@@ -30,7 +30,7 @@ from gptjax.training import plan as plan_lib
 from gptjax.training import reader as reader_lib
 from gptjax.training import step as step_lib
 
-RESULTS, CONFIG = 'results.json', 'config.json'
+RESULTS = 'results.json'
 Spike = reader_lib.Spike
 _MOST_ROLLBACKS = 10  # of one process: then it is not the batches
 _log = logging.getLogger(__name__)
@@ -267,7 +267,7 @@ class Run:
             if not self._spikes:
                 self._plan.restore(meta['step'], meta['data'])
         if program.is_first():
-            files.replace(self._workdir / CONFIG, self._config.to_json(indent=1) + '\n')
+            files.replace(self._workdir / base.OF_RUN, self._config.to_json(indent=1) + '\n')
 
     def _prepare(self, step: int, totals: dict[str, float] | None) -> None:
         """Opens what a run writes to, and what watches it."""
