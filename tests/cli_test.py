@@ -55,8 +55,35 @@ def test_config_arguments_are_typed_and_known():
     for wrong in ('step=3', 'steps', 'steps=x', 'flag=1'):
         with pytest.raises(errors.UsageError):
             cli.parse_arg(wrong, steps=1, flag=False)
-    with pytest.raises(errors.UsageError, match='no size'):
-        cli.parse(['p', '--config=experiments/gpt2/pretrain.py:size=huge', '--workdir=x'])
+
+
+@pytest.mark.parametrize(
+    ('named', 'said'),
+    [
+        (
+            'gpt2/pretrain.py:size=huge',
+            "^size must be one of small, medium, large, xl; got 'huge'$",
+        ),
+        (
+            'gpt3/pretrain.py:size=huge',
+            '^size must be one of 125m, 350m, 760m, 1.3b, 2.7b, 6.7b, 13',
+        ),
+        ('shakespeare_char.py:size=huge', "^size must be one of cpu, gpu; got 'huge'$"),
+        ('quickstart.py:model=rnn', "^model must be one of gpt, lstm, gru, ngram; got 'rnn'$"),
+        ('quickstart.py:size=xl', "argument 'size=xl' is not key=value with a key of: model$"),
+        ('gpt1/pretrain.py:size=xl', "argument 'size=xl' is not key=value with a key of: none$"),
+        (
+            'gpt3/eval.py:tasks=copa,piqa',
+            r"'piqa' is not .*; a comma ends tasks: join values by \+,",
+        ),
+        ('gpt3/eval.py:k=zero', r"k='zero': numbers joined by \+, as k=0\+1"),
+        ('gpt3/eval_few_shot.py:k=0', "names 'k' twice"),
+    ],
+)
+def test_an_argument_that_an_experiment_does_not_take_is_told(named, said):
+    with pytest.raises(errors.UsageError, match=said) as caught:
+        cli.parse(['p', f'--config=experiments/{named}', '--workdir=x'])
+    assert '\n' not in str(caught.value)
 
 
 def test_programs_exit_with_their_codes(tmp_path):
