@@ -183,7 +183,8 @@ def test_a_changed_corpus_is_noticed(tmp_path):
     prepare_corpus.main(helpers.args(config, tmp_path / 'run'))
     prepare_corpus.main(helpers.args(config, tmp_path / 'run'))
     (tmp_path / 'texts' / 'b.txt').write_text('two ' * 100)
-    with pytest.raises(errors.InputError, match='begun from another source'):
+    said = r'begun from another source \(what is in .*texts. has changed since\); remove'
+    with pytest.raises(errors.InputError, match=said):
         prepare_corpus.main(helpers.args(config, tmp_path / 'run'))
 
 

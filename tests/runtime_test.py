@@ -3,6 +3,8 @@
 
 import json
 import logging
+import os
+import re
 import time
 
 import jax
@@ -82,14 +84,17 @@ def test_progress_writes_lines_in_a_log(caplog, monkeypatch):
     assert 's left' in caplog.text
 
 
-def test_a_workdir_is_for_one_process(tmp_path, monkeypatch):
+def test_a_workdir_is_for_one_process(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(program, 'LOCK_SECS', 0.3)
+    said = rf'process {os.getpid()} on .* is at work in {tmp_path}'
     with (
         program.only_one(tmp_path),
-        pytest.raises(errors.InputError, match='another process'),
+        pytest.raises(errors.InputError, match=f'{said}; stop it or use another --workdir'),
         program.only_one(tmp_path),
     ):
         pass
+    assert re.search(f'{said}: waiting up to 0 s for its end', caplog.text)
+    assert caplog.text.count('waiting') == 1
     with program.only_one(tmp_path):
         pass
 

@@ -278,8 +278,10 @@ def test_openais_own_files_come_first(tmp_path):
     (tmp_path / 'gpt3_synthetic' / 'two_digit_addition.jsonl').write_text(line)
     found = sets.load('arithmetic_2d_plus', 'test', tmp_path)
     assert found == [{'query': 'What is 98 plus 45?', 'answer': '143'}]
-    with pytest.raises(sets.Absent):
+    with pytest.raises(sets.Absent, match=f'^no {tmp_path}/arithmetic_2d_minus/test.jsonl$'):
         sets.load('arithmetic_2d_minus', 'test', tmp_path)
+    with pytest.raises(sets.Absent, match=r'^no --config\.data_dir=<folder> is given, to hold ari'):
+        sets.load('arithmetic_2d_minus', 'test', '')
 
 
 def test_a_bad_file_is_told_with_its_place(tmp_path):

@@ -48,10 +48,12 @@ def is_finished(folder: pathlib.Path, source: dict) -> bool:
     """
     folder.mkdir(parents=True, exist_ok=True)
     begun = folder / 'source.json'
-    if any(folder.glob('record-*.json')) and json.loads(begun.read_text()) != source:
+    before = json.loads(begun.read_text()) if any(folder.glob('record-*.json')) else source
+    differing = [name for name in source if source[name] != before.get(name)]
+    if differing:
         raise errors.InputError(
-            f'{folder} was begun from another corpus, tokenizer or valid_fraction; remove that '
-            'folder or choose another tokens.dir'
+            f'{folder} was begun from another {" and another ".join(differing)}; remove that '
+            'folder or choose another --config.tokens.dir'
         )
     files.replace(begun, json.dumps(source) + '\n')
     return (folder / MANIFEST).exists()

@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import functools
 import logging
+import os
 import pathlib
 import signal
 import subprocess
@@ -255,7 +256,7 @@ def graceful_stop() -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_one(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps a second run out of a workdir, waiting for the first to end.
+    """Keeps a second run out of a workdir, waiting for the first to end, and saying so at once.
 
     On several hosts the first of them holds the workdir for all; programs without JAX have one.
 
@@ -266,18 +267,27 @@ def only_one(workdir: pathlib.Path) -> Iterator[None]:
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / '.lock').open('w') as f:
-        deadline = time.monotonic() + LOCK_SECS
+    with (workdir / '.lock').open('a+') as f:
+        deadline, holder = time.monotonic() + LOCK_SECS, ''
         while True:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError as e:
+                if not holder:
+                    f.seek(0)
+                    holder = f'{f.read() or "another process"} is at work in {workdir}'
+                    _log.warning('%s: waiting up to %.0f s for its end', holder, LOCK_SECS)
                 if time.monotonic() > deadline:
                     raise errors.InputError(
-                        f'another process is at work in {workdir}; stop it or use another --workdir'
+                        f'{holder}; stop it or use another --workdir (with '
+                        f'--config.init_from={workdir} where its weights are wanted)'
                     ) from e
                 time.sleep(0.2)
+        f.truncate(0)
+        name = pathlib.Path(sys.argv[0]).stem
+        f.write(f'process {os.getpid()} on {os.uname().nodename} ({name})')
+        f.flush()
         yield
 
 
