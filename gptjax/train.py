@@ -82,6 +82,7 @@ def main(args: cli.Args) -> None:
                 bar.advance,
             )
         inputs.check_vocabulary(sections.model.n_vocab, data.train)
+        mesh.check_model(vocab=sections.model.n_vocab, embed=sections.model.d_model)
         with mesh.scope():
             _train(run, config, sections, mesh, data, tokenizer_dir)
 

@@ -29,7 +29,13 @@ CONFIG = 'experiments/quickstart.py'
         (['--workdirr=3'], 'did you mean --workdir?'),
         (['stray'], "unexpected argument 'stray'"),
         (['--config.seed'], 'Missing value'),
-        (['--config.model=3'], 'not a dict'),
+        (['--config.model=3'], 'model is a section: set its fields, as --config.model.family=...'),
+        (
+            ['--config.optim={}'],
+            'optim is a section: set its fields, as --config.optim.optimizer=...',
+        ),
+        (['--config.optim'], '--config.optim is a section: set its fields'),
+        (['--config.data.eval_sets=3'], 'not a dict'),
     ],
 )
 def test_one_line_with_a_suggestion(flags, said, tmp_path):

@@ -84,6 +84,7 @@ def parse(
         if of_run:
             config.update({name: base.get_config()[name] for name in _OF_COMMAND})
         _add_labels(config, argv)
+        _check_fields(argv)
         argv = _plain(argv, config)
         config_flags.DEFINE_config_dict(_CONFIG, config, flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
@@ -301,6 +302,15 @@ def _add_labels(config: ml_collections.ConfigDict, argv: list[str]) -> None:
         if section == base.LABELS and 'data' in config and label not in config.data.eval_sets:
             with config.unlocked():
                 config.data.eval_sets[label] = ''
+
+
+def _check_fields(argv: list[str]) -> None:
+    for field in mistakes.overridden(argv):
+        leaf = next(iter(base.SECTIONS.get(field, ())), '')
+        errors.require(
+            not leaf,
+            f'--config.{field} is a section: set its fields, as --config.{field}.{leaf}=...',
+        )
 
 
 def _check_read(argv: list[str], reads: tuple[str, ...]) -> None:
