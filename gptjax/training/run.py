@@ -299,7 +299,7 @@ class Run:
             train.log_every_steps, train.on_spike == 'skip', plan, self._writer, self._clock
         )
         ahead = (plan.tokens(plan.total_steps), ' tokens', plan.tokens(step))
-        self._bar = self._open.enter_context(progress.Progress('train', *ahead))
+        self._bar = self._open.enter_context(progress.Progress('train', *ahead, 'compiling ...'))
         self._watchdog = clock.Watchdog('the next batch: the data pipeline is slow, or dead')
         self._open.callback(self._watchdog.close)
         self._open.enter_context(program.graceful_stop())
