@@ -82,7 +82,8 @@ class Recipe(NamedTuple):
 
     plan: which examples the steps read. target: of step.abstract(). options: of its steps.
     evaluation: how its states are scored. head: of models.heads.HEADS. tokenizer: its fingerprint.
-    data: what must be the same whenever the run goes on. flops_per_token: of training.
+    data: what must be the same whenever the run goes on. flops_per_token: of training. rate_of: the
+    learning rates of a run of another length.
     """
 
     plan: plan_lib.Plan
@@ -93,6 +94,7 @@ class Recipe(NamedTuple):
     tokenizer: str
     data: Mapping[str, Any]
     flops_per_token: float
+    rate_of: claim.RateOf
 
 
 class Run:
@@ -148,6 +150,7 @@ class Run:
             _log.info('training in %s is done already', self._workdir)
             return None
         if not self._spikes and program.is_first():
+            (self._workdir / RESULTS).unlink(missing_ok=True)  # of a shorter run
             params = step_lib.items(recipe.target)['params']
             frozen = recipe.options.frozen
             table = inventory.describe(recipe.target, params, frozen, self.total_steps)
@@ -263,7 +266,9 @@ class Run:
         """Makes the workdir this run's. Raises InputError where it holds another."""
         if meta:
             config = json.loads(self._config.to_json())
-            claim.check(self._workdir, meta, config, self._reads, self._recipe.data)
+            longer = claim.goes_on(meta, config, self._recipe.rate_of, self.total_steps)
+            may_differ = claim.LENGTH if longer else ()
+            claim.check(self._workdir, meta, config, self._reads, self._recipe.data, may_differ)
             if not self._spikes:
                 self._plan.restore(meta['step'], meta['data'])
         if program.is_first():
