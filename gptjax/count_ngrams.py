@@ -79,6 +79,8 @@ def main(args: cli.Args) -> None:
         results = {'steps': 0, 'tokens': total, 'parameters': sum(entries)}
         results |= {'train_secs': round(secs, 3)} | _scores(model, params, data, scoring)
         results |= {'commit': program.commit()}
+        if noted := perplexity.notes(data.held_out, scoring):
+            results['notes'] = noted
         files.replace(workdir / base.OF_RUN, config.to_json(indent=1) + '\n')
         files.replace(workdir / RESULTS, json.dumps(results, indent=1) + '\n')
         counted = config.copy_and_resolve_references()

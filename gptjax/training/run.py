@@ -70,11 +70,12 @@ class Config:
 class Evaluation(NamedTuple):
     """How a state is scored: the names of the scores there will be, and the scores.
 
-    A score that is None is missing.
+    A score that is None is missing. notes: what must stand beside scores, by what is scored.
     """
 
     names: Sequence[str]
     scores: Callable[[step_lib.State], Mapping[str, float | None]]
+    notes: Mapping[str, str]
 
 
 class Recipe(NamedTuple):
@@ -255,6 +256,8 @@ class Run:
         results['parameters'] = step_lib.n_params(state)
         results['train_secs'] = round(self._clock.totals()['train_secs'], 1)
         results |= self._scores | {'commit': program.commit()}
+        if self._recipe.evaluation.notes:
+            results['notes'] = dict(self._recipe.evaluation.notes)
         if self._provenance:
             results['initialised_from'] = self._provenance
         if program.is_first():
