@@ -22,7 +22,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from gptjax.configs import cli, errors
+from gptjax.configs import base, cli, errors
 from gptjax.data import inputs, loader, tokens
 from gptjax.evals import perplexity
 from gptjax.models import heads, kneser_ney, ngram, pretrained

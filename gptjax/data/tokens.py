@@ -140,7 +140,11 @@ class TokenSet:
         return self._ends[-1] if self._ends else 0
 
     def read(self, start: int, length: int) -> Integer[np.ndarray, ' L']:
-        """`length` tokens from `start` on, across shards; shorter only at the very end."""
+        """`length` tokens from `start` on, across shards; shorter only at the very end.
+
+        Raises:
+          InputError: an id is beyond the vocabulary; a compiled model would not notice.
+        """
         stop = min(start + length, len(self))
         parts = []
         shard = bisect.bisect_right(self._ends, start)
@@ -150,7 +154,13 @@ class TokenSet:
             parts.append(part)
             start += len(part)
             shard += 1
-        return parts[0] if len(parts) == 1 else np.concatenate([*parts, _NOTHING])
+        found = parts[0] if len(parts) == 1 else np.concatenate([*parts, _NOTHING])
+        if len(found) and found.max() >= self.n_vocab:
+            raise errors.InputError(
+                f'{self.folder}, {self.split}: the id {found.max()} is beyond the {self.n_vocab} '
+                f'of {MANIFEST}; remove that folder and prepare it again'
+            )
+        return found
 
     def table(self) -> Integer[np.ndarray, 'documents 3']:
         """Per document: tokens with its end-of-text, UTF-8 bytes, words. Held-out splits only."""
