@@ -4,6 +4,8 @@
 import importlib
 import random
 import re
+import subprocess
+import sys
 import traceback
 
 import pytest
@@ -92,6 +94,15 @@ def test_what_a_program_does_not_read_is_told(program, flag, said, tmp_path):
         cli.parse(argv, define, reads=program.READS)
     assert '\n' not in str(caught.value)
     cli.parse(argv, define)  # of all sections it is a good flag
+
+
+@pytest.mark.parametrize('program', ['train', 'quickstart'])
+def test_a_python_without_the_packages_is_one_line(program):
+    command = [sys.executable, '-S', '-m', f'gptjax.{program}']  # without site-packages
+    bare = subprocess.run(command, capture_output=True, text=True, cwd=conftest.ROOT)
+    assert bare.returncode == 1
+    assert 'run source .venv/bin/activate first' in bare.stderr
+    assert bare.stderr.count('\n') == 1
 
 
 def test_every_program_says_what_it_reads():
