@@ -54,8 +54,9 @@ def check(
         advice = 'use another --workdir, or the config it was begun with'
         if differing.keys() <= set(LENGTH):
             advice = (
-                f'in a run so long its {meta["step"]} steps would have had other learning rates, '
-                f'or not been: {advice}; --config.init_from={workdir} starts from its weights'
+                f'its {meta["step"]} steps are not the first of a run so long, which has other '
+                f'learning rates, or fewer steps: {advice}; --config.init_from={workdir} starts '
+                'from its weights'
             )
         raise errors.InputError(
             f'{workdir} holds a run of another config ({"; ".join(differing.values())}); {advice}'
