@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         'gru': lambda **fields: sizes.rnn('gru', d_model=384, **fields),
         'ngram': lambda **fields: sizes.ngram(5, **fields),
     }
-    errors.require(arg.model in models, f'model={arg.model!r} is not one of: {", ".join(models)}')
+    errors.require_choice(arg, 'model', tuple(models))
     config = base.get_config()
     config.corpus.shard_bytes = 2**20
     config.tokenizer.n_vocab = 2048

@@ -26,7 +26,7 @@ _RECIPES = {'cpu': (12, 64, 2000, 0.0), 'gpu': (64, 256, 5000, 0.2)}
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Arguments: path=<input.txt>, size=cpu|gpu."""
     arg = cli.parse_arg(arg, path='', size='cpu')
-    errors.require(arg.size in _RECIPES, f'size={arg.size!r} is not one of: cpu, gpu')
+    errors.require_choice(arg, 'size', tuple(_RECIPES))
     windows, n_ctx, steps, dropout = _RECIPES[arg.size]
     config = base.get_config()
     config.corpus.update(set='tfds', path='tiny_shakespeare')

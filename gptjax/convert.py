@@ -52,4 +52,4 @@ def main(args: cli.Args) -> None:
 
 
 if __name__ == '__main__':
-    program.run(main, __doc__, READS, define, default_config=base.__file__)
+    program.run(main, __doc__, READS, define, default_config=base.OF_RUN)

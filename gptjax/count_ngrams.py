@@ -22,7 +22,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from gptjax.configs import cli, errors
+from gptjax.configs import base, cli, errors
 from gptjax.data import inputs, loader, tokens
 from gptjax.evals import perplexity
 from gptjax.models import heads, kneser_ney, ngram, pretrained
@@ -79,7 +79,9 @@ def main(args: cli.Args) -> None:
         results = {'steps': 0, 'tokens': total, 'parameters': sum(entries)}
         results |= {'train_secs': round(secs, 3)} | _scores(model, params, data, scoring)
         results |= {'commit': program.commit()}
-        files.replace(workdir / 'config.json', config.to_json(indent=1) + '\n')
+        if noted := perplexity.notes(data.held_out, scoring):
+            results['notes'] = noted
+        files.replace(workdir / base.OF_RUN, config.to_json(indent=1) + '\n')
         files.replace(workdir / RESULTS, json.dumps(results, indent=1) + '\n')
         counted = config.copy_and_resolve_references()
         with counted.unlocked():

@@ -23,7 +23,6 @@ import jax
 
 from gptjax.configs import base, cli, errors
 from gptjax.data import inputs, loader, tokens
-from gptjax.data.labelled import sets
 from gptjax.evals import perplexity, report, suite
 from gptjax.models import pretrained, sources, weights
 from gptjax.runtime import mesh as mesh_lib
@@ -44,7 +43,7 @@ def main(args: cli.Args) -> None:
 
 
 def _suite(args: cli.Args) -> None:
-    """Writes WORKDIR/results.jsonl, results.md and pictures; items as they are scored."""
+    """Writes WORKDIR/results.jsonl and results.md after every task, items as they are scored."""
     config = args.section('suite', suite.Config)
     workdir = pathlib.Path(args.workdir)
     source = sources.open(args.config.init_from or args.workdir)
@@ -52,14 +51,14 @@ def _suite(args: cli.Args) -> None:
     errors.require(program.is_alone(), 'tasks are scored by one process; leave --distributed out')
     for other in config.beside:
         errors.require(bool(report.read(pathlib.Path(other))), f'{other} holds no results.jsonl')
+    jobs, absent = _at_hand(config, args.config.data_dir)
     with mesh.scope(), program.only_one(workdir), program.graceful_stop():
         with progress.Progress('read', None, ' parameters') as bar:
             loaded = loaded_lib.load(source, mesh=mesh, progress=bar.advance, raw=True)
         respondent = suite.respondent(config, loaded, mesh.rows())
         about = _about(loaded, source)
         identity = {'weights': about['weights'], 'state': source.identity()}
-        rows, absent = [], {}
-        jobs = suite.jobs(config)
+        rows = []
         for number, job in enumerate(jobs, 1):
             bar = _Bar(f'{number} of {len(jobs)}: {job.name}, {job.k} shots, seed {job.seed}')
             try:
@@ -67,24 +66,44 @@ def _suite(args: cli.Args) -> None:
                 kept = workdir / suite.ITEMS
                 report_to = (bar.advance, bar.begin)
                 found = suite.run(job, asked, respondent, config, kept, identity, *report_to)
-            except (sets.Absent, suite.Unscorable) as e:
+            except suite.Unscorable as e:
                 _log.warning('%s, %d shots is not scored: %s', job.name, job.k, e)
-                absent[f'{job.name}, {job.k} shots'] = str(e)
+                absent[_named(job)] = str(e)
                 continue
             finally:
                 bar.close()
             rows += [row | about for row in found]
             _log.info('%s, %d shots: %s', job.name, job.k, _said(found))
+            left = {_named(job): 'not yet' for job in jobs[number:]}
+            report.write(workdir, rows, absent | left, ())
         if not rows:
-            raise errors.InputError(
-                'none of the tasks has data at hand: ' + '; '.join(absent.values())
-            )
+            raise errors.InputError('none of the tasks is scored: ' + '; '.join(absent.values()))
         others = [pathlib.Path(other) for other in config.beside]
         comparisons = [c for other in others for c in suite.compared(workdir, other, jobs)]
         beside = [report.read(other) for other in others]
-        for path in report.write(workdir, rows, absent, comparisons, beside):
+        written = report.write(workdir, rows, absent, comparisons)
+        for path in written + report.draw(workdir, rows, beside):
             _log.info('wrote %s', path)
     print((workdir / report.TABLE).read_text(encoding='utf-8'))
+
+
+def _at_hand(config: suite.Config, data_dir: str) -> tuple[list[suite.Job], dict[str, str]]:
+    """The jobs whose data is at hand, and the others -> why not; before any weight is read.
+
+    Raises:
+      InputError: there is none, or data is damaged.
+    """
+    why, jobs = suite.absent(config, data_dir), suite.jobs(config)
+    if len(why) == len(set(config.tasks)):
+        raise errors.InputError('none of the tasks has data at hand: ' + '; '.join(why.values()))
+    for name, said in why.items():
+        _log.warning('%s is not scored: %s', name, said)
+    absent = {_named(job): why[job.name] for job in jobs if job.name in why}
+    return [job for job in jobs if job.name not in why], absent
+
+
+def _named(job: suite.Job) -> str:
+    return f'{job.name}, {job.k} shots'
 
 
 def _about(loaded: loaded_lib.Loaded, source: weights.Source) -> dict[str, Any]:
@@ -186,4 +205,4 @@ if __name__ == '__main__':
         except errors.InputError as e:
             sys.exit(f'error: {e}')
         sys.exit(harness.main(sys.argv[2:]))
-    program.run(main, __doc__, READS, default_config=base.__file__)
+    program.run(main, __doc__, READS, default_config=base.OF_RUN)

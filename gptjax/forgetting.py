@@ -13,7 +13,7 @@ import pathlib
 
 from absl import flags
 
-from gptjax.configs import cli, errors
+from gptjax.configs import base, cli, errors
 from gptjax.data import inputs, loader
 from gptjax.evals import context, perplexity
 from gptjax.models import ngram, pretrained, sources
@@ -85,4 +85,4 @@ def main(args: cli.Args) -> None:
 
 
 if __name__ == '__main__':
-    program.run(main, __doc__, READS, define)
+    program.run(main, __doc__, READS, define, default_config=base.OF_RUN)

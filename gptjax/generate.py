@@ -280,4 +280,4 @@ class _Out:
 
 
 if __name__ == '__main__':
-    program.run(main, __doc__, READS, define, default_config=base.__file__)
+    program.run(main, __doc__, READS, define, default_config=base.OF_RUN)

@@ -82,6 +82,7 @@ def main(args: cli.Args) -> None:
                 bar.advance,
             )
         inputs.check_vocabulary(sections.model.n_vocab, data.train)
+        mesh.check_model(vocab=sections.model.n_vocab, embed=sections.model.d_model)
         with mesh.scope():
             _train(run, config, sections, mesh, data, workdir)
 
@@ -96,7 +97,8 @@ def _train(
 ) -> None:
     """Trains from the newest checkpoint, or the beginning, to the end; again after a rollback."""
     model, n_ctx = heads.LanguageModel(sections.model), sections.model.n_ctx
-    plan = _plan(sections, mesh, data)
+    plan = _plan(sections, data, sections.train.total_tokens, sections.train.total_epochs)
+    _check_batches(sections, mesh, data, plan)
     described = heads.describe(model)
     options = _options(sections, described)
     trained = {path: about for path, about in described.items() if path not in options.frozen}
@@ -127,6 +129,7 @@ def _train(
         tokenizer=data.train[0].fingerprint,
         data={'sets': [token_set.digest for token_set in data.train]},
         flops_per_token=model.config.flops_per_token(step_lib.n_params(target)),
+        rate_of=lambda *length: optim.rate_of(sections.optim, _plan(sections, data, *length)),
     )
 
     def fresh() -> tuple[step_lib.State, str]:
@@ -157,18 +160,26 @@ def _train(
     loop.train(run, recipe, fresh, batches, train_step)
 
 
-def _plan(sections: Sections, mesh: mesh_lib.Mesh, data: inputs.Inputs) -> plan_lib.Plan:
-    """Which windows each step reads; every batch must divide over the mesh."""
-    n_ctx, batch, epoch = sections.model.n_ctx, sections.batch, sum(map(len, data.train))
-    total = sections.train.total_tokens or max(1, round(sections.train.total_epochs * epoch))
-    plan = plan_lib.of_tokens(batch, n_ctx, total, epoch)
+def _plan(
+    sections: Sections, data: inputs.Inputs, total_tokens: int, total_epochs: float
+) -> plan_lib.Plan:
+    """Which windows each step of a run so long reads."""
+    epoch = sum(map(len, data.train))
+    total = total_tokens or max(1, round(total_epochs * epoch))
+    return plan_lib.of_tokens(sections.batch, sections.model.n_ctx, total, epoch)
+
+
+def _check_batches(
+    sections: Sections, mesh: mesh_lib.Mesh, data: inputs.Inputs, plan: plan_lib.Plan
+) -> None:
+    """Raises UsageError where a batch does not divide over the mesh."""
+    n_ctx = sections.model.n_ctx
     for windows in plan.sizes():
-        mesh.check_batch(windows, n_ctx, batch.accum_steps)
+        mesh.check_batch(windows, n_ctx, sections.batch.accum_steps)
     scored_ctx = sections.evaluate.n_ctx or n_ctx
     mesh.check_batch(sections.evaluate.batch_windows, scored_ctx)
     for token_set in data.held_out.values():
         perplexity.check(token_set, scored_ctx, sections.evaluate)
-    return plan
 
 
 def _options(sections: Sections, described: parameters.Described) -> step_lib.Options:

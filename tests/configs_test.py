@@ -101,7 +101,7 @@ def test_every_section_has_an_owner_with_the_same_fields():
 
 
 def test_a_field_that_its_owner_does_not_have_is_one_line():
-    section = base.get_config().batch
+    section = fields.values(base.SECTIONS['batch'])
     section.rampp = 3
     with pytest.raises(
         errors.UsageError, match=r"^the batch section has the unknown field 'rampp'$"

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from gptjax import prepare_corpus, prepare_tokens
+from gptjax import prepare_corpus, prepare_tokens, train
 from gptjax.configs import errors
 from gptjax.data import documents, loader, tokens
 from gptjax.data.sets import stdlib
@@ -123,7 +123,7 @@ def test_tokens_go_on_after_an_interruption(prepared, monkeypatch):
 
 def test_other_tokenizer_or_truncated_shard(prepared):
     config, workdir = prepared
-    with pytest.raises(errors.InputError, match='another corpus, tokenizer or valid_fraction'):
+    with pytest.raises(errors.InputError, match='was begun from another valid_fraction; remove'):
         prepare_tokens.main(helpers.args(config, workdir, '--config.tokens.valid_fraction=0.3'))
     shard = workdir / 'tokens' / 'train-00000.bin'
     shard.write_bytes(shard.read_bytes()[:-2])
@@ -183,8 +183,26 @@ def test_a_changed_corpus_is_noticed(tmp_path):
     prepare_corpus.main(helpers.args(config, tmp_path / 'run'))
     prepare_corpus.main(helpers.args(config, tmp_path / 'run'))
     (tmp_path / 'texts' / 'b.txt').write_text('two ' * 100)
-    with pytest.raises(errors.InputError, match='begun from another source'):
+    said = r'begun from another source \(what is in .*texts. has changed since\); remove'
+    with pytest.raises(errors.InputError, match=said):
         prepare_corpus.main(helpers.args(config, tmp_path / 'run'))
+
+
+def test_an_id_beyond_the_vocabulary_is_one_line(tmp_path, corpus_file):
+    """In a shard of the size that its manifest says, for whoever reads it."""
+    config = helpers.tiny_config(tmp_path, corpus_file)
+    helpers.prepare(config, tmp_path / 'run')
+    shard = np.memmap(tmp_path / 'run' / 'tokens' / 'train-00000.bin', np.uint16, mode='r+')
+    shard[40:] = 300
+    shard.flush()
+    token_set = tokens.open_set(tmp_path / 'run' / 'tokens', 'train')
+    assert len(token_set.read(0, 40)) == 40
+    said = 'tokens, train: the id 300 is beyond the 257 of manifest'
+    with pytest.raises(errors.InputError, match=said) as caught:
+        token_set.read(0, 41)
+    assert '\n' not in str(caught.value)
+    with pytest.raises(errors.InputError, match=said):
+        train.main(helpers.args(config, tmp_path / 'run'))
 
 
 def test_reading_across_shards(tmp_path, corpus_file):

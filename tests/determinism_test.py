@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from gptjax import train
+from gptjax.configs import errors
 from gptjax.runtime import checkpoint, metrics
+from gptjax.training import claim, optim
 from tests import helpers
 
 
@@ -85,6 +87,46 @@ def test_another_seed_is_not(ready, whole, tmp_path):
     config, workdir = fresh(ready, tmp_path / 'run')
     train.main(helpers.args(config, workdir, *FLAGS, '--config.seed=1'))
     assert not equal(state_of(workdir), state_of(whole))
+
+
+def test_a_finished_run_that_is_made_longer_is_bit_equal(ready, tmp_path):
+    flags = ('--config.optim.schedule=constant', '--config.train.eval_every_steps=0')
+    short, long = (f'--config.train.total_tokens={number}' for number in (4096, 6144))
+    config, once = fresh(ready, tmp_path / 'once')
+    train.main(helpers.args(config, once, *flags, long))
+    config, twice = fresh(ready, tmp_path / 'twice')
+    for length in (short, long):
+        train.main(helpers.args(config, twice, *flags, length))
+        tokens = json.loads((twice / 'results.json').read_text())['tokens']
+        assert length.endswith(f'={tokens}')
+    assert equal(state_of(twice), state_of(once))
+    assert losses(twice) == losses(once)
+    with pytest.raises(errors.InputError, match=f'--config.init_from={twice} starts from its wei'):
+        train.main(helpers.args(config, twice, *flags, short))  # than what is done
+    assert (twice / 'results.json').exists()
+
+
+@pytest.mark.parametrize(
+    ('optim_', 'step', 'longer'),
+    [
+        ({'schedule': 'constant'}, 100, True),
+        ({'schedule': 'constant'}, 201, False),  # more than there will be
+        ({'schedule': 'inverse_sqrt', 'warmup_tokens': 640}, 100, True),
+        ({'schedule': 'cosine'}, 1, False),
+        ({'schedule': 'cosine', 'decay_tokens': 3200}, 100, True),
+        ({'schedule': 'wsd', 'cooldown_tokens': 640}, 90, True),
+        ({'schedule': 'wsd', 'cooldown_tokens': 640}, 91, False),
+    ],
+)
+def test_a_run_is_made_longer_where_its_rates_so_far_stay(optim_, step, longer):
+    """Of 100 steps, 200 are wanted."""
+
+    def rate_of(total_tokens, total_epochs):
+        return optim.rate_of(config, helpers.plan_of(64, 16, total_tokens))
+
+    config = helpers.optim_config(**optim_)
+    there, here = ({'train': {'total_tokens': 64 * n, 'total_epochs': 0.0}} for n in (100, 200))
+    assert claim.goes_on({'step': step, 'config': there}, here, rate_of, 200) == longer
 
 
 def _start(config: str, workdir: pathlib.Path, *flags: str) -> subprocess.Popen:

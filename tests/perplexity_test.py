@@ -96,6 +96,7 @@ def test_little_held_out_text_is_told(held_out, caplog):
     assert (f'holds out {number} tokens' in caplog.text) == (number < 1000)
     found = score(held_out, uniform, max_tokens=1)
     assert ('too little to measure' in found.protocol) == (number < 100)
+    assert bool(perplexity.notes({'a': held_out}, config)) == (number < 100)
     caplog.clear()
     perplexity.check(held_out, N_CTX, perplexity.Config(0, 0, 8, 0, ()))
     assert not caplog.text

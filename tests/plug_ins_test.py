@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plug-ins that a test writes: how options are read, and where sown losses and measures go."""
 
+import importlib
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +65,23 @@ def test_options_have_their_types_whatever_the_module_does_with_annotations():
     ):
         with pytest.raises(errors.UsageError, match=said):
             lookup.plug_in('gptjax.models.mlps', written)
+
+
+@pytest.mark.parametrize('package', sorted(lookup.WANTED))
+def test_a_module_without_what_its_package_has_is_one_line(package, tmp_path, monkeypatch):
+    parent = importlib.import_module(package)
+    folder = tmp_path / 'more'
+    folder.mkdir()
+    monkeypatch.setattr(parent, '__path__', [*parent.__path__, str(folder)])
+    monkeypatch.delitem(sys.modules, f'{package}.halfway', raising=False)
+    *most, last = lookup.WANTED[package]
+    (folder / 'halfway.py').write_text('\n'.join(f'{each} = print' for each in most))
+    said = f'halfway.py has no {last}; it needs {" and ".join(lookup.WANTED[package])}, as '
+    with pytest.raises(errors.UsageError, match=said) as caught:
+        lookup.module(package, 'halfway')
+    assert '\n' not in str(caught.value)
+    for name in set(lookup.names(package)) - {'halfway', 'nested'}:
+        lookup.module(package, name)
 
 
 def twice(apply, options):

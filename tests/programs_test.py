@@ -10,6 +10,7 @@ import pytest
 
 from gptjax import convert, count_ngrams, evaluate, generate, train
 from gptjax.configs import base, errors
+from gptjax.evals import perplexity
 from gptjax.models import pretrained, sources
 from gptjax.runtime import metrics
 from gptjax.text import tokenizer as tokenizer_lib
@@ -48,6 +49,19 @@ def test_training_again_changes_nothing(trained):
     before = (workdir / 'metrics.jsonl').read_text()
     train.main(helpers.args(config, workdir))
     assert (workdir / 'metrics.jsonl').read_text() == before
+
+
+def test_scores_of_too_little_text_are_marked_in_the_results(trained, monkeypatch):
+    config, workdir = trained
+    results = workdir / 'results.json'
+    before = results.read_text()
+    assert 'notes' not in json.loads(before)
+    monkeypatch.setattr(perplexity, '_TOO_LITTLE', 10**9)
+    results.unlink()
+    train.main(helpers.args(config, workdir))
+    noted = json.loads(results.read_text())['notes']
+    assert 'which is too little to measure a model by' in noted['tokens']
+    results.write_text(before)
 
 
 def test_evaluate_agrees_with_training(trained, capsys):

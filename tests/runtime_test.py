@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics, clock, progress, pictures, locks."""
 
+import contextlib
 import json
 import logging
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
 import time
 
 import jax
@@ -50,6 +57,22 @@ def test_clock_leaves_pauses_out(monkeypatch):
     assert watch.totals() == {'total_secs': 60.0, 'train_secs': 44.0}
 
 
+def test_the_speed_is_that_of_steps_that_do_not_compile(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(clock.time, 'monotonic', lambda: now[0])
+    watch, found = clock.Clock(1.0), []
+    for until, secs in ((700, 700.0), (701, 1.0), (702, 1.0)):
+        now[0] = until
+        watch.trained(100, secs)
+    found.append(watch.read(tokens_left=1000))
+    now[0] = 704
+    watch.trained(100, 2.0)
+    found.append(watch.read(tokens_left=1000))
+    assert [row['perf/tokens_per_sec'] for row in found] == [100, 50]
+    assert [row['perf/eta_secs'] for row in found] == [10, 20]
+    assert watch.totals()['train_secs'] == 704
+
+
 def test_mfu_where_the_peak_is_known(monkeypatch):
     class Device:
         device_kind = 'TPU v5 lite'
@@ -76,20 +99,63 @@ def test_due_by_steps_and_by_time(monkeypatch):
 
 def test_progress_writes_lines_in_a_log(caplog, monkeypatch):
     monkeypatch.setattr(progress, 'LOG_SECS', 0.0)
-    with caplog.at_level(logging.INFO), progress.Progress('work', 10, ' things') as bar:
-        bar.advance(4, 'note')
-    assert 'work: 4 of 10 things, note' in caplog.text
-    assert 's left' in caplog.text
+    now = [0.0]
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+    with caplog.at_level(logging.INFO), progress.Progress('work', 10, ' things', 0, 'wait') as bar:
+        for now[0], amount in ((700.0, 2), (701.0, 2), (703.0, 4)):  # the first compiles
+            bar.advance(amount, 'note')
+    assert [record.getMessage() for record in caplog.records] == [
+        'work: wait',
+        'work: 2 of 10 things, note',
+        'work: 4 of 10 things, note, 3 s left',
+        'work: 8 of 10 things, note, 1 s left',
+        'work: 8 of 10 things, note, 1 s left',
+    ]
 
 
-def test_a_workdir_is_for_one_process(tmp_path, monkeypatch):
+_BAR = """
+import time
+from gptjax.runtime import progress
+note = 'loss 4.214, 12,345 tokens/s, held-out 2.412 bits/byte'
+with progress.Progress('train', 1_024_000, ' tokens', 0, 'compiling ...') as bar:
+    time.sleep(1.0)
+    for step in range(20):
+        bar.advance(1024, note if step else '')
+        time.sleep(0.12)
+"""
+
+
+def test_a_bar_has_room_and_tells_the_speed_once():
+    """On a terminal of 110 columns; what is left is reckoned without the first step."""
+    main, other = pty.openpty()
+    termios.tcsetwinsize(other, (30, 110))
+    command = [sys.executable, '-c', _BAR]
+    with subprocess.Popen(command, stderr=other, env={**os.environ, 'COLUMNS': '110'}) as process:
+        os.close(other)
+        shown = b''
+        with contextlib.suppress(OSError):  # at its end
+            while part := os.read(main, 4096):
+                shown += part
+    os.close(main)
+    assert process.returncode == 0
+    last = [line for line in shown.decode().split('\r') if line.strip()][-1]
+    assert 'compiling ...' in shown.decode()
+    assert last.count('tokens/s') == 1
+    assert len(last.split('|')[1]) >= 10
+    assert len(last.rstrip()) <= 110
+
+
+def test_a_workdir_is_for_one_process(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(program, 'LOCK_SECS', 0.3)
+    said = rf'process {os.getpid()} on .* is at work in {tmp_path}'
     with (
         program.only_one(tmp_path),
-        pytest.raises(errors.InputError, match='another process'),
+        pytest.raises(errors.InputError, match=f'{said}; stop it or use another --workdir'),
         program.only_one(tmp_path),
     ):
         pass
+    assert re.search(f'{said}: waiting up to 0 s for its end', caplog.text)
+    assert caplog.text.count('waiting') == 1
     with program.only_one(tmp_path):
         pass
 

@@ -142,6 +142,19 @@ def test_collision_names_the_parameter():
         mesh.shardings(box)
 
 
+def test_a_model_that_cannot_be_traced_on_a_mesh_is_one_line():
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 2, 4, 1))
+    mesh.check_model(vocab=260, embed=64)
+    with pytest.raises(
+        errors.UsageError, match=r'tensor = 4; .* pad: --config\.model\.n_vocab=260'
+    ):
+        mesh.check_model(vocab=257, embed=64)
+    with pytest.raises(
+        errors.UsageError, match='axis embed of size 63 does not divide .* fsdp = 2'
+    ):
+        mesh.check_model(vocab=260, embed=63)
+
+
 def test_what_does_not_divide_names_parameter_axis_and_remedy():
     mesh = mesh_lib.Mesh(mesh_lib.Config(1, 1, 8, 1))
     model = helpers.tiny_model(n_heads=8, d_head=8, n_vocab=50)

@@ -12,7 +12,7 @@ dropout are not published: those here are ours, GPT-3's for the nearest size and
 
 import ml_collections
 
-from gptjax.configs import base, cli, sizes
+from gptjax.configs import base, cli, errors, sizes
 
 VARIANTS = tuple(f'size={size}' for size in sizes.GPT2)
 _OURS = {'small': 6.0e-4, 'medium': 3.0e-4, 'large': 2.5e-4, 'xl': 2.0e-4}
@@ -21,6 +21,7 @@ _OURS = {'small': 6.0e-4, 'medium': 3.0e-4, 'large': 2.5e-4, 'xl': 2.0e-4}
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Argument: size=small|medium|large|xl."""
     arg = cli.parse_arg(arg, size='small')
+    errors.require_choice(arg, 'size', tuple(sizes.GPT2))
     config = base.get_config()
     config.tokenizer.n_vocab = 50257
     config.model = sizes.model(f'gpt2-{arg.size}')

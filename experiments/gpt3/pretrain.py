@@ -15,7 +15,7 @@ raise --config.batch.ramp_from_tokens to as many windows of 2,048 tokens.
 
 import ml_collections
 
-from gptjax.configs import base, cli, sizes
+from gptjax.configs import base, cli, errors, sizes
 
 VARIANTS = tuple(f'size={size}' for size in sizes.GPT3)
 # Printed millions of tokens -> windows of 2048; 1,536 of them, 3.15M, divide over 512 devices.
@@ -26,6 +26,7 @@ _RAMP_BILLIONS = dict(zip(sizes.GPT3, (4, 4, 4, 6, 6, 8, 10, 12), strict=True))
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Argument: size=125m|350m|760m|1.3b|2.7b|6.7b|13b|175b."""
     arg = cli.parse_arg(arg, size='125m')
+    errors.require_choice(arg, 'size', tuple(sizes.GPT3))
     config = base.get_config()
     config.tokenizer.n_vocab = 50257
     config.model = sizes.model(f'gpt3-{arg.size}')

@@ -3,7 +3,7 @@
 
 Folders that are relative (the `dir` fields, data.sets, data.eval_sets) are taken from --workdir, so
 that one folder holds a whole run; what is read from elsewhere is relative to where you stand.
-An experiment copies this tree, replaces its `model` section with one from sizes.py, and locks it.
+An experiment sets what is there, or replaces the `model` section with one from sizes.py.
 """
 
 import re
@@ -39,16 +39,21 @@ SECTIONS = {
     'decode': decoding.DECODE,
     'engine': decoding.ENGINE,
 }
+OF_RUN = 'config.json'  # in a workdir: the whole config of the run
 LABELS = 'data.eval_sets'  # a field whose value is a dict: a command line may add to it
 _UNIT = re.compile(f'_({"|".join(training.UNITS)})$')
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The default run: the Python documentation corpus and a tiny GPT."""
+    """The default run: the Python documentation corpus and a tiny GPT.
+
+    Locked, but for the labels of held-out sets: what is there may be set, all else is a mistake.
+    """
     config = fields.values(TOP)
     for name, section in SECTIONS.items():
         config[name] = fields.values(section)
     config.model = sizes.model('tiny', n_vocab=4096)
+    config.lock()[LABELS].unlock()
     return config
 
 
@@ -66,7 +71,7 @@ def optim(unit: str, **overrides: Any) -> ml_collections.ConfigDict:
     )
     section = fields.values(training.optim(unit))
     section.lock().update(overrides)
-    return section.unlock()
+    return section
 
 
 def section_of(name: str, family: str = 'gpt') -> fields.Section:

@@ -22,6 +22,8 @@ from gptjax.configs import base, errors, fields, mistakes, sizes, spec, upgrade
 from gptjax.configs.sections import training
 
 _CONFIG = 'config'
+_WEIGHTS = re.compile(r'(/best|/checkpoints/\d+)?(/average)?/*$')  # behind a workdir: some of its
+_OF_COMMAND = ('init_from', 'mesh')  # where a run began, and on what, is nothing to its readers
 T = TypeVar('T')
 _PROGRAMS = pathlib.Path(__file__).parents[1]
 
@@ -71,7 +73,9 @@ def parse(
     Args:
       argv: the command line, program name first.
       define: adds the program's own flags to the FlagValues it is handed.
-      default_config: config file where the command line names none; '' = it must.
+      default_config: config file where the command line names none; '' = it must. base.OF_RUN: what
+        the run in --workdir has written, else that in --config.init_from, but for init_from and
+        mesh; else the base config.
       reads: sections and top-level fields that the program reads; None = every one.
 
     Raises:
@@ -81,12 +85,17 @@ def parse(
     values = flags.FlagValues()
     flags.DEFINE_string('workdir', None, 'Folder that holds the run.', flag_values=values)
     define(values)
-    named, argv = _config_of(with_config(argv, default_config))
-    errors.require(bool(named), 'give --config=experiments/<name>.py')
+    named, argv = _config_of(argv)
+    of_run = _of_run(argv) if default_config == base.OF_RUN and not named else ''
+    named = named or of_run or (base.__file__ if default_config == base.OF_RUN else default_config)
+    errors.require(named[:1] not in ('', '-'), 'give --config=experiments/<name>.py')
     path, config = '', None
     try:
         path, module, config = load(named)
+        if of_run:
+            config.update({name: base.get_config()[name] for name in _OF_COMMAND})
         _add_labels(config, argv)
+        _check_fields(argv)
         argv = _plain(argv, config)
         config_flags.DEFINE_config_dict(_CONFIG, config, flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
@@ -117,24 +126,32 @@ def load(named: str) -> tuple[str, types.ModuleType, ml_collections.ConfigDict]:
       UsageError: there is no such file, or it gives no config. Exception: what the file raises.
     """
     path, colon, arg = named.partition(':')
+    said = 'it is a folder' if pathlib.Path(path).is_dir() else 'it is not there'
     errors.require(
         pathlib.Path(path).is_file(),
-        f'cannot read the config file {path!r}: it is not there{mistakes.no_file(path)}',
+        f'cannot read the config file {path!r}: {said}{mistakes.no_file(path)}',
     )
     if path.endswith('.json'):
         return path, *_written(path, colon)
     found = importlib.util.spec_from_file_location('config_file', path)
-    errors.require(found is not None, f'the config file {path!r} is no .py file')
+    errors.require(
+        found is not None,
+        f'the config file {path!r} is no .py file; give --config=experiments/<name>.py',
+    )
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     errors.require(
-        hasattr(module, 'get_config'), f'the config file {path!r} has no function get_config'
+        hasattr(module, 'get_config'),
+        f'the config file {path!r} has no function get_config; experiments/quickstart.py shows one',
     )
     config = module.get_config(arg) if colon else module.get_config()
     errors.require(
         isinstance(config, ml_collections.ConfigDict),
-        f'get_config of {path!r} gives no ConfigDict; start from gptjax.configs.base.get_config()',
+        f'get_config of {path!r} gives a {type(config).__name__}, no ConfigDict; start from '
+        'gptjax.configs.base.get_config(), and return it',
     )
+    wrong = mistakes.in_tree(config)
+    errors.require(not wrong, f'{path}: {wrong}')
     return path, module, config
 
 
@@ -263,17 +280,31 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def _config_of(argv: list[str]) -> tuple[str, list[str]]:
-    """What --config names, and the command line without it."""
-    named, rest = '', argv[:1]
+    """What --config names, and the command line without it. Raises UsageError if it names two."""
+    named, rest = [], argv[:1]
     arguments = iter(argv[1:])
     for arg in arguments:
         if _name(arg) != _CONFIG or not arg.startswith('-'):
             rest.append(arg)
         elif '=' in arg:
-            named = arg.partition('=')[2]
+            named.append(arg.partition('=')[2])
         else:
-            named = next(arguments, '')
-    return named, rest
+            named.append(next(arguments, ''))
+    errors.require(
+        len(named) < 2, f'--config is given twice, as {" and ".join(map(repr, named))}; give one'
+    )
+    return ''.join(named), rest
+
+
+def _of_run(argv: list[str]) -> str:
+    """The config.json of the run that a command line names; '' where it names none."""
+    given = {_name(flag): flag.partition('=')[2] for flag in _joined(argv[1:])}
+    for folder in (given.get('workdir'), given.get('config.init_from')):
+        path = pathlib.Path(_WEIGHTS.sub('', folder or ''), base.OF_RUN)
+        # A published folder has one of another kind.
+        if folder and path.is_file() and b'"model_type"' not in path.read_bytes():
+            return str(path)
+    return ''
 
 
 def _add_labels(config: ml_collections.ConfigDict, argv: list[str]) -> None:
@@ -283,6 +314,15 @@ def _add_labels(config: ml_collections.ConfigDict, argv: list[str]) -> None:
         if section == base.LABELS and 'data' in config and label not in config.data.eval_sets:
             with config.unlocked():
                 config.data.eval_sets[label] = ''
+
+
+def _check_fields(argv: list[str]) -> None:
+    for field in mistakes.overridden(argv):
+        leaf = next(iter(base.SECTIONS.get(field, ())), '')
+        errors.require(
+            not leaf,
+            f'--config.{field} is a section: set its fields, as --config.{field}.{leaf}=...',
+        )
 
 
 def _check_read(argv: list[str], reads: tuple[str, ...]) -> None:

@@ -8,6 +8,16 @@ from typing import Any
 
 from gptjax.configs import errors, spec
 
+# What the modules of a package have, each of them.
+WANTED = {
+    'gptjax.data.sets': ('documents_of', 'identity'),
+    'gptjax.evals.held_out': ('NAMES', 'make'),
+    'gptjax.evals.tasks': ('TASKS',),
+    'gptjax.models.mlps': ('apply',),
+    'gptjax.training.objectives': ('make',),
+    'gptjax.training.optimizers': ('make',),
+}
+
 
 def names(package: str) -> list[str]:
     """The modules of `package`, sorted."""
@@ -19,12 +29,21 @@ def module(package: str, name: str) -> types.ModuleType:
     """The module `name` of `package` ('gptjax.data.sets', 'stdlib').
 
     Raises:
-      UsageError: there is no such module; the message lists those there are.
+      UsageError: there is no such module, and the message lists those there are; or it lacks what
+        those of its package have.
     """
     known = names(package)
     if name not in known:
         raise errors.UsageError(f'no {name!r} in {package}; there are: {", ".join(known)}')
-    return importlib.import_module(f'{package}.{name}')
+    found = importlib.import_module(f'{package}.{name}')
+    wanted = WANTED.get(package, ())
+    lacking = [each for each in wanted if not hasattr(found, each)]
+    errors.require(
+        not lacking,
+        f'{found.__file__} has no {" and no ".join(lacking)}; it needs {" and ".join(wanted)}, as '
+        f'{known[0] if name != known[0] else known[-1]}.py beside it',
+    )
+    return found
 
 
 def plug_in(package: str, written: str) -> tuple[types.ModuleType, Any]:

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 import ml_collections
 from absl import flags
 
-from gptjax.configs import errors, upgrade
+from gptjax.configs import base, errors, fields, upgrade
+
+_PACKAGE = pathlib.Path(__file__).parents[1]
 
 
 def explain(
@@ -44,34 +46,88 @@ def explain(
                 return f'unknown field --config.{field}{hint}'
     if isinstance(error, flags.Error):
         return _first_line(error)
-    return f'{type(error).__name__}: {_first_line(error)}{_where(error)}'
+    said = _of_tree(error) or f'{type(error).__name__}: {_first_line(error)}'
+    return said + _where(error)
+
+
+def in_tree(config: ml_collections.ConfigDict) -> str:
+    """What makes a config another tree than ours, the first of it; '' = nothing does."""
+    for name in (*base.TOP, *base.SECTIONS):
+        if name not in config:
+            return f'the config lacks {name}; start from gptjax.configs.base.get_config()'
+        if name in base.SECTIONS and not isinstance(config[name], ml_collections.ConfigDict):
+            return f'{name} = {config[name]!r} must be a section'
+    family = config.model.family if 'family' in config.model else ''
+    family = family if family in base.models.FAMILIES else 'gpt'
+    for path in _fields(config):
+        section, _, leaf = path.rpartition('.')
+        if path not in base.SECTIONS and base.field_of(path, family) is None:
+            return _no_field(section, leaf, config[section] if section else config)
+    return ''
+
+
+def _of_tree(error: BaseException) -> str:
+    """What a config file did to the tree that it must not, where that is the mistake; else ''."""
+    while error.__context__ is not None and not error.__suppress_context__:
+        error = error.__context__  # ml_collections makes an AttributeError of a KeyError
+    frame = error.__traceback__
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    found = frame.tb_frame.f_locals
+    node, key = found.get('self'), found.get('key')
+    if not isinstance(node, ml_collections.ConfigDict) or not isinstance(key, str):
+        return ''
+    kinds = {'': {**base.TOP, **base.SECTIONS}, **base.SECTIONS}
+    section = max(kinds, key=lambda name: len(kinds[name].keys() & set(node)))
+    if key not in node:
+        return _no_field(section, key, node)
+    said = f'{section}.{key}'.lstrip('.')
+    return f'{said} = {found.get("value")!r} must be a {type(node[key]).__name__}'
+
+
+def _no_field(section: str, name: str, node: Iterable[str]) -> str:
+    """That a section, '' = the config itself, lacks a field; and what may have been meant."""
+    there = [field for field in node if field != name]
+    near = difflib.get_close_matches(name, there, n=1) or _meant((name,), base.get_config())
+    hint = f'did you mean {" or ".join(near)}?' if near else f'there are: {", ".join(there)}'
+    return f'{section or "the config"} has no field {name}; {hint}'
 
 
 def _flag_like(
     name: str, values: flags.FlagValues, config: ml_collections.ConfigDict | None
 ) -> str:
     """What may have been meant by a flag: one there is, or a field of the config."""
-    known = [] if config is None else list(_fields(config))
-    asked = (name, name.removeprefix('no').removeprefix('config.'))
-    found = [field for field in known if f'.{field}'.endswith(tuple(f'.{a}' for a in asked))]
-    found = found or [field for field in known if field.endswith(f'_{name}')]
-    leaves = {field.rpartition('.')[2]: field for field in reversed(known)}
-    for each in asked:
-        close = difflib.get_close_matches(each, leaves, n=1, cutoff=0.75)
-        found = found or [leaves[leaf] for leaf in close]
+    found = _meant((name, name.removeprefix('no').removeprefix('config.')), config or {})
     if found:
-        return f'did you mean --config.{" or --config.".join(found[:3])}?'
+        return f'did you mean --config.{" or --config.".join(found)}?'
     near = difflib.get_close_matches(name, list(values), n=1)
     return f'did you mean --{near[0]}?' if near else f'there are: --{", --".join(values)}'
 
 
+def _meant(asked: Iterable[str], config: fields.Values) -> list[str]:
+    """Up to three dotted fields that go by one of these names, end in it, or are spelt like it."""
+    known = list(_fields(config))
+    found = [field for field in known if f'.{field}'.endswith(tuple(f'.{a}' for a in asked))]
+    found = found or [field for field in known if field.endswith(tuple(f'_{a}' for a in asked))]
+    leaves = {field.rpartition('.')[2]: field for field in reversed(known)}
+    for each in asked:
+        close = difflib.get_close_matches(each, leaves, n=1, cutoff=0.75)
+        found = found or [leaves[leaf] for leaf in close]
+    return found[:3]
+
+
 def no_file(path: str) -> str:
-    """The config file that may have been meant where one is not there, as the end of a sentence."""
-    there = {str(file): file for file in pathlib.Path('experiments').rglob('*.py')}
-    stems = {str(file.with_suffix('')): name for name, file in there.items()}
-    stems |= {file.stem: name for name, file in there.items()} | {name: name for name in there}
-    near = difflib.get_close_matches(path, stems, n=1, cutoff=0.7)
-    return f'; did you mean {stems[near[0]]}?' if near else ''
+    """The config files that may have been meant by one that is not there: a sentence's end."""
+    meant: dict[str, list[str]] = {}  # as it may be written -> files
+    folder = pathlib.Path('experiments')
+    for file in sorted(folder.rglob('[!_]*.py')):
+        inside = file.relative_to(folder)
+        called = (file, inside, pathlib.Path(file.name))
+        names = {*called, *(name.with_suffix('') for name in called), file.parent, inside.parent}
+        for name in names:
+            meant.setdefault(str(name), []).append(str(file))
+    near = difflib.get_close_matches(path, meant, n=1, cutoff=0.7)
+    return f'; did you mean {" or ".join(meant[near[0]])}?' if near else ''
 
 
 def overridden(argv: Iterable[str]) -> list[str]:
@@ -81,7 +137,7 @@ def overridden(argv: Iterable[str]) -> list[str]:
     return [name.removeprefix('config.') for name in names if name.startswith('config.')]
 
 
-def _fields(config: ml_collections.ConfigDict, prefix: str = '') -> Iterable[str]:
+def _fields(config: fields.Values, prefix: str = '') -> Iterable[str]:
     for key, value in config.items():
         yield prefix + key
         if isinstance(value, ml_collections.ConfigDict):
@@ -101,7 +157,7 @@ def _where(error: Exception) -> str:
         if (
             'site-packages' not in path
             and 'importlib' not in path
-            and '/configs/cli.py' not in path
+            and _PACKAGE not in pathlib.Path(path).parents
         ):
             found = f' (at {path}:{frame.tb_lineno})'
         frame = frame.tb_next

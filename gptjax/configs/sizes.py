@@ -168,5 +168,6 @@ def ngram(order: int, **overrides: Any) -> ml_collections.ConfigDict:
 
 
 def _with(section: ml_collections.ConfigDict, values: dict) -> ml_collections.ConfigDict:
-    """The section with other values; one of a field that it lacks is left to its owner."""
-    return ml_collections.ConfigDict(section.to_dict() | values)
+    """The section with other values, locked."""
+    section.lock().update(values)
+    return section

@@ -31,7 +31,9 @@ def parse(text: str, types: Mapping[str, type], what: str) -> dict[str, Any]:
         key, equals, value = part.partition('=')
         if not equals or key not in types:
             keys = ', '.join(types) or 'none'
-            raise errors.UsageError(f'{what} {part!r} is not key=value with a key of: {keys}')
+            last = list(found)[-1:] if not equals else []
+            hint = ''.join(f'; a comma ends {key}: join values by +, {key}=a+b' for key in last)
+            raise errors.UsageError(f'{what} {part!r} is not key=value with a key of: {keys}{hint}')
         errors.require(key not in found, f'{what} names {key!r} twice')
         found[key] = _typed(key, value, types[key], what)
     return found

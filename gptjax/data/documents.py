@@ -94,9 +94,8 @@ def write(
     started = folder / 'source.json'
     shards = _whole_shards(folder)
     if shards and (before := json.loads(started.read_text(encoding='utf-8'))) != source:
-        differing = [name for name in source if source[name] != before.get(name)]
         raise errors.InputError(
-            f'{folder} was begun from another source (another {", ".join(differing)}); remove that '
+            f'{folder} was begun from another source ({_difference(before, source)}); remove that '
             'folder or choose another --config.corpus.dir'
         )
     files.replace(started, json.dumps(source) + '\n')
@@ -120,6 +119,14 @@ def write(
     manifest |= {'shards': [dataclasses.asdict(s) for s in shards]}
     files.replace(folder / MANIFEST, json.dumps(manifest, indent=1) + '\n')
     return left_out
+
+
+def _difference(before: dict, source: dict) -> str:
+    """What differs between two sources: their fields, else what is found there."""
+    named = [name for name in source if name != 'identity' and source[name] != before.get(name)]
+    if not named:
+        return f'what is in {source.get("path") or source.get("set")!r} has changed since'
+    return ', '.join(f'{name} = {before.get(name)} there, {source[name]} here' for name in named)
 
 
 def _kept(

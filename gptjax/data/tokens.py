@@ -48,10 +48,12 @@ def is_finished(folder: pathlib.Path, source: dict) -> bool:
     """
     folder.mkdir(parents=True, exist_ok=True)
     begun = folder / 'source.json'
-    if any(folder.glob('record-*.json')) and json.loads(begun.read_text()) != source:
+    before = json.loads(begun.read_text()) if any(folder.glob('record-*.json')) else source
+    differing = [name for name in source if source[name] != before.get(name)]
+    if differing:
         raise errors.InputError(
-            f'{folder} was begun from another corpus, tokenizer or valid_fraction; remove that '
-            'folder or choose another tokens.dir'
+            f'{folder} was begun from another {" and another ".join(differing)}; remove that '
+            'folder or choose another --config.tokens.dir'
         )
     files.replace(begun, json.dumps(source) + '\n')
     return (folder / MANIFEST).exists()
@@ -138,7 +140,11 @@ class TokenSet:
         return self._ends[-1] if self._ends else 0
 
     def read(self, start: int, length: int) -> Integer[np.ndarray, ' L']:
-        """`length` tokens from `start` on, across shards; shorter only at the very end."""
+        """`length` tokens from `start` on, across shards; shorter only at the very end.
+
+        Raises:
+          InputError: an id is beyond the vocabulary; a compiled model would not notice.
+        """
         stop = min(start + length, len(self))
         parts = []
         shard = bisect.bisect_right(self._ends, start)
@@ -148,7 +154,13 @@ class TokenSet:
             parts.append(part)
             start += len(part)
             shard += 1
-        return parts[0] if len(parts) == 1 else np.concatenate([*parts, _NOTHING])
+        found = parts[0] if len(parts) == 1 else np.concatenate([*parts, _NOTHING])
+        if len(found) and found.max() >= self.n_vocab:
+            raise errors.InputError(
+                f'{self.folder}, {self.split}: the id {found.max()} is beyond the {self.n_vocab} '
+                f'of {MANIFEST}; remove that folder and prepare it again'
+            )
+        return found
 
     def table(self) -> Integer[np.ndarray, 'documents 3']:
         """Per document: tokens with its end-of-text, UTF-8 bytes, words. Held-out splits only."""

@@ -61,7 +61,8 @@ def evaluation(
         return found
 
     names = [name for label in held_out for name in perplexity.names(label, config)] + tasks.names
-    return run.Evaluation([*names, *(_of_average(n) for n in names if average)], scores)
+    names += [_of_average(name) for name in names if average]
+    return run.Evaluation(names, scores, perplexity.notes(held_out, config))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,10 +3,11 @@
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gptjax.configs import errors
+from gptjax.evals import fewshot
 from gptjax.text import files
 
 Row = dict[str, Any]
@@ -15,8 +16,11 @@ Row = dict[str, Any]
 class Items:
     """Rows of a job on disk: a header, then one a line."""
 
-    def __init__(self, path: pathlib.Path | None, header: Row) -> None:
-        self.path, self.rows, self._file = path, [], None
+    def __init__(
+        self, path: pathlib.Path | None, header: Row, also: Callable[[Row], Row] = dict
+    ) -> None:
+        """Args: also: makes the row that is kept of a row."""
+        self.path, self.rows, self._file, self._also = path, [], None, also
         if path is None:
             return
         if path.exists():
@@ -27,11 +31,13 @@ class Items:
                     f'{path} holds items of another {", ".join(differing)}; use another --workdir, '
                     'or remove that file'
                 )
+        self.rows = [also(row) for row in self.rows]
         path.parent.mkdir(parents=True, exist_ok=True)
         files.replace(path, _lines([header, *self.rows]))
         self._file = path.open('a', encoding='utf-8')
 
     def add(self, rows: Sequence[Row]) -> None:
+        rows = [self._also(row) for row in rows]
         self.rows += rows
         if self._file is not None:
             self._file.write(_lines(rows))
@@ -43,6 +49,24 @@ class Items:
     def __exit__(self, *exception: object) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def with_texts(task: fewshot.Task, prompts: Sequence[fewshot.Prompt]) -> Callable[[Row], Row]:
+    """Row -> the same with its prompt as text, and the answers that were scored or accepted.
+
+    Of whole texts nothing: what was read is the corpus.
+    """
+    if task.kind == 'rolling':
+        return dict
+    known = {prompt.number: prompt for prompt in prompts}
+
+    def also(row: Row) -> Row:
+        prompt = known[row['i']]
+        before, item = prompt.text(row['dropped']), prompt.item
+        found = [before + context for context in item.contexts or (item.context,)]
+        return row | {'prompt': found if item.contexts else found[0], 'answers': list(item.answers)}
+
+    return also
 
 
 def _lines(rows: Sequence[Row]) -> str:

@@ -115,8 +115,7 @@ def check(token_set: tokens.TokenSet, n_ctx: int, config: Config) -> None:
       InputError: there is none. UsageError: the stride is beyond n_ctx.
     """
     _require(token_set, n_ctx, config)
-    table = _documents(token_set, config.max_tokens)
-    number = int(table[:, 0].sum()) - len(table)
+    number = _n_scored(token_set, config)
     if number < _LITTLE:
         _log.warning(
             '%s holds out %d tokens: scores of so little text tell little. Prepare with a larger '
@@ -124,6 +123,22 @@ def check(token_set: tokens.TokenSet, n_ctx: int, config: Config) -> None:
             token_set.folder,
             number,
         )
+
+
+def notes(held_out: Mapping[str, tokens.TokenSet], config: Config) -> dict[str, str]:
+    """What must stand beside the scores of sets that hold too little, by label."""
+    sizes = {label: _n_scored(token_set, config) for label, token_set in held_out.items()}
+    return {
+        label: f'only {size} tokens, which is too little to measure a model by'
+        for label, size in sizes.items()
+        if size < _TOO_LITTLE
+    }
+
+
+def _n_scored(token_set: tokens.TokenSet, config: Config) -> int:
+    """The tokens that count: all but end-of-text, one before each document."""
+    table = _documents(token_set, config.max_tokens)
+    return int(table[:, 0].sum()) - len(table)
 
 
 def _require(token_set: tokens.TokenSet, n_ctx: int, config: Config) -> None:
@@ -175,8 +190,7 @@ def score(
         f'{len(table)} documents joined by end-of-text, windows of {n_ctx} tokens, '
         f'stride {stride}; end-of-text not scored; bytes of the original UTF-8'
     )
-    if weight < _TOO_LITTLE:
-        protocol += f'; only {weight:.0f} tokens, which is too little to measure a model by'
+    protocol += ''.join(f'; {said}' for said in notes({SCORE: token_set}, config).values())
     more = {name: x for m in config.measures for name, x in _values(m, sums[m]).items()}
     counts = (round(weight), text_bytes, words, len(table))
     return Score(float(sums[SCORE]['nats']), *counts, protocol, more)

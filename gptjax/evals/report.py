@@ -21,14 +21,12 @@ def write(
     rows: Sequence[Row],
     absent: Mapping[str, str],
     comparisons: Sequence[Row],
-    beside: Sequence[Sequence[Row]],
 ) -> list[pathlib.Path]:
-    """Writes results.jsonl, results.md and the pictures there are points for.
+    """Writes results.jsonl and results.md.
 
     Args:
       rows: of every seed; those over several seeds are added.
-      absent: tasks whose data is not at hand -> why.
-      beside: rows of other workdirs.
+      absent: tasks that are not scored -> why.
 
     Returns:
       the files written.
@@ -38,7 +36,18 @@ def write(
     text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in every)
     files.replace(workdir / RESULTS, text)
     files.replace(workdir / TABLE, _table(whole, absent, comparisons))
-    return [workdir / RESULTS, workdir / TABLE, *_pictures(workdir, [whole, *beside])]
+    return [workdir / RESULTS, workdir / TABLE]
+
+
+def draw(
+    workdir: pathlib.Path, rows: Sequence[Row], beside: Sequence[Sequence[Row]]
+) -> list[pathlib.Path]:
+    """Draws the pictures there are points for; arguments and value as write().
+
+    Args:
+      beside: rows of other workdirs.
+    """
+    return _pictures(workdir, [suite.over_seeds(rows), *beside])
 
 
 def read(workdir: pathlib.Path) -> list[Row]:

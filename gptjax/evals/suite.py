@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.configs import errors
+from gptjax.data.labelled import sets
 from gptjax.evals import answers, contamination, fewshot, measures, papers
 from gptjax.evals import kept as kept_lib
 from gptjax.runtime import program
@@ -47,6 +48,7 @@ class Config:
     batch_prompts: int
     clean_against: str
     beside: tuple[str, ...]
+    keep_texts: bool
     download: bool
 
     def __post_init__(self) -> None:
@@ -120,6 +122,22 @@ def respondent(config: Config, loaded: loaded_lib.Loaded, multiple: int) -> answ
     )
 
 
+def absent(config: Config, data_dir: str) -> dict[str, str]:
+    """Tasks whose data is not at hand -> why: to know before the weights are read.
+
+    Raises:
+      InputError: the data of one is damaged.
+    """
+    found = {}
+    for name in config.tasks:
+        task = fewshot.find(name)
+        try:
+            fewshot.read(task, task.split, data_dir, config.download)
+        except sets.Absent as e:
+            found[name] = str(e)
+    return found
+
+
 def load(
     job: Job, respondent: answers.Respondent, config: Config, data_dir: str
 ) -> fewshot.Prompts:
@@ -170,7 +188,8 @@ def run(
         'prompts': _digest(asked.prompts),
     }
     units = respondent.units(job.task, asked.prompts)
-    with kept_lib.Items(kept and kept / f'{job.label}.jsonl', header) as items:
+    also = kept_lib.with_texts(job.task, asked.prompts) if config.keep_texts else dict
+    with kept_lib.Items(kept and kept / f'{job.label}.jsonl', header, also) as items:
         done = {row['i'] for row in items.rows}
         begun(len(units), len(done))
         left = [unit for unit in units if unit.number not in done]

@@ -212,4 +212,4 @@ def save(
         checkpoints.save(0, {'params': params}, meta)
     finally:
         checkpoints.close()
-    files.replace(path / 'config.json', config.to_json(indent=1) + '\n')
+    files.replace(path / base.OF_RUN, config.to_json(indent=1) + '\n')

@@ -35,6 +35,7 @@ class Clock:
         self._paused = self._pause_mark = 0.0
         self._wait = self._tokens = 0.0
         self._steps: list[float] = []
+        self._compiling: tuple[int, float] | None = None  # tokens and seconds of the first step
         self._said_slow = False
         self._total_secs = self._train_secs = 0.0
 
@@ -65,6 +66,7 @@ class Clock:
 
     def trained(self, tokens: int, secs: float) -> None:
         """Adds a step: its tokens, and the seconds from its beginning to the next one's."""
+        self._compiling = self._compiling or (tokens, secs)
         self._tokens += tokens
         self._steps.append(secs)
 
@@ -73,11 +75,20 @@ class Clock:
         return list(self._steps)
 
     def read(self, tokens_left: float) -> dict[str, float]:
-        """Metrics since the last reading; MFU only where the device's peak is known."""
+        """Metrics since the last reading; MFU only where the device's peak is known.
+
+        The first step of all, in which programs are compiled, does not count in the speed where
+        there are others.
+        """
         now = time.monotonic()
         secs = max(now - self._mark - self._paused, 1e-9)
         self._train_secs += secs
-        speed = self._tokens / secs
+        tokens, compiling = self._compiling or (0, 0.0)
+        if self._tokens > tokens:
+            speed = (self._tokens - tokens) / max(secs - compiling, 1e-9)
+        else:
+            speed = self._tokens / secs
+        self._compiling = self._compiling and (0, 0.0)
         total = self.totals()
         found = {
             'perf/tokens_per_sec': speed,

@@ -142,6 +142,14 @@ class Mesh:
             f'n_ctx = {n_ctx} does not divide over context = {self.mesh.shape["context"]}',
         )
 
+    def check_model(self, **sizes: int) -> None:
+        """Raises UsageError unless parameters of these sizes divide, as vocab=512, embed=64.
+
+        shardings() says so of every parameter, but only once a model can be traced at all.
+        """
+        for logical, size in sizes.items():
+            self._check_axis('the model', logical, size, _RULES[logical])
+
     def region(self, windows: int, n_ctx: int) -> tuple[np.ndarray, slice]:
         """The rows and columns of a (windows, n_ctx) batch that this process's devices hold.
 
@@ -226,14 +234,18 @@ class Mesh:
         except ValueError as e:
             raise errors.UsageError(f'{name}: {e}') from e
         for size, axis, logical in zip(leaf.unbox().shape, spec, leaf.about.names, strict=True):
-            over = self.mesh.shape[axis] if axis else 1
-            errors.require(
-                size % over == 0,
-                f'{name}: axis {logical} of size {size} does not divide over mesh axis '
-                f'{axis} = {over}; change --config.mesh.{axis}'
-                + (' or pad --config.model.n_vocab' if logical == 'vocab' else ''),
-            )
+            self._check_axis(name, logical, size, axis)
         return NamedSharding(self.mesh, spec)
+
+    def _check_axis(self, name: str, logical: str | None, size: int, axis: str | None) -> None:
+        over = self.mesh.shape[axis] if axis else 1
+        padded = -(-size // over) * over
+        errors.require(
+            size % over == 0,
+            f'{name}: axis {logical} of size {size} does not divide over mesh axis '
+            f'{axis} = {over}; change --config.mesh.{axis}'
+            + (f' or pad: --config.model.n_vocab={padded}' if logical == 'vocab' else ''),
+        )
 
 
 def _is_box(x: Any) -> bool:

@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import functools
 import logging
+import os
 import pathlib
 import signal
 import subprocess
@@ -58,7 +59,7 @@ def run(
       doc: its docstring, printed for --help.
       reads: sections and top-level fields of the config that it reads; others must not be given.
       define: adds the program's own flags.
-      default_config: the config file where the command line names none.
+      default_config: the config file where the command line names none, as cli.parse() takes it.
       uses_jax: whether to set JAX up.
     """
     streams.set_up()
@@ -80,7 +81,7 @@ def _help(
     asked = [arg for arg in sys.argv if arg not in ('--help', '-h', '-help')]
     try:
         config = cli.parse(
-            [*asked, '--workdir=.'],
+            [asked[0], '--workdir=.', *asked[1:]],
             lambda v: _define(v, define, uses_jax),
             default_config or base.__file__,
         ).config
@@ -100,6 +101,8 @@ def _exit_code(
 ) -> int:
     try:
         args = cli.parse(sys.argv, lambda v: _define(v, define, uses_jax), default_config, reads)
+        if default_config == base.OF_RUN:
+            _log.info('config: %s', args.path)
         if uses_jax:
             set_up_jax(args.flags)
         main(args)
@@ -259,7 +262,7 @@ def graceful_stop() -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_one(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps a second run out of a workdir, waiting for the first to end.
+    """Keeps a second run out of a workdir, waiting for the first to end, and saying so at once.
 
     On several hosts the first of them holds the workdir for all; programs without JAX have one.
 
@@ -270,18 +273,27 @@ def only_one(workdir: pathlib.Path) -> Iterator[None]:
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / '.lock').open('w') as f:
-        deadline = time.monotonic() + LOCK_SECS
+    with (workdir / '.lock').open('a+') as f:
+        deadline, holder = time.monotonic() + LOCK_SECS, ''
         while True:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError as e:
+                if not holder:
+                    f.seek(0)
+                    holder = f'{f.read() or "another process"} is at work in {workdir}'
+                    _log.warning('%s: waiting up to %.0f s for its end', holder, LOCK_SECS)
                 if time.monotonic() > deadline:
                     raise errors.InputError(
-                        f'another process is at work in {workdir}; stop it or use another --workdir'
+                        f'{holder}; stop it or use another --workdir (with '
+                        f'--config.init_from={workdir} where its weights are wanted)'
                     ) from e
                 time.sleep(0.2)
+        f.truncate(0)
+        name = pathlib.Path(sys.argv[0]).stem
+        f.write(f'process {os.getpid()} on {os.uname().nodename} ({name})')
+        f.flush()
         yield
 
 

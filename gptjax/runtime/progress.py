@@ -9,15 +9,23 @@ from types import TracebackType
 import tqdm
 
 LOG_SECS = 30.0
+_NOTED = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]'
 _log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Counts towards `total` (None where unknown); use as a context manager."""
+    """Counts towards `total` (None where unknown); use as a context manager.
 
-    def __init__(self, what: str, total: int | None, unit: str, initial: int = 0) -> None:
+    What is left is reckoned from the end of the first advance on: before it, programs compile.
+    """
+
+    def __init__(
+        self, what: str, total: int | None, unit: str, initial: int = 0, first: str = ''
+    ) -> None:
+        """Args: first: what is done before the first advance, where that is worth telling."""
         self._what, self._total, self._unit, self._done = what, total, unit, initial
-        self._start, self._logged, self._initial = time.monotonic(), time.monotonic(), initial
+        self._logged = time.monotonic()
+        self._begun: tuple[float, int] | None = None  # when the first advance ended, and with what
         self._note = ''
         self._bar = None
         if sys.stderr.isatty():
@@ -31,17 +39,25 @@ class Progress:
                 leave=True,
                 dynamic_ncols=True,
             )
+            self._bar.set_postfix_str(first)
+        elif first:
+            _log.info('%s: %s', what, first)
 
     def advance(self, amount: int = 1, note: str = '') -> None:
-        """Adds to what is done; `note` stands behind the bar or the line."""
+        """Adds to what is done; `note` stands behind the bar or the line, in place of the speed."""
         self._done += amount
         self._note = note
         if self._bar is not None:
-            if note:
-                self._bar.set_postfix_str(note, refresh=False)
+            if note and self._total is not None:
+                self._bar.bar_format = _NOTED
+            self._bar.set_postfix_str(note, refresh=False)
+            if self._begun is None:
+                self._bar.unpause()
+                self._bar.initial = self._done
             self._bar.update(amount)
         elif time.monotonic() - self._logged >= LOG_SECS:
             self._log()
+        self._begun = self._begun or (time.monotonic(), self._done)
 
     def __enter__(self) -> 'Progress':
         return self
@@ -54,17 +70,17 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._done > self._initial:
+        elif self._begun:
             self._log()
 
     def _log(self) -> None:
         self._logged = time.monotonic()
         of = '' if self._total is None else f' of {self._total:,}'
-        done = self._done - self._initial
+        since, done = self._begun or (0.0, self._done)
         rest = None if self._total is None else self._total - self._done
         eta = ''
-        if rest and done:
-            eta = f', {rest * (self._logged - self._start) / done:.0f} s left'
+        if rest and self._done > done:
+            eta = f', {rest * (self._logged - since) / (self._done - done):.0f} s left'
         note = f', {self._note}' if self._note else ''
         _log.info('%s: %s%s%s%s%s', self._what, f'{self._done:,}', of, self._unit, note, eta)
 

@@ -2,11 +2,18 @@
 """Whether a workdir is this run's: the same config as far as it makes a run, and the same data."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from gptjax.configs import errors, upgrade
 
+LENGTH = ('train.total_tokens', 'train.total_epochs')
+# (total_tokens, total_epochs) -> step -> learning rate
+RateOf = Callable[[int, float], Callable[[jax.Array], jax.Array]]
 _DATA = {'sets': 'token shards'}  # what of the data must be the same, in words
 
 
@@ -16,6 +23,7 @@ def check(
     config: Mapping[str, Any],
     reads: Sequence[str],
     data: Mapping[str, Any],
+    may_differ: Collection[str] = (),
 ) -> None:
     """Compares with a checkpoint.
 
@@ -24,6 +32,7 @@ def check(
       config: of now, as JSON.
       reads: sections and top-level fields of the config that the program reads.
       data: what must be the same of the data; what the checkpoint does not say came later.
+      may_differ: fields that need not be the same.
 
     Raises:
       InputError: the workdir holds another run, or none; the message says what differs.
@@ -36,15 +45,21 @@ def check(
     there, here = (
         upgrade.identity(upgrade.config(each), reads) for each in (meta['config'], config)
     )
-    differing = [
-        f'{name} = {there.get(name)} there, {here.get(name)} here'
-        for name in sorted(here.keys() | there.keys())
+    differing = {
+        name: f'{name} = {there.get(name)} there, {here.get(name)} here'
+        for name in sorted((here.keys() | there.keys()) - set(may_differ))
         if here.get(name) != there.get(name)
-    ]
+    }
     if differing:
+        advice = 'use another --workdir, or the config it was begun with'
+        if differing.keys() <= set(LENGTH):
+            advice = (
+                f'its {meta["step"]} steps are not the first of a run so long, which has other '
+                f'learning rates, or fewer steps: {advice}; --config.init_from={workdir} starts '
+                'from its weights'
+            )
         raise errors.InputError(
-            f'{workdir} holds a run of another config ({"; ".join(differing)}); use another '
-            '--workdir, or the config it was begun with'
+            f'{workdir} holds a run of another config ({"; ".join(differing.values())}); {advice}'
         )
     for name, value in data.items():
         if meta['data'].get(name, value) != value:
@@ -52,3 +67,21 @@ def check(
                 f'{workdir} was trained on other {_DATA.get(name, name)} than those in '
                 f'data.{name} now; put the old ones back, or use another --workdir'
             )
+
+
+def goes_on(
+    meta: Mapping[str, Any], config: Mapping[str, Any], rate_of: RateOf, total_steps: int
+) -> bool:
+    """Whether a run of this config's length would have come to a checkpoint just so.
+
+    It would where the learning rates up to there do not depend on the length: those of a constant
+    rate, of wsd before the cool-down, of a decay of a length of its own.
+
+    Args:
+      config: of now, as JSON.
+      total_steps: of a run of that length.
+    """
+    trains = [upgrade.config(each)['train'] for each in (meta['config'], config)]
+    steps = jnp.arange(meta['step'])
+    there, here = (rate_of(t['total_tokens'], t['total_epochs'])(steps) for t in trains)
+    return meta['step'] <= total_steps and np.array_equal(there, here)

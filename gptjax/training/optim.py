@@ -131,6 +131,12 @@ def learning_rate(config: Config, total: float, at: jax.Array | float) -> jax.Ar
     return config.peak_lr * risen * schedules.SCHEDULES[config.schedule].share(at, span)
 
 
+def rate_of(config: Config, plan: plan_lib.Plan) -> Callable[[jax.Array], jax.Array]:
+    """Step -> the rate of its update."""
+    length = plan.length(config.unit)
+    return lambda step: learning_rate(config, length.total, length.after(step))
+
+
 def make(config: Config, plan: plan_lib.Plan, described: parameters_lib.Described) -> Optimizer:
     """Clip by global norm, the update rule, scale by parameter, decoupled decay, learning rate.
 
@@ -156,9 +162,7 @@ def make(config: Config, plan: plan_lib.Plan, described: parameters_lib.Describe
         'training; lower it',
     )
 
-    def rate(step: jax.Array) -> jax.Array:
-        return learning_rate(config, length.total, length.after(step))
-
+    rate = rate_of(config, plan)
     rule, options = lookup.plug_in('gptjax.training.optimizers', config.optimizer)
     chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),

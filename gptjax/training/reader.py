@@ -76,11 +76,12 @@ class Reader:
 
     def evaluated(self, scores: Mapping[str, float]) -> None:
         """Takes note of an evaluation."""
-        self._evaluation = ''.join(
-            f', held-out {value:.3f} bits/byte'
+        found = [
+            f'{value:.3f}'
             for name, value in scores.items()
             if name.startswith('eval/') and name.endswith('bits_per_byte')
-        )
+        ]
+        self._evaluation = f', held-out {", ".join(found)} bits/byte' if found else ''
 
     def _spike(self, step: int, values: Mapping[str, float]) -> None:
         what = f'loss {values["train/loss"]:.4g}, gradient norm {values["opt/grad_norm"]:.4g}'

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import ml_collections
 
-from gptjax.configs import errors
+from gptjax.configs import base, errors
 from gptjax.runtime import checkpoint, clock, inventory, metrics, program, progress, saver
 from gptjax.runtime import meta as meta_lib
 from gptjax.text import files
@@ -30,7 +30,7 @@ from gptjax.training import plan as plan_lib
 from gptjax.training import reader as reader_lib
 from gptjax.training import step as step_lib
 
-RESULTS, CONFIG = 'results.json', 'config.json'
+RESULTS = 'results.json'
 Spike = reader_lib.Spike
 _MOST_ROLLBACKS = 10  # of one process: then it is not the batches
 _log = logging.getLogger(__name__)
@@ -70,11 +70,12 @@ class Config:
 class Evaluation(NamedTuple):
     """How a state is scored: the names of the scores there will be, and the scores.
 
-    A score that is None is missing.
+    A score that is None is missing. notes: what must stand beside scores, by what is scored.
     """
 
     names: Sequence[str]
     scores: Callable[[step_lib.State], Mapping[str, float | None]]
+    notes: Mapping[str, str]
 
 
 class Recipe(NamedTuple):
@@ -82,7 +83,8 @@ class Recipe(NamedTuple):
 
     plan: which examples the steps read. target: of step.abstract(). options: of its steps.
     evaluation: how its states are scored. head: of models.heads.HEADS. tokenizer: its fingerprint.
-    data: what must be the same whenever the run goes on. flops_per_token: of training.
+    data: what must be the same whenever the run goes on. flops_per_token: of training. rate_of: the
+    learning rates of a run of another length.
     """
 
     plan: plan_lib.Plan
@@ -93,6 +95,7 @@ class Recipe(NamedTuple):
     tokenizer: str
     data: Mapping[str, Any]
     flops_per_token: float
+    rate_of: claim.RateOf
 
 
 class Run:
@@ -148,6 +151,7 @@ class Run:
             _log.info('training in %s is done already', self._workdir)
             return None
         if not self._spikes and program.is_first():
+            (self._workdir / RESULTS).unlink(missing_ok=True)  # of a shorter run
             params = step_lib.items(recipe.target)['params']
             frozen = recipe.options.frozen
             table = inventory.describe(recipe.target, params, frozen, self.total_steps)
@@ -252,6 +256,8 @@ class Run:
         results['parameters'] = step_lib.n_params(state)
         results['train_secs'] = round(self._clock.totals()['train_secs'], 1)
         results |= self._scores | {'commit': program.commit()}
+        if self._recipe.evaluation.notes:
+            results['notes'] = dict(self._recipe.evaluation.notes)
         if self._provenance:
             results['initialised_from'] = self._provenance
         if program.is_first():
@@ -263,11 +269,13 @@ class Run:
         """Makes the workdir this run's. Raises InputError where it holds another."""
         if meta:
             config = json.loads(self._config.to_json())
-            claim.check(self._workdir, meta, config, self._reads, self._recipe.data)
+            longer = claim.goes_on(meta, config, self._recipe.rate_of, self.total_steps)
+            may_differ = claim.LENGTH if longer else ()
+            claim.check(self._workdir, meta, config, self._reads, self._recipe.data, may_differ)
             if not self._spikes:
                 self._plan.restore(meta['step'], meta['data'])
         if program.is_first():
-            files.replace(self._workdir / CONFIG, self._config.to_json(indent=1) + '\n')
+            files.replace(self._workdir / base.OF_RUN, self._config.to_json(indent=1) + '\n')
 
     def _prepare(self, step: int, totals: dict[str, float] | None) -> None:
         """Opens what a run writes to, and what watches it."""
@@ -299,7 +307,7 @@ class Run:
             train.log_every_steps, train.on_spike == 'skip', plan, self._writer, self._clock
         )
         ahead = (plan.tokens(plan.total_steps), ' tokens', plan.tokens(step))
-        self._bar = self._open.enter_context(progress.Progress('train', *ahead))
+        self._bar = self._open.enter_context(progress.Progress('train', *ahead, 'compiling ...'))
         self._watchdog = clock.Watchdog('the next batch: the data pipeline is slow, or dead')
         self._open.callback(self._watchdog.close)
         self._open.enter_context(program.graceful_stop())

@@ -21,5 +21,10 @@ SUITE = {
     'batch_prompts': free(8, 'texts generated side by side'),
     'clean_against': free('', 'folder of a prepared corpus: also score the items not found in it'),
     'beside': free((), 'workdirs of other evaluations: compared, drawn in the pictures'),
+    'keep_texts': free(
+        False,
+        "keep each item's prompt and answers in items/, beside what the model said",
+        was=False,
+    ),
     'download': free(False, 'let TFDS fetch what it has not prepared'),
 }

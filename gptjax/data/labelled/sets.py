@@ -64,9 +64,10 @@ def load(
         read = _tfds(tfds_name, source.tfds_splits.get(split, split), download)
         if read is not None:
             return [record for row in read for record in _recorded(source, row, tfds_name)]
-    where = f'{pathlib.Path(data_dir or "DATA_DIR") / name / split}.jsonl'
+    file = pathlib.Path(data_dir, name, f'{split}.jsonl')
+    said = f'no {file}' if data_dir else f'no --config.data_dir=<folder> is given, to hold {file}'
     also = f', and TFDS has not prepared {" or ".join(source.tfds)}' if source.tfds else ''
-    raise Absent(f'no {where}{also}')
+    raise Absent(said + also)
 
 
 def _recorded(source: Source, row: Record, where: Any) -> list[Record]:
