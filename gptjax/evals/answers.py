@@ -230,8 +230,7 @@ class Respondent:
     ) -> Iterator[list[Row]]:
         """Free-form answers: beams of four unless the task says otherwise."""
         settings = (
-            _PLAIN
-            | FREE_FORM
+            FREE_FORM
             | task.decode
             | {
                 'max_new_tokens': task.max_new_tokens,
@@ -239,7 +238,7 @@ class Respondent:
                 'eos_token_id': self.loaded.defaults.get('eos_token_id', ()),
             }
         )
-        asked = options.make(base.get_config().decode.to_dict(), settings)
+        asked = options.make(base.get_config().decode.to_dict() | _PLAIN, settings)
         ready = []
         for prompt in prompts:
             pair, dropped = self._pair(prompt, prompt.item.context + task.separator.rstrip(' '), '')

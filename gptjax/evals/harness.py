@@ -239,8 +239,9 @@ class Model(harness_model.TemplateLM):
             'max_new_tokens': given.pop('max_gen_toks'),
             'stop_strings': tuple(until),
             'do_sample': False,
-            'temperature': 1.0,
         }
-        if not given.get('do_sample'):
+        if given.get('do_sample'):
+            settings['temperature'] = 1.0
+        else:
             given.pop('temperature', None)
         return self._loaded.asked(settings | given), until
