@@ -351,6 +351,19 @@ def test_weights_land_in_their_shardings(published):
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
+@pytest.mark.parametrize('axis', ['fsdp', 'tensor'])
+def test_a_mesh_over_which_weights_do_not_divide_is_one_line(published, axis):
+    """Here 77 ids over 8 devices."""
+    from gptjax.runtime import mesh as mesh_lib
+
+    _, folder, _ = published('llama')
+    mesh = mesh_lib.Mesh(
+        mesh_lib.Config(**{'data': 1, 'fsdp': 1, 'tensor': 1, 'context': 1, axis: 8})
+    )
+    with mesh.scope(), pytest.raises(errors.UsageError, match=f'over mesh axis {axis} = 8; change'):
+        pretrained.load(folder, shardings=mesh.shardings)
+
+
 def test_tokenizers_travel(published, tmp_path):
     _, _, (model, params, _) = published('gpt2')
     texts = ['the cat sat on the mat', 'a second line, 123'] * 50

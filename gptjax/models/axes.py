@@ -23,6 +23,7 @@ ACTIVATION_AXES = frozenset(
     {'batch', 'length', 'act_embed', 'act_heads', 'act_head_dim', 'act_mlp', 'act_vocab'}
 )
 
+NO_MESH = jax.sharding.AbstractMesh((), ())  # in force: what is traced is on one device
 Initializer = Callable[..., jax.Array]
 
 

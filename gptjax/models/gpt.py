@@ -273,7 +273,7 @@ class GPT(nn.Module):
         position_BxL = jnp.zeros((1, 1), jnp.int32)
 
         def init(rng: jax.Array) -> dict:
-            with jax.sharding.use_abstract_mesh(_NO_MESH):  # one position divides over nothing
+            with jax.sharding.use_abstract_mesh(axes.NO_MESH):  # one position divides over nothing
                 return block.init(rng, x_BxLxD, position_BxL)['params']
 
         return axes.stacked(jax.vmap(init)(jax.random.split(rng, repeats)))
@@ -318,6 +318,3 @@ class GPT(nn.Module):
                 x_BxLxD, layer = block.apply({'params': params}, x_BxLxD, positions_BxL, past, tree)
                 kept.append(layer)
         return x_BxLxD, tuple(kept)
-
-
-_NO_MESH = jax.sharding.AbstractMesh((), ())

@@ -12,7 +12,7 @@ import jax
 from flax import linen as nn
 from jax.sharding import SingleDeviceSharding
 
-from gptjax.models import heads
+from gptjax.models import axes, heads
 from gptjax.text import tokenizer as tokenizer_lib
 
 Shardings = Callable[[Any], Any]  # boxed abstract parameters -> shardings, as runtime.mesh's
@@ -79,8 +79,13 @@ class Source(abc.ABC):
 
 
 def target(model: nn.Module, shardings: Shardings | None) -> Any:
-    """Abstract parameters in the shardings wanted; None = one device."""
-    boxed = jax.eval_shape(model.init_params, jax.random.key(0))
+    """Abstract parameters in the shardings wanted; None = one device.
+
+    Raises:
+      UsageError: a parameter does not divide over the mesh.
+    """
+    with jax.sharding.use_abstract_mesh(axes.NO_MESH):  # else tracing fails where one does not
+        boxed = jax.eval_shape(model.init_params, jax.random.key(0))
     plain = nn.meta.unbox(boxed)
     one = SingleDeviceSharding(jax.devices()[0])
     placed = jax.tree.map(lambda _: one, plain) if shardings is None else shardings(boxed)
