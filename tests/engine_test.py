@@ -172,7 +172,7 @@ def test_memory_is_bounded(tiny):
     size = sum(x.nbytes for x in jax.tree.leaves(server._state))
     with pytest.raises(errors.InputError, match='exceed the 32 tokens of a slot'):
         server.submit([1] * 20, asked(max_new_tokens=20))
-    with pytest.raises(errors.UsageError, match='without beams, echo and prompt lookup'):
+    with pytest.raises(errors.UsageError, match='without beams, echo, guidance and prompt lookup'):
         server.submit([1], asked(max_new_tokens=2, num_beams=2))
     for _ in range(2):
         server.submit([1], asked(max_new_tokens=2))

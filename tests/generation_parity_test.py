@@ -138,7 +138,7 @@ def warped(theirs_scores, prompt, setting, ours_options):
     tokens = torch.tensor([prompt])
     chain = model._get_logits_processor(config, input_ids_seq_length=len(prompt))
     expected = torch.softmax(chain(tokens, theirs_scores.clone()), dim=-1).numpy()[0]
-    settings = processors.settings([ours_options], [len(prompt)])
+    settings = processors.settings([ours_options], [len(prompt)], [limit])
     room = np.zeros((1, 32), np.int32)
     room[0, : len(prompt)] = prompt
     length = jnp.asarray([len(prompt)])
@@ -221,7 +221,7 @@ def test_an_unknown_option_is_an_error_with_a_suggestion(pair):
         pipeline_lib.pipeline('translation', model='x')
     with pytest.raises(errors.InputError, match='have no tokenizer; give prompts as token ids'):
         ours('text')
-    with pytest.raises(errors.UsageError, match='wrong type'):
+    with pytest.raises(errors.UsageError, match="max_new_tokens is a whole number, got 'many'"):
         ours([5], max_new_tokens='many')
     assert helpers.asked(top_k=None).top_k == 50  # unset means their 50
 

@@ -59,7 +59,7 @@ def test_draws_have_the_same_distribution(kind):
     counts = np.zeros((8, 8, 8))
     for text in found:
         counts[tuple(text.tokens)] += 1
-    settings = processors.settings([options], [5])
+    settings = processors.settings([options], [5], [8])
 
     def follow(ids):
         tokens = np.zeros((1, 16), np.int32)
