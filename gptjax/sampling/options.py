@@ -130,11 +130,12 @@ class Options:
         for forced in (self.forced_bos, self.forced_eos_token_id):
             errors.require(
                 not forced or not {*forced} <= {*self.suppress_tokens},
-                f'suppress_tokens has {list(forced)}, of which a forced token must be one',
+                f'suppress_tokens holds all of {list(forced)}, one of which is forced; take it out',
             )
         decay = self.exponential_decay_length_penalty
+        pair = len(decay) == 2 and decay[0] >= 0 and decay[0] % 1 == 0 and decay[1] > 0
         errors.require(
-            not decay or (len(decay) == 2 and min(decay) >= 0 and decay[0] % 1 == 0 and decay[1]),
+            not decay or pair,
             'exponential_decay_length_penalty is (whole number of tokens, factor above 0), got '
             f'{decay}',
         )
