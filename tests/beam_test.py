@@ -209,10 +209,10 @@ def test_contradictions_are_clear_errors():
         ({'num_beams': 4, 'diversity_penalty': 1.0}, 'needs num_beam_groups above 1'),
         ({'num_beam_groups': 0}, 'num_beam_groups must be above 0'),
         ({'num_beams': 2, 'logprobs': 3}, 'logprobs above 0 goes with num_beams = 1'),
-        ({'logit_bias': {-3: 1.0}}, 'sequences of token ids, and no NaN'),
-        ({'logit_bias': {3: float('nan')}}, 'sequences of token ids, and no NaN'),
+        ({'logit_bias': {-3: 1.0}}, r'logit_bias is of token ids from 0 on, .*got \[-3\]'),
+        ({'logit_bias': {3: float('nan')}}, r'are numbers; \(3,\) has a NaN'),
         ({'do_sample': 'no'}, 'do_sample is True or False'),
-        ({'top_k': float('inf')}, 'wrong type'),
+        ({'top_k': float('inf')}, 'top_k is a whole number, got inf'),
         ({'num_return_sequences': 3}, 'set do_sample=True or num_beams'),
     ):
         with pytest.raises(errors.UsageError, match=message):

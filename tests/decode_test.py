@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefill and decode against plain loops: rows are what they would be alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,7 +81,7 @@ def test_an_end_token_stops_a_row_and_padding_may_be_one(tiny):
 
 def test_log_probs_are_those_of_the_prompt_alone(tiny):
     options = asked(
-        max_new_tokens=4, echo=True, logprobs=3, temperature=5.0, no_repeat_ngram_size=1
+        max_new_tokens=4, echo=True, logprobs=3, repetition_penalty=5.0, no_repeat_ngram_size=1
     )
     found = batch.generate(*tiny, PROMPTS, [options] * 3)
     for prompt, text in zip(PROMPTS, found, strict=True):
@@ -138,6 +140,39 @@ def test_draws_have_the_models_distribution():
     assert chi2 < 24.3  # 0.1 % of draws from 7 degrees of freedom exceed it
 
 
+def test_guided_texts_equal_a_plain_loop_whoever_their_neighbours_are(tiny):
+    each = [
+        asked(max_new_tokens=7, guidance_scale=2.5, logprobs=2),
+        asked(max_new_tokens=9, no_repeat_ngram_size=2, echo=True),
+        asked(max_new_tokens=5, guidance_scale=0.0, eos_token_id=[9]),
+    ]
+    found = batch.generate(*tiny, PROMPTS, each)
+    for prompt, one, text in zip(PROMPTS, each, found, strict=True):
+        if not one.guided:
+            assert text.tokens == batch.generate(*tiny, [prompt], [one])[0].tokens
+            continue
+        ids, free, told = list(prompt), prompt[-1:], []
+        while len(ids) < one.limit(len(prompt)) and ids[len(prompt) :][-1:] != [9]:
+            with_, without = (jax.nn.log_softmax(logits_after(*tiny, x)) for x in (ids, free))
+            token = int(jnp.argmax(without + one.guidance_scale * (with_ - without)))
+            told.append(float(with_[token]))
+            ids, free = [*ids, token], [*free, token]
+        assert text.tokens == ids[len(prompt) :]
+        np.testing.assert_allclose(text.logprobs, told, atol=1e-5)
+
+
+def test_guided_draws_have_the_guided_distribution():
+    model = helpers.tiny_model(n_vocab=8)
+    params, decoder = helpers.params_of(model), decode.Decoder(model, 8)
+    options = asked(max_new_tokens=1, do_sample=True, guidance_scale=3.0, seed=3)
+    found = batch.generate(decoder, params, [[1, 2]] * 4096, [options] * 4096, range(4096))
+    counts = np.bincount([text.tokens[0] for text in found], minlength=8)
+    one, other = (jax.nn.log_softmax(logits_after(decoder, params, x)) for x in ([1, 2], [2]))
+    expected = 4096 * np.asarray(jax.nn.softmax(other + 3 * (one - other)))
+    assert np.abs(np.asarray(jax.nn.softmax(one)) * 4096 - expected).max() > 100
+    assert ((counts - expected) ** 2 / expected).sum() < 24.3  # 7 degrees of freedom, 0.1 %
+
+
 def test_the_seed_of_a_request_decides_whatever_its_neighbours(tiny):
     hot = {'max_new_tokens': 6, 'do_sample': True, 'temperature': 2.0}
     one, same, other, moved = (
@@ -172,6 +207,12 @@ def test_stop_strings_end_a_text_and_tokens_after_them_are_dropped():
     free = batch.generate(decoder, params, prompts, [asked(**hot)] * 2)
     string = bytes(free[0].tokens[9:11]).decode('utf-8', 'replace')
     options = [asked(**hot, stop_strings=[string, 'never there']), asked(**hot)]
+    guided = asked(max_new_tokens=30, guidance_scale=2.0, suppress_tokens=range(128, 257))
+    whole = batch.generate(decoder, params, [[97]], [guided])[0].tokens
+    strings = {'stop_strings': (tokenizer_lib.Bytes().decode(whole[4:5]),)}
+    ended = batch.Batch(decoder, params, [[97]], [dataclasses.replace(guided, **strings)])
+    assert batch.finish(ended, ended.advance, stops)[0].tokens == whole[: whole.index(whole[4]) + 1]
+    assert not ended.running  # nor the row without its prompt
     found = batch.generate(decoder, params, prompts, options, stops=stops)
     decoded = tokenizer_lib.Bytes().decode
     kept = next(n for n in range(1, 31) if string in decoded(free[0].tokens[:n]))
@@ -223,7 +264,7 @@ def test_quantised_caches_and_grouped_queries_have_their_size_and_stay_close():
 
 def test_a_new_length_inside_a_bucket_compiles_nothing(tiny):
     decoder, params = tiny
-    options = [asked(max_new_tokens=3, top_k=2), asked(max_new_tokens=5, do_sample=True, top_p=0.3)]
+    options = [asked(max_new_tokens=3), asked(max_new_tokens=5, do_sample=True, top_p=0.3)]
     params = quantize.for_decoding(params, heads.describe(decoder.model))
     batch.generate(decoder, params, [[1, 2]], options[:1])
     before = decode.prefill._cache_size(), decode.steps._cache_size()

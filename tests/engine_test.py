@@ -61,6 +61,35 @@ def test_every_request_gets_the_text_it_would_have_alone(kind, tiny):
     assert not server.busy
 
 
+EACH = [  # options, one request each
+    {'forced_bos_token_id': 9, 'forced_eos_token_id': [2, 3]},
+    {'suppress_tokens': [1, 2, 3, 4, 5, 6], 'begin_suppress_tokens': 9},
+    {'exponential_decay_length_penalty': (1, 1.3), 'eos_token_id': [7, 40]},
+    {'encoder_repetition_penalty': 2.0},
+    {'encoder_no_repeat_ngram_size': 1},
+    {'renormalize_logits': True, 'remove_invalid_values': True},
+    *({'do_sample': True, name: 0.1} for name in ('top_h', 'epsilon_cutoff', 'eta_cutoff')),
+    {'do_sample': True, 'temperature': 3.0},
+    {},
+]
+
+
+def test_options_of_one_slot_are_not_its_neighbours(tiny):
+    server = make(*tiny)
+    prompts = [[4] if i == 0 else list(range(i, i + 9)) for i in range(len(EACH))]
+    each = [asked(max_new_tokens=8 + i % 3, seed=i, **given) for i, given in enumerate(EACH)]
+    plain = asked(max_new_tokens=10)
+    requests = [server.submit(*pair) for pair in zip(prompts, each, strict=True)]
+    server.run()
+    differ = 0
+    for request in requests:
+        text = request.result()
+        assert text.tokens == decode_alone(*tiny, request).tokens
+        free = batch.generate(*tiny, [request.prompt], [plain])[0].tokens[: len(text.tokens)]
+        differ += text.tokens != free
+    assert differ > 4  # the options do something
+
+
 def test_beyond_the_context_a_slot_goes_on_as_a_batch_does(tiny):
     model = helpers.tiny_model()
     decoder, params = decode.Decoder(model, 64), helpers.params_of(model)
@@ -172,7 +201,7 @@ def test_memory_is_bounded(tiny):
     size = sum(x.nbytes for x in jax.tree.leaves(server._state))
     with pytest.raises(errors.InputError, match='exceed the 32 tokens of a slot'):
         server.submit([1] * 20, asked(max_new_tokens=20))
-    with pytest.raises(errors.UsageError, match='without beams, echo and prompt lookup'):
+    with pytest.raises(errors.UsageError, match='without beams, echo, guidance and prompt lookup'):
         server.submit([1], asked(max_new_tokens=2, num_beams=2))
     for _ in range(2):
         server.submit([1], asked(max_new_tokens=2))

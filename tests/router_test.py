@@ -25,7 +25,12 @@ def test_ways(ready):
     plain, drafted = router.Router(ready), router.Router(ready, draft)
     assert not plain.by_itself(asked())
     assert drafted.by_itself(asked())
-    for given in ({'num_beams': 2}, {'prompt_lookup_num_tokens': 2}, {'echo': True}):
+    for given in (
+        {'num_beams': 2},
+        {'prompt_lookup_num_tokens': 2},
+        {'echo': True},
+        {'guidance_scale': 2.0},
+    ):
         assert plain.by_itself(asked(**given))
         plain.check([1], asked(max_new_tokens=3, **given), CONFIG, streamed=False)
         with pytest.raises(errors.UsageError, match='a stream is for text'):
@@ -40,6 +45,8 @@ REFUSED = [  # (with a draft, max_tokens of a slot, options, what is said)
     (False, 0, {'max_new_tokens': 60, 'prompt_lookup_num_tokens': 4}, '4 proposals do not fit'),
     (True, 0, {'max_new_tokens': 61}, '3 proposals do not fit n_ctx = 64'),
     (True, 0, {'max_new_tokens': 3, 'echo': True}, 'echo goes without speculative decoding'),
+    (True, 0, {'max_new_tokens': 3, 'guidance_scale': 2.0}, 'guidance_scale goes without spec'),
+    (False, 0, {'max_new_tokens': 3, 'suppress_tokens': 64}, 'suppress_tokens names token 64'),
     (True, 0, {'max_new_tokens': 3, 'num_beams': 2}, 'a draft is for decoding without beams'),
 ]
 
@@ -83,6 +90,7 @@ def test_all_kinds_side_by_side_come_in_order(ready):
         ([6], asked(max_new_tokens=3, do_sample=True, seed=7, num_return_sequences=3)),
         ([7, 8, 9], asked(max_new_tokens=4, echo=True, logprobs=0)),
         ([1, 2, 1, 2], asked(max_new_tokens=8, prompt_lookup_num_tokens=2)),
+        ([4, 5], asked(max_new_tokens=5, guidance_scale=2.0)),
         *(([i, i + 1], asked(max_new_tokens=i % 7 + 1)) for i in range(20)),
     ]
     sender = router.Router(ready)

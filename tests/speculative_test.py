@@ -29,12 +29,31 @@ def test_greedy_texts_are_equal(kind, number):
     if kind != 'lookup':
         proposer = speculative.Draft(*decoder_of(seed=0 if kind == 'same' else 9), number)
     each = [
-        asked(max_new_tokens=20),
-        asked(max_new_tokens=17, repetition_penalty=1.2, min_new_tokens=3, eos_token_id=[5, 9]),
-        asked(max_new_tokens=30, no_repeat_ngram_size=3, bad_words_ids=[[7]]),
+        asked(
+            max_new_tokens=20,
+            forced_bos_token_id=9,
+            forced_eos_token_id=2,
+            begin_suppress_tokens=[33],
+            suppress_tokens=[17, 18],
+        ),
+        asked(
+            max_new_tokens=17,
+            repetition_penalty=1.2,
+            min_new_tokens=3,
+            eos_token_id=[5, 9],
+            exponential_decay_length_penalty=(2, 1.1),
+        ),
+        asked(
+            max_new_tokens=30,
+            no_repeat_ngram_size=3,
+            bad_words_ids=[[7]],
+            encoder_no_repeat_ngram_size=2,
+            encoder_repetition_penalty=1.5,
+        ),
     ]
     plain = batch.generate(decoder, params, PROMPTS, each)
     found, stats = speculative.generate(decoder, params, PROMPTS, each, proposer)
+    assert (found[0].tokens[0], found[0].tokens[-1], len(found[0].tokens)) == (9, 2, 20)
     for one, other in zip(found, plain, strict=True):
         assert (one.tokens, one.reason) == (other.tokens, other.reason)
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=2e-5)
@@ -50,7 +69,9 @@ def test_draws_have_the_same_distribution(kind):
     proposer = speculative.Lookup(2)
     if kind == 'draft':
         proposer = speculative.Draft(*decoder_of(seed=4, n_vocab=8, n_ctx=16), 2)
-    options = asked(max_new_tokens=3, do_sample=True, temperature=0.8, top_k=6)
+    options = asked(
+        max_new_tokens=3, do_sample=True, temperature=0.8, top_k=7, epsilon_cutoff=0.02, top_h=0.97
+    )
     prompt, count = [1, 2, 3, 1, 2], 8192
     found, stats = speculative.generate(
         decoder, params, [prompt] * count, [options] * count, proposer, range(count)
@@ -59,7 +80,7 @@ def test_draws_have_the_same_distribution(kind):
     counts = np.zeros((8, 8, 8))
     for text in found:
         counts[tuple(text.tokens)] += 1
-    settings = processors.settings([options], [5])
+    settings = processors.settings([options], [5], [8])
 
     def follow(ids):
         tokens = np.zeros((1, 16), np.int32)

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts of a batch of prompts: all rows are read together and decode until the last has ended."""
+"""Texts of a batch of prompts: all rows are read together and decode until the last has ended.
+
+Where a text is guided, every text has a second row in the batch's second half: with the prompt's
+last token alone, and the same tokens behind it.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,18 +44,25 @@ class Batch:
         self.context = room if most is None else min(room, most)
         self.asked, self.prompts = list(asked), [list(prompt) for prompt in prompts]
         padded = [*asked, *([asked[0]] * fill)]
-        lengths = [*map(len, prompts), *([0] * fill)]
+        copies = [*(copies or [0] * len(prompts)), *([0] * fill)]
+        limits += [0] * fill
+        wholes = [np.array(prompt, np.int32) for prompt in [*prompts, *([[]] * fill)]]
+        self._apart, guidance = number, None  # how far a second row is from the first
+        if any(one.guided for one in asked):
+            guidance = np.array([one.guidance_scale for one in padded], np.float32)
+            padded, copies = padded * 2, copies * 2
+            limits += [limit - len(text[:-1]) for limit, text in zip(limits, wholes, strict=True)]
+            wholes += [text[-1:] for text in wholes]
+        lengths = [*map(len, wholes)]
         self.rows = decode.Rows(
-            processors.settings(padded, lengths),
+            processors.settings(padded, lengths, limits),
             np.array(lengths, np.int32),
-            np.array([*limits, *([0] * fill)], np.int32),
-            decode.keys(
-                [one.seed for one in padded], [*(copies or [0] * len(prompts)), *[0] * fill]
-            ),
+            np.array(limits, np.int32),
+            decode.keys([one.seed for one in padded], copies),
+            guidance,
         )
-        self.state = decode.empty(decoder, number, room, self.context, n_top)
-        echo = any(one.echo for one in asked)
-        self._read([np.array(prompt, np.int32) for prompt in prompts], echo)
+        self.state = decode.empty(decoder, len(padded), room, self.context, n_top)
+        self._read(wholes, any(one.echo for one in asked))
 
     def _read(self, wholes: Sequence[np.ndarray], echo: bool = False) -> None:
         """Reads each row's text, or the last half of the context of one that is too long."""
@@ -101,8 +112,9 @@ class Batch:
         return bool(np.isin(self.state.status_B, (decode.RUNNING, decode.FULL)).any())
 
     def stop(self, row: int) -> None:
-        """Ends a row."""
-        self.state = self.state._replace(status_B=self.state.status_B.at[row].set(decode.STOP))
+        """Ends a text, and its second row."""
+        status_B = self.state.status_B.at[row :: self._apart].set(decode.STOP)
+        self.state = self.state._replace(status_B=status_B)
 
     def texts(self) -> list[decode.Text]:
         """What the rows have become so far."""

@@ -64,14 +64,15 @@ def search(
     spare = [0] * (number - len(prompts))
     padded = [*asked, *(asked[0] for _ in spare)]
     lengths = [*map(len, prompts), *spare]
+    ends = [*limits, *(1 for _ in spare)]
 
     def column(values: Sequence[Any], dtype: type) -> np.ndarray:
         return np.array([*values, *(values[0] for _ in spare)], dtype)
 
     wanted = beam_group.Asked(
-        processors.settings(padded, lengths),
+        processors.settings(padded, lengths, ends),
         np.array(lengths, np.int32),
-        np.array([*limits, *(1 for _ in spare)], np.int32),
+        np.array(ends, np.int32),
         column(n_beams, np.int32),
         column(
             [max(2, 1 + len(one.eos_token_id)) * n for one, n in zip(asked, n_beams, strict=True)],

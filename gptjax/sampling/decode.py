@@ -81,6 +81,7 @@ class Rows(NamedTuple):
     prompt_B: Int[Array, ' B']  # tokens of the prompt
     limit_B: Int[Array, ' B']  # the most tokens, prompt included
     key_B: Any  # random key of each row
+    guidance_H: Any = None  # scales of the first half; the second are their texts without prompts
 
 
 class State(NamedTuple):
@@ -217,6 +218,8 @@ def draw(
     rows: Rows, tokens_BxT: jax.Array, length_B: jax.Array, logits_BxV: jax.Array
 ) -> Int[Array, ' B']:
     """The next token of every row: the most likely one, or drawn."""
+    if rows.guidance_H is not None:
+        logits_BxV = jnp.tile(_guided(logits_BxV, rows.guidance_H), (2, 1))
     logits_BxV = processors.process(logits_BxV, tokens_BxT, length_B, rows.prompt_B, rows.settings)
     best_B = jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
 
@@ -225,7 +228,16 @@ def draw(
         drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BxV).astype(jnp.int32)
         return jnp.where(rows.settings.sample_B, drawn_B, best_B)
 
-    return jax.lax.cond(rows.settings.sample_B.any(), drawn, lambda _: best_B, None)
+    token_B = jax.lax.cond(rows.settings.sample_B.any(), drawn, lambda _: best_B, None)
+    return token_B if rows.guidance_H is None else jnp.tile(jnp.split(token_B, 2)[0], 2)
+
+
+def _guided(logits_BxV: jax.Array, guidance_H: jax.Array) -> Float[Array, 'H V']:
+    """Log-probs moved from those without the prompt (Sanchez et al. 2023), as transformers'."""
+    log_HxV, free_HxV = jnp.split(jax.nn.log_softmax(logits_BxV, axis=-1), 2)
+    scale_Hx1 = guidance_H[:, None]
+    guided_HxV = scale_Hx1 * (log_HxV - free_HxV) + free_HxV
+    return jnp.where(scale_Hx1 == 1, logits_BxV[: len(guidance_H)], guided_HxV)
 
 
 def append(
@@ -288,7 +300,8 @@ def check(decoder: Decoder, prompt: Sequence[int], asked: options.Options) -> in
     """The most tokens that prompt and text will have.
 
     Raises:
-      InputError: the prompt is empty, has ids beyond the vocabulary, or does not fit the context.
+      InputError: the prompt is empty, it or an option has ids beyond the vocabulary, or it does not
+        fit the context.
     """
     if not len(prompt):
         raise errors.InputError('a prompt is empty; begin one with end-of-text instead')
@@ -296,11 +309,11 @@ def check(decoder: Decoder, prompt: Sequence[int], asked: options.Options) -> in
         raise errors.InputError(
             f'a prompt has a token outside the vocabulary: ids are from 0 to {decoder.n_vocab - 1}'
         )
-    top = max((i for words, _ in asked.biases() for i in words), default=0)
-    errors.require(
-        top < decoder.n_vocab,
-        f'a bias or bad word names token {top}, not below the vocabulary size {decoder.n_vocab}',
-    )
+    for name, ids in asked.named():
+        errors.require(
+            max(ids) < decoder.n_vocab,
+            f'{name} names token {max(ids)}, not below the vocabulary size {decoder.n_vocab}',
+        )
     limit, most = asked.limit(len(prompt)), decoder.most_tokens
     errors.require(
         not asked.echo or most is None or len(prompt) <= most,

@@ -86,7 +86,7 @@ class Engine:
         self._context = room if most is None else min(room, most)
         self._slots = [_Slot() for _ in range(config.slots)]
         self._queue = requests.Queue(max_waiting)
-        self._n_top, self._sizes, self._clock = 0, (0, 0, 0), 0
+        self._n_top, self._sizes, self._clock = 0, (0, 0, 0, 0), 0
         self._state = decode.empty(decoder, config.slots, room, self._context, 0)
         self._settings: list[options.Options | None] = [None] * config.slots
         self._rows: decode.Rows | None = None
@@ -212,8 +212,8 @@ class Engine:
         limits = [
             one.limit(n) if r else n + 1 for one, n, r in zip(asked, prompts, active, strict=True)
         ]
-        settings = processors.settings(asked, prompts, self._sizes)
-        self._sizes = (settings.end_BxE.shape[1], *settings.words_BxWxS.shape[1:])
+        settings = processors.settings(asked, prompts, limits, self._sizes)
+        self._sizes = settings.sizes
         copies = [request.copy if request else 0 for request in active]
         self._rows = jax.device_put(
             decode.Rows(
@@ -292,7 +292,8 @@ def check(
 ) -> None:
     """Raises InputError where an engine with slots of max_tokens cannot serve a request."""
     errors.require(
-        not asked.by_itself, 'the engine serves requests without beams, echo and prompt lookup'
+        not asked.by_itself,
+        'the engine serves requests without beams, echo, guidance and prompt lookup',
     )
     limit = decode.check(decoder, prompt, asked)
     errors.require(

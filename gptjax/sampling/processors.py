@@ -1,108 +1,174 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is done to next-token logits before one is chosen, in transformers' order:
 
-biases (sequence_bias, logit_bias, bad_words_ids), repetition_penalty, presence and frequency
-penalties (OpenAI's formula; not in transformers), no_repeat_ngram_size, min_length with
-min_new_tokens, and where tokens are drawn temperature, top_k, top_p, min_p, typical_p.
+biases (sequence_bias, logit_bias, bad_words_ids), encoder_repetition_penalty, repetition_penalty,
+presence and frequency penalties (OpenAI's formula; not in transformers), no_repeat_ngram_size,
+encoder_no_repeat_ngram_size, min_length with min_new_tokens, forced_bos_token_id,
+forced_eos_token_id, remove_invalid_values, exponential_decay_length_penalty, suppress_tokens,
+begin_suppress_tokens; where tokens are drawn temperature and the filters of filters.py; at last
+renormalize_logits. guidance_scale stands before them all, in decode.py: it needs a second text.
 
 Options are arrays, one value a row, so that the rows of a batch may differ without recompiling;
 what no row asks for is skipped when the program runs. Text is tokens_BxT, of which each row's first
-length_B are real: nothing ever looks at the others.
+length_B are real: nothing ever looks at the others. An encoder's text is the prompt.
 """
 
+import functools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from gptjax.sampling import options
+from gptjax.sampling import filters, options
 
-_BITS = 32  # of a float's rank
+_COLUMNS = {  # one value a row, as the option has it
+    'sample_B': ('samples', bool),
+    'temperature_B': ('temperature', np.float32),
+    'top_h_B': ('top_h', np.float32),
+    'top_k_B': ('top_k', np.int32),
+    'top_p_B': ('top_p', np.float32),
+    'min_p_B': ('min_p', np.float32),
+    'typical_p_B': ('typical_p', np.float32),
+    'epsilon_B': ('epsilon_cutoff', np.float32),
+    'eta_B': ('eta_cutoff', np.float32),
+    'repetition_B': ('repetition_penalty', np.float32),
+    'presence_B': ('presence_penalty', np.float32),
+    'frequency_B': ('frequency_penalty', np.float32),
+    'ngram_B': ('no_repeat_ngram_size', np.int32),
+    'encoder_ngram_B': ('encoder_no_repeat_ngram_size', np.int32),
+    'bos_B': ('forced_bos_token_id', np.int32),
+    'finite_B': ('remove_invalid_values', bool),
+    'normalise_B': ('renormalize_logits', bool),
+}
+_LISTS = {
+    'forced_BxI': 'forced_eos_token_id',
+    'suppress_BxI': 'suppress_tokens',
+    'begin_BxI': 'begin_suppress_tokens',
+}
+_MOST_POWER = 80.0  # e to it is a float32
+_Change = tuple[jax.Array, Callable[[jax.Array], jax.Array]]  # in which rows, and which
 
 
 class Settings(NamedTuple):
-    """The options of B rows: W biased sequences of up to S tokens, right behind -1s; E ends."""
+    """The options of B rows: E ends, lists of I tokens, W biased sequences of up to S tokens.
+
+    Ends and lists are followed by -1s, biased sequences stand right behind them.
+    """
 
     sample_B: Bool[Array, ' B']
     temperature_B: Float[Array, ' B']
+    top_h_B: Float[Array, ' B']
     top_k_B: Int[Array, ' B']
     top_p_B: Float[Array, ' B']
     min_p_B: Float[Array, ' B']
     typical_p_B: Float[Array, ' B']
-    keep_B: Int[Array, ' B']  # no filter leaves fewer tokens
+    epsilon_B: Float[Array, ' B']
+    eta_B: Float[Array, ' B']
+    keep_B: Int[Array, ' B']  # no filter but top_h leaves fewer tokens
+    encoder_repetition_B: Float[Array, ' B']  # what divides, so the option's inverse
     repetition_B: Float[Array, ' B']
     presence_B: Float[Array, ' B']
     frequency_B: Float[Array, ' B']
     ngram_B: Int[Array, ' B']
+    encoder_ngram_B: Int[Array, ' B']
     min_length_B: Int[Array, ' B']
+    bos_B: Int[Array, ' B']  # follows a prompt of one token; -1 = none
+    last_B: Int[Array, ' B']  # the length at which one of forced_BxI follows
+    forced_BxI: Int[Array, 'B I']
+    finite_B: Bool[Array, ' B']
+    decay_B: Float[Array, ' B']  # the logarithm of the factor
+    decay_start_B: Int[Array, ' B']  # the length beyond which it grows
+    suppress_BxI: Int[Array, 'B I']
+    begin_B: Int[Array, ' B']  # the length at which none of begin_BxI follows
+    begin_BxI: Int[Array, 'B I']
+    normalise_B: Bool[Array, ' B']
     end_BxE: Int[Array, 'B E']
     words_BxWxS: Int[Array, 'B W S']
     bias_BxW: Float[Array, 'B W']
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """E, I, W and S."""
+        return self.end_BxE.shape[1], self.begin_BxI.shape[1], *self.words_BxWxS.shape[1:]
 
 
 def settings(
     asked: Sequence[options.Options],
     prompts: Sequence[int],
-    room: tuple[int, int, int] = (0, 0, 0),
+    limits: Sequence[int],
+    room: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> Settings:
-    """numpy Settings of requests; E, W and S grow in few steps, so that few programs are compiled.
+    """numpy Settings of requests; E, I, W, S grow in few steps, so that few programs are compiled.
 
     Args:
       prompts: tokens of each prompt.
-      room: at least these E, W and S.
+      limits: the most tokens of each prompt and its text.
+      room: at least these E, I, W and S.
     """
+
     biases = [one.biases() for one in asked]
-    words = [words for found in biases for words, _ in found]
-    ends, width, longest = (
-        max(least, _bucket(needed, start))
-        for least, needed, start in zip(
-            room,
-            (
-                max((len(one.eos_token_id) for one in asked), default=0),
-                max(map(len, biases), default=0),
-                max(map(len, words), default=0),
-            ),
-            (4, 8, 8),
-            strict=True,
-        )
+    needed = (
+        _longest(asked, 'eos_token_id'),
+        _longest(asked, *_LISTS.values()),
+        max(map(len, biases), default=0),
+        max((len(words) for found in biases for words, _ in found), default=0),
     )
-    words_BxWxS = np.full((len(asked), width, longest), -1, np.int32)
-    bias_BxW = np.zeros((len(asked), width), np.float32)
-    end_BxE = np.full((len(asked), ends), -1, np.int32)
-    for b, (one, found) in enumerate(zip(asked, biases, strict=True)):
-        end_BxE[b, : len(one.eos_token_id)] = one.eos_token_id
+    n_ends, n_listed, n_words, size = (
+        max(least, _bucket(number, start))
+        for least, number, start in zip(room, needed, (4, 4, 8, 8), strict=True)
+    )
+    words_BxWxS = np.full((len(asked), n_words, size), -1, np.int32)
+    bias_BxW = np.zeros((len(asked), n_words), np.float32)
+    for b, found in enumerate(biases):
         for w, (ids, bias) in enumerate(found):
-            words_BxWxS[b, w, longest - len(ids) :] = ids
+            words_BxWxS[b, w, size - len(ids) :] = ids
             bias_BxW[b, w] = bias
-
-    def column(name: str, dtype: type) -> np.ndarray:
-        return np.array([getattr(one, name) for one in asked], dtype)
-
+    pairs = list(zip(asked, prompts, strict=True))
     least = [
         max(one.min_length, prompt + one.min_new_tokens if one.min_new_tokens else 0)
-        for one, prompt in zip(asked, prompts, strict=True)
+        for one, prompt in pairs
     ]
+    begin = [n + (n == 1 and one.forced_bos_token_id >= 0) for one, n in pairs]  # behind a forced
     keep = [1 if one.num_beams == 1 else max(2, 1 + len(one.eos_token_id)) for one in asked]
+    decays = [one.exponential_decay_length_penalty or (0, 1.0) for one in asked]
+    inverse = [1 / one.encoder_repetition_penalty for one in asked]
     return Settings(
-        column('samples', bool),
-        column('temperature', np.float32),
-        column('top_k', np.int32),
-        column('top_p', np.float32),
-        column('min_p', np.float32),
-        column('typical_p', np.float32),
-        np.array(keep, np.int32),
-        column('repetition_penalty', np.float32),
-        column('presence_penalty', np.float32),
-        column('frequency_penalty', np.float32),
-        column('no_repeat_ngram_size', np.int32),
-        np.array(least, np.int32),
-        end_BxE,
-        words_BxWxS,
-        bias_BxW,
+        **{field: _column(asked, *of) for field, of in _COLUMNS.items()},
+        **{field: _list(asked, name, n_listed) for field, name in _LISTS.items()},
+        keep_B=np.array(keep, np.int32),
+        encoder_repetition_B=np.array(inverse, np.float32),
+        min_length_B=np.array(least, np.int32),
+        last_B=np.array(limits, np.int32) - 1,
+        decay_B=np.array([math.log(factor) for _, factor in decays], np.float32),
+        decay_start_B=np.array(
+            [n + start for n, (start, _) in zip(prompts, decays, strict=True)], np.int32
+        ),
+        begin_B=np.array(begin, np.int32),
+        end_BxE=_list(asked, 'eos_token_id', n_ends),
+        words_BxWxS=words_BxWxS,
+        bias_BxW=bias_BxW,
     )
+
+
+def _column(asked: Sequence[options.Options], name: str, dtype: type) -> np.ndarray:
+    """One value a row."""
+    return np.array([getattr(one, name) for one in asked], dtype)
+
+
+def _list(asked: Sequence[options.Options], name: str, width: int) -> np.ndarray:
+    """A list a row, filled up with -1s."""
+    found = np.full((len(asked), width), -1, np.int32)
+    for b, one in enumerate(asked):
+        found[b, : len(getattr(one, name))] = getattr(one, name)
+    return found
+
+
+def _longest(asked: Sequence[options.Options], *names: str) -> int:
+    return max((len(getattr(one, name)) for one in asked for name in names), default=0)
 
 
 def _bucket(needed: int, start: int) -> int:
@@ -123,58 +189,104 @@ def process(
     Args:
       length_B: tokens so far; prompt_B: how many of them are the prompt.
     """
-    n_vocab = logits_BxV.shape[1]
-    x = logits_BxV
+    changes = _changes(tokens_BxT, length_B, prompt_B, rows, logits_BxV.shape[1])
+    x = _applied(changes, logits_BxV)
+    filtered = functools.partial(_applied, _filters(rows))
+    x = jax.lax.cond(rows.sample_B.any(), filtered, lambda x: x, x)
+    return _applied([(rows.normalise_B, lambda x: jax.nn.log_softmax(x, axis=-1))], x)
 
-    def given(
-        active_B: jax.Array, change: Callable[[jax.Array], jax.Array], x: jax.Array
-    ) -> jax.Array:
-        """The rows in which it is active changed; skipped where there is none."""
-        changed = lambda x: jnp.where(active_B[:, None], change(x), x)  # noqa: E731
-        return jax.lax.cond(active_B.any(), changed, lambda x: x, x)
 
-    x = given(
-        (rows.words_BxWxS >= 0).any((1, 2)),
-        lambda x: x + _biases(tokens_BxT, length_B, rows, n_vocab),
-        x,
-    )
-    x = given(
-        rows.repetition_B != 1,
-        lambda x: repetition(x, _counts(tokens_BxT, 0, length_B, n_vocab), rows.repetition_B),
-        x,
-    )
-    x = given(
-        (rows.presence_B != 0) | (rows.frequency_B != 0),
-        lambda x: occurrence(
-            x, _counts(tokens_BxT, prompt_B, length_B, n_vocab), rows.presence_B, rows.frequency_B
+def _applied(changes: Sequence[_Change], x: jax.Array) -> jax.Array:
+    """Logits after changes, one after the other; each is skipped where no row asks for it."""
+    for active_B, change in changes:
+
+        def changed(x: jax.Array, *, active_B: jax.Array, change: Callable) -> jax.Array:
+            return jnp.where(active_B[:, None], change(x), x)
+
+        made = functools.partial(changed, active_B=active_B, change=change)
+        x = jax.lax.cond(active_B.any(), made, lambda x: x, x)
+    return x
+
+
+def _changes(
+    tokens_BxT: jax.Array, length_B: jax.Array, prompt_B: jax.Array, rows: Settings, n_vocab: int
+) -> list[_Change]:
+    """Those that are made whether or not tokens are drawn."""
+
+    def count(start_B: jax.Array | int, end_B: jax.Array) -> jax.Array:
+        return _counts(tokens_BxT, start_B, end_B, n_vocab)
+
+    def repeats(known_B: jax.Array, size_B: jax.Array) -> jax.Array:
+        return _repeats(tokens_BxT, length_B, known_B, size_B, n_vocab)
+
+    def without(x: jax.Array, ids_BxI: jax.Array) -> jax.Array:
+        return jnp.where(_among(ids_BxI, n_vocab), -jnp.inf, x)
+
+    def only(x: jax.Array, ids_BxI: jax.Array) -> jax.Array:
+        return jnp.where(_among(ids_BxI, n_vocab), jnp.zeros_like(x), -jnp.inf)
+
+    def some(ids_BxI: jax.Array) -> jax.Array:
+        return (ids_BxI >= 0).any(axis=1)
+
+    return [
+        (
+            (rows.words_BxWxS >= 0).any((1, 2)),
+            lambda x: x + _biases(tokens_BxT, length_B, rows, n_vocab),
         ),
-        x,
-    )
-    x = given(
-        rows.ngram_B > 0,
-        lambda x: jnp.where(_repeats(tokens_BxT, length_B, rows.ngram_B, n_vocab), -jnp.inf, x),
-        x,
-    )
-    x = given(
-        length_B < rows.min_length_B,
-        lambda x: jnp.where(_ends(rows.end_BxE, n_vocab), -jnp.inf, x),
-        x,
-    )
-    x = given(
-        rows.sample_B & (rows.temperature_B != 1), lambda x: x / rows.temperature_B[:, None], x
-    )
-    x = given(
-        rows.sample_B & (rows.top_k_B > 0),
-        lambda x: top_k(x, jnp.maximum(rows.top_k_B, rows.keep_B)),
-        x,
-    )
-    x = given(rows.sample_B & (rows.top_p_B < 1), lambda x: top_p(x, rows.top_p_B, rows.keep_B), x)
-    x = given(rows.sample_B & (rows.min_p_B > 0), lambda x: min_p(x, rows.min_p_B, rows.keep_B), x)
-    return given(
-        rows.sample_B & (rows.typical_p_B < 1),
-        lambda x: typical_p(x, rows.typical_p_B, rows.keep_B),
-        x,
-    )
+        (
+            rows.encoder_repetition_B != 1,
+            lambda x: repetition(x, count(0, prompt_B), rows.encoder_repetition_B),
+        ),
+        (
+            rows.repetition_B != 1,
+            lambda x: repetition(x, count(0, length_B), rows.repetition_B),
+        ),
+        (
+            (rows.presence_B != 0) | (rows.frequency_B != 0),
+            lambda x: occurrence(x, count(prompt_B, length_B), rows.presence_B, rows.frequency_B),
+        ),
+        (
+            rows.ngram_B > 0,
+            lambda x: jnp.where(repeats(length_B, rows.ngram_B), -jnp.inf, x),
+        ),
+        (
+            rows.encoder_ngram_B > 0,
+            lambda x: jnp.where(repeats(prompt_B, rows.encoder_ngram_B), -jnp.inf, x),
+        ),
+        (length_B < rows.min_length_B, lambda x: without(x, rows.end_BxE)),
+        ((rows.bos_B >= 0) & (length_B == 1), lambda x: only(x, rows.bos_B[:, None])),
+        (some(rows.forced_BxI) & (length_B == rows.last_B), lambda x: only(x, rows.forced_BxI)),
+        (rows.finite_B, jnp.nan_to_num),
+        (
+            (rows.decay_B != 0) & (length_B > rows.decay_start_B),
+            lambda x: jnp.where(
+                _among(rows.end_BxE, n_vocab),
+                decay(x, rows.decay_B, length_B - rows.decay_start_B),
+                x,
+            ),
+        ),
+        (some(rows.suppress_BxI), lambda x: without(x, rows.suppress_BxI)),
+        (
+            some(rows.begin_BxI) & (length_B == rows.begin_B),
+            lambda x: without(x, rows.begin_BxI),
+        ),
+    ]
+
+
+def _filters(rows: Settings) -> list[_Change]:
+    """Those that are made where tokens are drawn."""
+    keep_B = rows.keep_B
+    changes = [
+        (rows.temperature_B != 1, lambda x: x / rows.temperature_B[:, None]),
+        (rows.top_h_B > 0, lambda x: filters.top_h(x, rows.top_h_B)),
+        (rows.top_k_B > 0, lambda x: filters.top_k(x, jnp.maximum(rows.top_k_B, keep_B))),
+        (rows.top_p_B < 1, lambda x: filters.top_p(x, rows.top_p_B, keep_B)),
+        (rows.min_p_B > 0, lambda x: filters.min_p(x, rows.min_p_B, keep_B)),
+        (rows.typical_p_B < 1, lambda x: filters.typical_p(x, rows.typical_p_B, keep_B)),
+        (rows.epsilon_B > 0, lambda x: filters.epsilon(x, rows.epsilon_B, keep_B)),
+        (rows.eta_B > 0, lambda x: filters.eta(x, rows.eta_B, keep_B)),
+    ]
+    return [(rows.sample_B & asked_B, change) for asked_B, change in changes]
 
 
 def repetition(
@@ -197,73 +309,13 @@ def occurrence(
     return logits_BxV - present_BxV - counts_BxV * frequency_B[:, None]
 
 
-def top_k(logits_BxV: Float[Array, 'B V'], k_B: Int[Array, ' B']) -> Float[Array, 'B V']:
-    """Keeps the k most likely tokens (Fan et al. 2018), and what ties with the last of them."""
-    zero_B = jnp.zeros(k_B.shape)
-    return _keep(logits_BxV, logits_BxV, jnp.zeros_like(logits_BxV), zero_B, k_B)
-
-
-def top_p(
-    logits_BxV: Float[Array, 'B V'], p_B: Float[Array, ' B'], keep_B: Int[Array, ' B']
+def decay(
+    logits_BxV: Float[Array, 'B V'], log_factor_B: Float[Array, ' B'], beyond_B: Int[Array, ' B']
 ) -> Float[Array, 'B V']:
-    """Keeps the fewest tokens whose probabilities reach p (nucleus; Holtzman et al. 2020, 3.1)."""
-    probs_BxV = jax.nn.softmax(logits_BxV, axis=-1)
-    return _keep(logits_BxV, logits_BxV, probs_BxV, p_B, keep_B)
-
-
-def min_p(
-    logits_BxV: Float[Array, 'B V'], p_B: Float[Array, ' B'], keep_B: Int[Array, ' B']
-) -> Float[Array, 'B V']:
-    """Keeps the tokens at least p times as likely as the likeliest (Nguyen et al. 2024)."""
-    probs_BxV = jax.nn.softmax(logits_BxV, axis=-1)
-    likely_BxV = probs_BxV >= p_B[:, None] * probs_BxV.max(axis=-1, keepdims=True)
-    few_BxV = jnp.isfinite(top_k(logits_BxV, keep_B))
-    return jnp.where(likely_BxV | few_BxV, logits_BxV, -jnp.inf)
-
-
-def typical_p(
-    logits_BxV: Float[Array, 'B V'], p_B: Float[Array, ' B'], keep_B: Int[Array, ' B']
-) -> Float[Array, 'B V']:
-    """Keeps the fewest tokens, the most typical first, that reach p (Meister et al. 2022)."""
-    log_BxV = jax.nn.log_softmax(logits_BxV, axis=-1)
-    probs_BxV = jnp.exp(log_BxV)
-    entropy_Bx1 = -jnp.sum(jnp.where(probs_BxV > 0, probs_BxV * log_BxV, 0), -1, keepdims=True)
-    near_BxV = -jnp.abs(-log_BxV - entropy_Bx1)
-    return _keep(logits_BxV, near_BxV, probs_BxV, p_B, keep_B)
-
-
-def _keep(
-    logits_BxV: jax.Array,
-    score_BxV: jax.Array,
-    weight_BxV: jax.Array,
-    mass_B: jax.Array,
-    count_B: jax.Array,
-) -> jax.Array:
-    """Keeps the best by score: the fewest whose weights reach a mass, at least so many.
-
-    The score to keep from is found by halving, bit by bit of its rank among floats: exact, without
-    sorting the vocabulary.
-    """
-    count_B = jnp.minimum(count_B, logits_BxV.shape[1])
-    mass_B = jnp.minimum(mass_B, weight_BxV.sum(axis=-1) * (1 - 1e-6))  # p = 1 is reached, too
-    rank_BxV = _rank(score_BxV)
-
-    def narrow(i: Any, found_B: jax.Array) -> jax.Array:
-        tried_B = found_B | (jnp.uint32(1) << (_BITS - 1 - i).astype(jnp.uint32))
-        in_BxV = rank_BxV >= tried_B[:, None]
-        enough_B = (jnp.where(in_BxV, weight_BxV, 0).sum(axis=-1) >= mass_B) & (
-            in_BxV.sum(axis=-1) >= count_B
-        )
-        return jnp.where(enough_B, tried_B, found_B)
-
-    first_B = jax.lax.fori_loop(0, _BITS, narrow, jnp.zeros(count_B.shape, jnp.uint32))
-    return jnp.where(rank_BxV >= first_B[:, None], logits_BxV, -jnp.inf)
-
-
-def _rank(x: jax.Array) -> jax.Array:
-    """uint32 in the order of float32s."""
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+    """logit + |logit| (factor^n - 1), n tokens beyond the start; what is infinite stays so."""
+    power_B = jnp.minimum(log_factor_B * beyond_B, _MOST_POWER)
+    more_BxV = jnp.abs(logits_BxV) * jnp.expm1(power_B)[:, None]
+    return jnp.where(jnp.isfinite(logits_BxV), logits_BxV + more_BxV, logits_BxV)
 
 
 def _counts(
@@ -291,9 +343,9 @@ def _biases(tokens_BxT: jax.Array, length_B: jax.Array, rows: Settings, n_vocab:
 
 
 def _repeats(
-    tokens_BxT: jax.Array, length_B: jax.Array, size_B: jax.Array, n_vocab: int
+    tokens_BxT: jax.Array, length_B: jax.Array, known_B: jax.Array, size_B: jax.Array, n_vocab: int
 ) -> jax.Array:
-    """Which tokens would complete an n-gram that the text has already."""
+    """Which tokens would complete an n-gram that the first known_B tokens have already."""
     place_T = jnp.arange(tokens_BxT.shape[1])
 
     def compare(back: jax.Array, same_BxT: jax.Array) -> jax.Array:
@@ -305,7 +357,7 @@ def _repeats(
         equal_BxT = (theirs_BxT == mine_Bx1) & (place_T - 1 - back >= 0)[None]
         return same_BxT & (equal_BxT | (back >= size_B - 1)[:, None])
 
-    known_BxT = place_T[None] < length_B[:, None]
+    known_BxT = place_T[None] < known_B[:, None]
     known_BxT = jax.lax.fori_loop(0, size_B.max() - 1, compare, known_BxT)
     known_BxT &= (length_B + 1 >= size_B)[:, None]
     rows_Bx1 = jnp.arange(len(tokens_BxT))[:, None]
@@ -313,8 +365,8 @@ def _repeats(
     return zeros_BxV.at[rows_Bx1, tokens_BxT].max(known_BxT)
 
 
-def _ends(end_BxE: jax.Array, n_vocab: int) -> jax.Array:
-    """Which tokens end a row; a -1 is none."""
-    rows_Bx1 = jnp.arange(len(end_BxE))[:, None]
-    place_BxE = jnp.where(end_BxE < 0, n_vocab, end_BxE)
-    return jnp.zeros((len(end_BxE), n_vocab), bool).at[rows_Bx1, place_BxE].set(True, mode='drop')
+def _among(ids_BxI: jax.Array, n_vocab: int) -> jax.Array:
+    """Which tokens are in a row's list; a -1 is none."""
+    rows_Bx1 = jnp.arange(len(ids_BxI))[:, None]
+    place_BxI = jnp.where(ids_BxI < 0, n_vocab, ids_BxI)
+    return jnp.zeros((len(ids_BxI), n_vocab), bool).at[rows_Bx1, place_BxI].set(True, mode='drop')

@@ -52,7 +52,7 @@ class Router:
         texts.check_stops(stops, asked.stop_strings)
         errors.require(
             not (streamed and self.by_itself(asked)),
-            'a stream is for text, decoded without beams, echo and drafts',
+            'a stream is for text, decoded without beams, echo, guidance and drafts',
         )
         if proposer := self._proposer(asked):
             speculative.check(decoder, proposer, prompt, asked)

@@ -95,11 +95,12 @@ def check(
     """Raises InputError where a request cannot be decoded with these proposals.
 
     As decode.check(); a model keeps no cache by position (an RNN), the vocabularies differ, prompt,
-    text and proposals exceed a context, or the prompt's own log-probs are asked for.
+    text and proposals exceed a context, or the prompt's own log-probs or guidance are asked for.
     """
     number = proposer.number
     errors.require(number > 0, f'speculative decoding proposes a token or more, not {number}')
     errors.require(not asked.echo, 'echo goes without speculative decoding')
+    errors.require(not asked.guided, 'guidance_scale goes without speculative decoding')
     for one in [decoder, proposer.decoder] if isinstance(proposer, Draft) else [decoder]:
         errors.require(
             one.has_slots,
