@@ -15,6 +15,7 @@ from absl import flags
 
 from gptjax.configs import base, cli, errors
 from gptjax.models import pretrained, sources
+from gptjax.models.published import beside
 from gptjax.runtime import program, progress
 
 READS = ('init_from',)
@@ -47,6 +48,9 @@ def main(args: cli.Args) -> None:
             pretrained.save(target, *found, **about, progress=bar.advance)
     else:
         pretrained.save_workdir(target, *found, **about, objective=source.objective)
+    left = beside.left_behind(source.path) if isinstance(source, sources.Published) else []
+    if left:
+        _log.warning('left behind of %s: %s', source.path, ', '.join(left))
     n_params = sum(x.size for x in jax.tree.leaves(found.params))
     _log.info('wrote %s parameters to %s', f'{n_params:,}', target)
 

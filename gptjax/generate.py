@@ -65,9 +65,14 @@ def define(values: flags.FlagValues) -> None:
 def main(args: cli.Args) -> None:
     """Continues every prompt."""
     config = args.section('engine', engine.Config)
-    options.make(args.config.decode.to_dict(), {})  # says what is wrong before anything is read
+    name = args.flags.samples
+    errors.require(
+        name.endswith('.jsonl') and pathlib.PurePath(name).name == name,
+        f'--samples={name} is no name of a file; give one as samples.jsonl, below --workdir',
+    )
     wanted = _prompts(args)
     source = sources.open(args.config.init_from or args.workdir)
+    loaded_lib.resolve(source, loaded_lib.published(source), args.given('decode'))  # told at once
     mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
     with mesh.scope():
         form = (config.dtype or None, config.weights, config.cache_dtype, mesh)
@@ -130,7 +135,7 @@ def _line(path: str, number: int, line: str) -> dict[str, Any]:
 
 def _job(args: cli.Args, loaded: loaded_lib.Loaded, i: int, wanted: dict[str, Any]) -> router.Job:
     """A prompt's ids, and what is asked of it: as the Python call has them."""
-    given = {'seed': args.config.decode.seed + i}
+    given = {'seed': (args.config.decode.seed + i) % 2**31}
     own = {name: value for name, value in wanted.items() if name != 'prompt'}
     return loaded.job(wanted['prompt'], args.given('decode') | given | own)
 
@@ -207,10 +212,12 @@ class _Out:
             ],
         )
         ours = True
-        for line in self.path.read_text(encoding='utf-8', errors='replace').split('\n'):
+        lines = self.path.read_text(encoding='utf-8', errors='replace').split('\n')
+        for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
-            except ValueError:  # the last line may be cut off
+            except ValueError:
+                ours = number == len(lines)  # the last line may be cut off
                 break
             ours = isinstance(record, dict) and record.get('job') == self._fingerprint
             place = (record['index'], record['sample']) if ours else None

@@ -214,12 +214,13 @@ def test_an_earlier_workdir_keeps_the_ids_it_knew(tmp_path):
     assert found == {'bos_token_id': 1, 'eos_token_id': 2}
 
 
-def test_large_files_stay_behind_and_are_said(tmp_path, caplog):
+def test_large_files_and_folders_stay_behind_and_are_said(tmp_path):
     (tmp_path / 'notes.txt').write_bytes(b'x' * (2**20 + 1))
     (tmp_path / 'model.safetensors.index.json').write_text('{}')
     (tmp_path / 'tokenizer.json').write_text('{}')
+    (tmp_path / 'original').mkdir()
     assert beside.read(tmp_path) == {}
-    assert 'notes.txt is no tensor and no vocabulary, and large: it is not kept' in caplog.text
+    assert beside.left_behind(tmp_path) == ['notes.txt', 'original']
     assert beside.read(tmp_path / 'absent') == {}
 
 

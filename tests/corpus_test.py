@@ -220,7 +220,7 @@ def test_what_is_missing_for_a_kind_of_file_ends_the_program(tmp_path, monkeypat
 def test_of_a_corpus_without_text_it_is_said_why(tmp_path):
     (tmp_path / 'a.csv').write_text('body\nx\n')
     config = helpers.tiny_config(tmp_path, tmp_path / 'a.csv')
-    with pytest.raises(errors.InputError, match='is empty: .* a.csv cannot be read: it has no col'):
+    with pytest.raises(errors.InputError, match=r'is empty: .*a\.csv cannot be read: it has no c'):
         prepare_corpus.main(helpers.args(config, tmp_path / 'run'))
 
 

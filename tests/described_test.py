@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_said(tmp_path, caplog):
     for said in (
         "special token '[PAD]' is not in the vocabulary",
         "added token '<far>' cannot have id 900",
-        'says add_bos_token = true, but the post-processor of the tokenizer puts none',
+        'says add_bos_token = true, but the tokenizer puts none',
     ):
         assert said in caplog.text
 
@@ -178,6 +178,77 @@ def test_damaged_files_are_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(errors.InputError, match=f'{name} is no JSON object'):
         tokenizer_lib.load(tmp_path)
+
+
+HOSTILE = [
+    ('tokenizer_config.json', {'chat_template': 3}),
+    ('tokenizer_config.json', {'chat_template': [3]}),
+    ('tokenizer_config.json', {'chat_template': [{'nam': 'x'}]}),
+    ('tokenizer_config.json', {'chat_template': [{'name': ['x'], 'template': 'y'}]}),
+    ('tokenizer_config.json', {'eos_token': 5}),
+    ('tokenizer_config.json', {'eos_token': ['</s>']}),
+    ('tokenizer_config.json', {'pad_token': {'content': None}}),
+    ('tokenizer_config.json', {'additional_special_tokens': '<s>'}),
+    ('tokenizer_config.json', {'additional_special_tokens': [3]}),
+    ('tokenizer_config.json', {'extra_special_tokens': {'a': 2}}),
+    ('tokenizer_config.json', {'added_tokens_decoder': []}),
+    ('tokenizer_config.json', {'added_tokens_decoder': {'abc': {'content': 'x'}}}),
+    ('tokenizer_config.json', {'added_tokens_decoder': {'-1': {'content': 'x'}}}),
+    ('tokenizer_config.json', {'added_tokens_decoder': {'300': 'x'}}),
+    ('tokenizer_config.json', {'added_tokens_decoder': {'300': {'content': ''}}}),
+    ('tokenizer_config.json', {'added_tokens_decoder': {'300': {'content': 'x', 'lstrip': None}}}),
+    ('special_tokens_map.json', {'bos_token': 3.5}),
+    ('added_tokens.json', {'x': '300'}),
+    ('added_tokens.json', {'x': None}),
+    ('added_tokens.json', {'x': 1.5}),
+    ('added_tokens.json', {'': 300}),
+]
+
+
+@pytest.mark.parametrize('number', range(len(HOSTILE)))
+def test_values_of_no_known_form_name_their_file_and_field(tmp_path, number):
+    name, content = HOSTILE[number]
+    vocabulary().save(str(tmp_path / 'tokenizer.json'))
+    (tmp_path / name).write_text(json.dumps(content))
+    (field,) = content
+    with pytest.raises(errors.InputError, match=f'/{name}: .*{field}.* is no'):
+        tokenizer_lib.load(tmp_path)
+
+
+def test_odd_folders_are_one_line_or_nothing(tmp_path):
+    vocabulary().save(str(tmp_path / 'tokenizer.json'))
+    expected = tokenizer_lib.load(tmp_path)
+    (tmp_path / 'additional_chat_templates' / 'a.jinja').mkdir(parents=True)
+    (tmp_path / 'additional_chat_templates' / 'b.jinja').symlink_to(tmp_path / 'nowhere')
+    (tmp_path / 'special_tokens_map.json').mkdir()
+    assert tokenizer_lib.load(tmp_path).n_vocab == expected.n_vocab
+    assert tokenizer_lib.files_of(tmp_path) == [tmp_path / 'tokenizer.json']
+    (tmp_path / 'tokenizer_config.json').write_text('[' * 10**5)
+    with pytest.raises(errors.InputError, match='tokenizer_config.json is no JSON object'):
+        tokenizer_lib.load(tmp_path)
+    (tmp_path / 'tokenizer_config.json').unlink()
+    (tmp_path / 'chat_template.jinja').write_bytes(b'caf\xe9')
+    with pytest.raises(errors.InputError, match='chat_template.jinja is no text'):
+        tokenizer_lib.load(tmp_path)
+
+
+def test_a_token_that_is_said_to_be_none_is_none(tmp_path):
+    """As Qwen's: bos is null beside the vocabulary, config.json has an id."""
+    backend = vocabulary()
+    backend.save(str(tmp_path / 'tokenizer.json'))
+    fields = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': None, 'eos_token': '</s>'}
+    template = {'chat_template': '{{ bos_token }}{{ messages[0].content }}'}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(fields | template))
+    said = {'model_type': 'gpt2', 'bos_token_id': backend.token_to_id('<s>')}
+    (tmp_path / 'config.json').write_text(json.dumps(said))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for found in (tokenizer_lib.load(tmp_path), _copied(tmp_path)):
+        ours = codec.Codec(found)
+        assert (ours.bos_token, ours.bos_token_id) == (theirs.bos_token, theirs.bos_token_id)
+        chatted = [{'role': 'user', 'content': 'x'}]
+        assert ours.apply_chat_template(chatted, tokenize=False) == 'x'
+        assert theirs.apply_chat_template(chatted, tokenize=False) == 'x'
+        assert found.beginning == backend.token_to_id('<s>')  # an empty prompt is the model's bos
 
 
 @pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-32'])
@@ -213,6 +284,7 @@ def test_sentencepiece_says_what_goes_before_a_text(real_data, tmp_path, add):
         assert found.decode(ids) == '<|user|>hello<tool>'
         assert 1000 not in found.encode('<|user|>hello')
         assert found.special >= {1, 2, 1000}
+        assert tokenizer_lib.fingerprint(found) != tokenizer_lib.fingerprint(plain)
 
 
 TEMPLATES = {
@@ -280,3 +352,9 @@ def test_a_template_can_do_no_harm_and_tells_its_faults():
     two = described.Described({'chat_template': [{'name': 'a', 'template': 'x'}]})
     with pytest.raises(errors.InputError, match="no chat template 'default'; there are: a"):
         chat.render(two, [{'role': 'user', 'content': 'x'}])
+    one = described.Described({'chat_template': 'x'})
+    with pytest.raises(errors.InputError, match="no chat template 'b'; there are: default"):
+        chat.render(one, [{'role': 'user', 'content': 'x'}], 'b')
+    twice = described.Described({'chat_template': '{{ messages[0].content }}' * 2})
+    with pytest.raises(errors.InputError, match='says the last message twice'):
+        chat.render(twice, [{'role': 'user', 'content': 'x'}], continue_final_message=True)

@@ -36,6 +36,7 @@ def run(folder, workdir, *flags):
         f'--config.init_from={folder}',
         '--config.mesh.data=8',
         '--config.decode.max_new_tokens=6',
+        '--config.decode.do_sample=False',
         *flags,
         define=generate.define,
     )
@@ -67,7 +68,7 @@ def test_a_file_of_prompts_with_options_of_their_own(folder, tmp_path, capsys):
 
 
 def test_prompts_from_stdin_and_lines(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr('sys.stdin', io.StringIO('the cat\n\nthe dog\n'))
+    monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(b'the cat\n\nthe dog\n')))
     found = run(folder, tmp_path, '--prompts=-', '--prompt=first')
     assert [line['prompt'] for line in found] == ['first', 'the cat', 'the dog']
     assert capsys.readouterr().out.count('---') == 3

@@ -266,6 +266,7 @@ def test_what_goes_wrong_in_a_task_is_one_line(weights, tmp_path, capsys, monkey
     monkeypatch.setenv('HF_DATASETS_OFFLINE', '1')
     monkeypatch.setenv('HF_DATASETS_CACHE', str(tmp_path / 'datasets'))
     monkeypatch.setattr('sys.argv', [])
+    monkeypatch.setattr(harness.program, 'set_up_logging', lambda: None)
     (tmp_path / 'rows.jsonl').write_text('{"q": "the cat"}\n')
     (tmp_path / 'wrong.yaml').write_text(
         'task: wrong\ndataset_path: json\ndataset_kwargs:\n  data_files:\n'
@@ -273,8 +274,25 @@ def test_what_goes_wrong_in_a_task_is_one_line(weights, tmp_path, capsys, monkey
     )
     flags = ['--model_args', f'pretrained={weights}', '--tasks', 'wrong']
     assert harness.main([*flags, '--include_path', str(tmp_path)]) == 1
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith('error: ')
+    said = capsys.readouterr().err
+    assert 'Traceback' not in said
+    assert said.strip().splitlines()[-1].startswith('error: ')
+
+
+@pytest.mark.usefixtures('_offline')
+def test_repeats_are_drawn_apart_and_the_same_again(weights):
+    from lm_eval.api import instance
+
+    from gptjax.evals import harness
+
+    settings = {'until': [], 'do_sample': True, 'temperature': 3.0, 'max_gen_toks': 8}
+    asked = [
+        instance.Instance('generate_until', {}, ('the cat sat', dict(settings)), i)
+        for i in range(4)
+    ]
+    said = harness.Model(str(weights)).generate_until(asked, disable_tqdm=True)
+    assert len(set(said)) == 4
+    assert harness.Model(str(weights)).generate_until(asked, disable_tqdm=True) == said
 
 
 def test_the_program_runs_any_task(weights, tasks, tmp_path):

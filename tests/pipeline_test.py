@@ -144,8 +144,10 @@ def test_a_length_that_nobody_asked_for_fits(folder, own):
             generator([7] * 50, **given)
     with pytest.raises(errors.InputError, match='do not fit n_ctx = 64'):
         generator([7] * 64)
-    with pytest.raises(errors.InputError, match='do not fit n_ctx = 64'):
-        pipeline('text-generation', model=own({'max_new_tokens': 15}))([7] * 50)
+    for content in ({'max_new_tokens': 15}, {'max_length': 90}):
+        published = pipeline('text-generation', model=own({'eos_token_id': [], **content}))
+        (one,) = published([7] * 50, return_tensors=True)
+        assert len(one['generated_token_ids']) == 64
     (one,) = generator([7] * 50, return_tensors=True, eos_token_id=-1, beyond_context='slide')
     assert len(one['generated_token_ids']) == 50 + 256
 

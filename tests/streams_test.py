@@ -51,6 +51,7 @@ SHELLS = [
     ('"$@" >&-', 0),
     ('"$@" <&-', 0),
     ('"$@" 2>&-', 0),
+    ('"$@" > /dev/full', 1),
 ]
 
 
@@ -62,6 +63,8 @@ def some(cases, quick):
 
 @pytest.mark.parametrize('env', some(LOCALES, 1))
 def test_every_locale_takes_and_gives_every_character(folder, tmp_path, env):
+    """In paths, too."""
+    tmp_path /= '서울'
     found = run(folder, tmp_path, f'--prompt={PROMPT}', '--out=jsonl', env=env)
     assert found.returncode == 0, found.stderr
     (line,) = (tmp_path / 'samples.jsonl').read_text(encoding='utf-8').splitlines()
@@ -82,6 +85,7 @@ def test_closed_streams(folder, tmp_path, case):
     lines = (tmp_path / 'run' / 'samples.jsonl').read_text(encoding='utf-8').splitlines()
     assert json.loads(lines[0])['prompt'] == PROMPT
     assert len(lines) == 2 or code
+    assert code != 1 or found.stderr.decode().splitlines()[-1].startswith('error: [Errno 28]')
 
 
 def generated(folder, workdir, *flags):

@@ -39,6 +39,7 @@ class Args:
       path: of the config file.
       module: the config file as a module: its get_config(arg), and sweep() where it has one.
       overridden: fields that the command line names.
+      of_run: whether the config is what a run has written, and not the user's.
     """
 
     config: ml_collections.ConfigDict
@@ -47,14 +48,15 @@ class Args:
     path: str
     module: types.ModuleType
     overridden: frozenset[str] = frozenset()
+    of_run: bool = False
 
     def given(self, name: str) -> dict[str, Any]:
-        """The fields of a section that the command line names, or that are not as they come."""
+        """What the user set of a section: on the command line, or in a config file of theirs."""
         usual = base.get_config()[name]
         return {
             field: value
             for field, value in self.config[name].items()
-            if value != usual[field] or f'{name}.{field}' in self.overridden
+            if f'{name}.{field}' in self.overridden or (value != usual[field] and not self.of_run)
         }
 
     def section(self, name: str, owner: type[T]) -> T:
@@ -116,7 +118,7 @@ def parse(
             f'--workdir={workdir}: {folder} is a file, not a folder',
         )
     overridden = frozenset(mistakes.overridden(argv[1:]))
-    return Args(config.lock(), values.workdir, values, path, module, overridden)
+    return Args(config.lock(), values.workdir, values, path, module, overridden, bool(of_run))
 
 
 def load(named: str) -> tuple[str, types.ModuleType, ml_collections.ConfigDict]:

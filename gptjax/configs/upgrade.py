@@ -17,6 +17,8 @@ RENAMED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     'data.eval_set': ('data.eval_sets', lambda folder: {pathlib.PurePath(folder).name: folder}),
 }
 HEAD = 'language_model'  # of checkpoints that do not say
+# Defaults of decode before `renormalize_logits` was there: nobody had asked for them.
+_EARLIER_DECODE = {'max_new_tokens': 64, 'do_sample': False, 'temperature': 1.0}
 
 
 def config(written: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,6 +32,10 @@ def config(written: Mapping[str, Any]) -> dict[str, Any]:
         above, _, name = old.partition('.')
         if above in found and name in found[above]:
             found[above][new.partition('.')[2]] = value(found[above].pop(name))
+    if 'renormalize_logits' not in found.get('decode', {'renormalize_logits': False}):
+        for name, value in _EARLIER_DECODE.items():
+            if found['decode'].get(name) == value:
+                found['decode'][name] = base.SECTIONS['decode'][name].default
     for name, field in base.TOP.items():
         found.setdefault(name, _then(field))
     for name, fields_ in base.SECTIONS.items():

@@ -238,7 +238,7 @@ class Respondent:
                 'eos_token_id': self.loaded.defaults.get('eos_token_id', ()),
             }
         )
-        asked = options.make(base.get_config().decode.to_dict() | _PLAIN, settings)
+        asked = options.make(base.get_config().decode.to_dict() | _PLAIN, settings | {'seed': seed})
         ready = []
         for prompt in prompts:
             pair, dropped = self._pair(prompt, prompt.item.context + task.separator.rstrip(' '), '')
@@ -255,13 +255,8 @@ class Respondent:
         order = sorted(range(len(prompts)), key=lambda i: -len(ready[i][0]))
         for start in range(0, len(order), self.batch_prompts):
             some = order[start : start + self.batch_prompts]
-            seeds = [seed + prompts[i].number for i in some]
-            found = sender.texts(
-                [
-                    (ready[i][0], dataclasses.replace(asked, seed=own))
-                    for i, own in zip(some, seeds, strict=True)
-                ]
-            )
+            places = [prompts[i].number for i in some]
+            found = sender.texts([(ready[i][0], asked) for i in some], places)
             yield [
                 {
                     'i': prompts[i].number,

@@ -20,7 +20,7 @@ from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program, streams
 from gptjax.sampling import loaded as loaded_lib
 from gptjax.sampling import options, router, score, texts
-from gptjax.text import chat
+from gptjax.text import chat, codec
 
 try:
     from lm_eval.api import model as harness_model
@@ -102,9 +102,14 @@ class Model(harness_model.TemplateLM):
         self._batch_size = int(batch_size) if str(batch_size).isdecimal() else 8
         usual = [self._tokens.beginning] if add_bos_token else []
         self._before = self._tokens.prefix if add_bos_token is None else usual
-        first = texts.prompt_ids(self._tokens, '')[0] if prefix_token_id is None else None
-        self._first = int(prefix_token_id) if first is None else first
+        self._first = self._prefix() if prefix_token_id is None else int(prefix_token_id)
         self._template, self._name = '', pretrained
+
+    def _prefix(self) -> int:
+        """What an empty context is: bos where the tokenizer names it, else the end of text."""
+        known = codec.Codec(self._tokens)
+        named = (known.bos_token_id, known.eos_token_id)
+        return next((i for i in named if i is not None), texts.prompt_ids(self._tokens, '')[0])
 
     @property
     def eot_token_id(self) -> int:
@@ -130,6 +135,7 @@ class Model(harness_model.TemplateLM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """Messages as a text; without those of the system where the template takes none."""
+        chat.select(self._tokens.described, self._template)
         form = {
             'name': self._template,
             'add_generation_prompt': add_generation_prompt,
@@ -149,7 +155,8 @@ class Model(harness_model.TemplateLM):
     ) -> list[int]:
         """Ids; what goes before every text in front, unless the text has it or it is refused."""
         before = self._tokens.prefix if add_special_tokens else self._before
-        begun = string.startswith(self._tokens.decode([self._first]))
+        first = self._tokens.decode([self._first])
+        begun = bool(first) and string.startswith(first)
         if add_special_tokens is False or (add_special_tokens is None and begun):
             before = []
         return [*before, *self._tokens.encode(string, allow_special=True)]
@@ -223,7 +230,7 @@ class Model(harness_model.TemplateLM):
                 order = sorted(numbers, key=lambda i: -len(ids[i]))
                 for start in range(0, len(order), self._batch_size):
                     some = order[start : start + self._batch_size]
-                    said = sender.texts([(ids[i], asked) for i in some])
+                    said = sender.texts([(ids[i], asked) for i in some], some)
                     for i, one in zip(some, said, strict=True):
                         found[i] = texts.before_stop(self._tokens, ids[i], one[0].tokens, until)
                     bar.update(len(some))

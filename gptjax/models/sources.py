@@ -113,7 +113,8 @@ class Gguf(weights.Source):
 
     @property
     def beside(self) -> dict[str, bytes]:
-        return self._file.beside()
+        with _reading(self.path):
+            return self._file.beside()
 
     @functools.cached_property
     def _file(self) -> gguf.File:

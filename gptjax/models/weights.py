@@ -55,6 +55,11 @@ class Source(abc.ABC):
         """What was published beside tensors and vocabulary: name of a file -> content."""
 
     @property
+    def decoding(self) -> Mapping[str, Any]:
+        """The generation options of the run that made them, where it set any."""
+        return {}
+
+    @property
     def objective(self) -> str:
         """What they were trained on, as train.objective says it."""
         return OBJECTIVE

@@ -82,6 +82,12 @@ class Workdir(weights.Source):
         return kept
 
     @property
+    def decoding(self) -> dict[str, Any]:
+        config = upgrade.config(self._meta['config']) if 'config' in self._meta else {}
+        usual = base.get_config().decode
+        return {k: v for k, v in config.get('decode', {}).items() if k in usual and v != usual[k]}
+
+    @property
     def objective(self) -> str:
         config = upgrade.config(self._meta['config']) if self._meta else {}
         return config['train']['objective'] if 'train' in config else super().objective

@@ -7,6 +7,7 @@ closed by its reader.
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import functools
 import logging
@@ -67,62 +68,64 @@ def run(
     signal.signal(signal.SIGTERM, _on_signal)
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGUSR1, _on_profile)
-    if {'--help', '-h', '-help'} & set(sys.argv[1:]):
-        sys.exit(_help(doc, reads, define, default_config, uses_jax))
-    sys.exit(_exit_code(main, reads, define, default_config, uses_jax))
+    asks_help = bool({'--help', '-h', '-help'} & set(sys.argv[1:]))
+    told = functools.partial(_define, define=define, uses_jax=uses_jax)
+    if asks_help:
+        sys.exit(_exit_code(lambda: _help(doc, reads, told, default_config)))
+    sys.exit(_exit_code(lambda: _main(main, reads, told, default_config, uses_jax)))
 
 
 def _help(
-    doc: str, reads: Sequence[str], define: Callable, default_config: str, uses_jax: bool
-) -> int:
+    doc: str, reads: Sequence[str], define: Callable[[flags.FlagValues], None], default_config: str
+) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string('workdir', None, 'Folder that holds the run.', flag_values=values)
-    _define(values, define, uses_jax)
+    define(values)
     asked = [arg for arg in sys.argv if arg not in ('--help', '-h', '-help')]
-    try:
-        config = cli.parse(
-            [asked[0], '--workdir=.', *asked[1:]],
-            lambda v: _define(v, define, uses_jax),
-            default_config or base.__file__,
-        ).config
-    except errors.InputError as e:
-        print(f'error: {e}', file=sys.stderr)
-        return WRONG_USAGE
+    argv = [asked[0], '--workdir=.', *asked[1:]]
+    config = cli.parse(argv, define, default_config or base.__file__).config
     print(help_lib.text(doc, values, config, reads))
-    return 0
 
 
-def _exit_code(
+def _main(
     main: Callable[[cli.Args], None],
     reads: Sequence[str],
-    define: Callable,
+    define: Callable[[flags.FlagValues], None],
     default_config: str,
     uses_jax: bool,
-) -> int:
+) -> None:
+    args = cli.parse(sys.argv, define, default_config, reads)
+    if default_config == base.OF_RUN:
+        _log.info('config: %s', args.path)
+    if uses_jax:
+        set_up_jax(args.flags)
+    main(args)
+
+
+def _exit_code(work: Callable[[], None]) -> int:
     try:
-        args = cli.parse(sys.argv, lambda v: _define(v, define, uses_jax), default_config, reads)
-        if default_config == base.OF_RUN:
-            _log.info('config: %s', args.path)
-        if uses_jax:
-            set_up_jax(args.flags)
-        main(args)
+        work()
+        sys.stdout.flush()
     except errors.InputError as e:
         print(f'error: {e}', file=sys.stderr)
         return WRONG_USAGE if isinstance(e, errors.UsageError) else FAILED
-    except BrokenPipeError:
-        if not streams.flush():
-            print('standard output was closed; what was written to files stays', file=sys.stderr)
-        return CLOSED
     except OSError as e:
+        if isinstance(e, BrokenPipeError) and not streams.is_read():
+            print('standard output was closed; what was written to files stays', file=sys.stderr)
+            return CLOSED
+        if e.errno == errno.ENOSPC:
+            streams.silence()
         print(f'error: {e}', file=sys.stderr)
         return FAILED
     except Preempted:
         print('stopped; run the same command again to go on', file=sys.stderr)
         return PREEMPTED
-    return 0 if streams.flush() else CLOSED
+    return 0
 
 
-def _define(values: flags.FlagValues, define: Callable, uses_jax: bool) -> None:
+def _define(
+    values: flags.FlagValues, define: Callable[[flags.FlagValues], None], uses_jax: bool
+) -> None:
     define(values)
     if uses_jax:
         flags.DEFINE_bool(

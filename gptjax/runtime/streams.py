@@ -2,15 +2,21 @@
 """Text in and out of a process, whatever its locale: every character, or its escape."""
 
 import os
+import select
 import sys
 
 
 def set_up() -> None:
-    """Makes standard streams and arguments ready for any text.
+    """Makes standard streams, arguments and paths ready for any text.
 
-    Files and pipes are UTF-8; a terminal keeps its encoding, and shows as \\uXXXX what that lacks.
-    A stream that was closed becomes os.devnull, so that no file takes its place.
+    Where the locale is not UTF-8 the program begins again in Python's UTF-8 mode. Files and pipes
+    are UTF-8; a terminal keeps its encoding, and shows as \\uXXXX what that lacks. A stream that
+    was closed becomes os.devnull, so that no file takes its place.
     """
+    if sys.getfilesystemencoding() != 'utf-8' and os.environ.get('PYTHONUTF8') != '1':
+        terminal = sys.stdout.encoding if sys.stdout and sys.stdout.isatty() else 'utf-8'
+        encoding = {'PYTHONIOENCODING': f'{terminal}:backslashreplace', 'PYTHONUTF8': '1'}
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **encoding})
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
@@ -25,22 +31,18 @@ def set_up() -> None:
             stream.reconfigure(errors='backslashreplace')
         else:
             stream.reconfigure(encoding='utf-8', errors='backslashreplace')
-    sys.argv[:] = map(_typed, sys.argv)
 
 
-def _typed(argument: str) -> str:
-    """An argument as UTF-8, where its bytes are; else as the locale takes them."""
-    try:
-        return os.fsencode(argument).decode()
-    except UnicodeError:
-        return argument
+def is_read() -> bool:
+    """Whether standard output, where it is a pipe, has a reader; where not, no more is printed."""
+    output = select.poll()
+    output.register(1, 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return True
+    silence()
+    return False
 
 
-def flush() -> bool:
-    """Whether what was printed arrived; where nobody reads, no more is printed."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return False
-    return True
+def silence() -> None:
+    """Standard output to os.devnull: else Python says again, when it ends, what went wrong."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -12,14 +12,15 @@ from gptjax.models import weights as weights_lib
 from gptjax.models.published import beside
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.sampling import decode, options, speculative, texts
-from gptjax.text import tokenizer as tokenizer_lib
 
 # Of generation_config.json: what changes no text, or only how transformers computes it.
 _IDLE = ('_from_model_config', 'transformers_version', 'bos_token_id', 'decoder_start_token_id')
-_IDLE += ('use_cache', 'low_memory', 'disable_compile', 'max_time', 'prefill_chunk_size')
-_IDLE += ('generation_kwargs', 'num_assistant_tokens', 'num_assistant_tokens_schedule')
-_IDLE += ('assistant_confidence_threshold', 'assistant_lookbehind', 'target_lookbehind')
+_IDLE += ('use_cache', 'low_memory', 'disable_compile', 'prefill_chunk_size', 'generation_kwargs')
+_IDLE += ('num_assistant_tokens', 'num_assistant_tokens_schedule', 'target_lookbehind')
 _IDLE_BEGINNINGS = ('output_', 'return_', 'cache_', 'compile_', 'is_assistant', 'assistant_')
+# Options that transformers does not know: in its file they are somebody else's.
+_OURS = ('presence_penalty', 'frequency_penalty', 'logit_bias', 'logprobs', 'echo', 'seed')
+_OURS += ('beyond_context', 'split_special_tokens')
 _log = logging.getLogger(__name__)
 
 
@@ -33,10 +34,16 @@ class Loaded:
         tokenizer: Any,
         defaults: dict[str, Any],
         raw: bool = False,
+        source: str = '',
     ) -> None:
-        """Args: raw: the parameters lie as they are stored; prepare() lays them for decoding."""
+        """Args:
+        defaults: generation options that were published with the weights.
+        raw: the parameters lie as they are stored; prepare() lays them for decoding.
+        source: where the weights are, for errors.
+        """
+        self._source = source
         self.decoder, self.params, self.tokenizer = decoder, params, tokenizer
-        self.defaults = defaults  # generation options that were published with the weights
+        self.defaults = defaults
         self._raw = raw
         self.stops = texts.Stops(tokenizer) if tokenizer else None
 
@@ -51,18 +58,14 @@ class Loaded:
         """Options of a request: what is given, else published with the weights, else the defaults.
 
         Raises:
-          UsageError: as options.make().
+          UsageError: as options.make(). InputError: what is published cannot be.
         """
-        published = {k: v for k, v in self.defaults.items() if k != 'pad_token_id'}
-        given = {k: v for k, v in given.items() if k != 'eos_token_id' or v not in ((), [])}
-        if any(given.get(name) for name in ('max_length', 'max_new_tokens', 'max_tokens')):
-            published.pop('max_length', None)
-        return options.make(options.plain(base.get_config().decode.to_dict(), published), given)
+        return resolve(self._source, self.defaults, given)
 
     def job(self, prompt: Any, given: Mapping[str, Any]) -> tuple[list[int], options.Options]:
         """A prompt's ids, and what is asked of it.
 
-        A length that nobody asked for is cut to what the context has room for.
+        A length that the user did not ask for is cut to what the context has room for.
 
         Args:
           prompt: a text, or token ids.
@@ -72,11 +75,11 @@ class Loaded:
         """
         asked = self.asked(given)
         ids = self._ids(prompt, not asked.split_special_tokens)
-        named = {*self.defaults, *(name for name, value in given.items() if value is not None)}
-        most = self.decoder.most_tokens
-        if most is not None and named.isdisjoint(('max_new_tokens', 'max_length', 'max_tokens')):
+        lengths = ('max_new_tokens', 'max_length', 'max_tokens')
+        most, unasked = self.decoder.most_tokens, not any(given.get(name) for name in lengths)
+        if most is not None and unasked and asked.beyond_context == 'error':
             room = most - len(ids)
-            if 0 < room < asked.max_new_tokens and asked.beyond_context == 'error':
+            if 0 < room < asked.limit(len(ids)) - len(ids):
                 asked = self.asked({**given, 'max_new_tokens': room})
         return ids, asked
 
@@ -111,7 +114,11 @@ def load(
     decoder = decode.Decoder(model, n_vocab, cache_dtype)
     if not raw:
         params = quantize.for_decoding(params, heads.describe(model), weights, consume=True)
-    return Loaded(decoder, params, tokenizer, published(source, tokenizer), raw)
+    defaults = published(source)
+    if 'eos_token_id' not in defaults and tokenizer is not None and tokenizer.end_of_text >= 0:
+        defaults['eos_token_id'] = tokenizer.end_of_text
+    _tell_unknown(source)
+    return Loaded(decoder, params, tokenizer, defaults, raw, str(source.path))
 
 
 def draft(
@@ -127,34 +134,64 @@ def draft(
     return speculative.Draft(found.decoder, found.params, number)
 
 
-def published(
-    source: weights_lib.Source, tokenizer: tokenizer_lib.Tokenizer | None
-) -> dict[str, Any]:
-    """Generation options beside weights: generation_config.json, else the end token they name.
+def resolve(
+    source: str | weights_lib.Source, published: Mapping[str, Any], given: Mapping[str, Any]
+) -> options.Options:
+    """Options from what is given, else published with weights, else the defaults.
 
-    pad_token_id may be among them; what asks for more than there is here is said, and left out.
+    Raises:
+      UsageError: as options.make(). InputError: what is published cannot be, whatever is given.
     """
-    known = {*base.get_config().decode, 'pad_token_id'}
+    base_ = base.get_config().decode.to_dict()
+    known = {k: v for k, v in published.items() if k != 'pad_token_id'}
+    given = {k: v for k, v in given.items() if k != 'eos_token_id' or v not in ((), [])}
+    try:
+        below = dict(known)
+        if any(given.get(name) for name in ('max_length', 'max_new_tokens', 'max_tokens')):
+            below.pop('max_length', None)
+        return options.make(options.plain(base_, below), given)
+    except errors.UsageError:
+        try:
+            options.make(options.plain(base_, known), {})
+        except errors.UsageError as e:
+            where = source.path if isinstance(source, weights_lib.Source) else source
+            raise errors.InputError(f'{where}, {beside.GENERATION}: {e}; mend or remove it') from e
+        raise
+
+
+def published(source: weights_lib.Source) -> dict[str, Any]:
+    """Generation options beside weights: a run's own, generation_config.json, the end token's ids.
+
+    pad_token_id may be among them.
+    """
+    known = {*base.get_config().decode, 'pad_token_id'}.difference(_OURS)
+    stored, ends = _stored(source)
+    found = {name: value for name, value in stored.items() if name in known}
+    return ({} if ends is None else {'eos_token_id': ends}) | found | dict(source.decoding)
+
+
+def _stored(source: weights_lib.Source) -> tuple[dict[str, Any], Any]:
+    """generation_config.json without what it leaves open, and config.json's eos_token_id."""
     try:
         stored = beside.fields(source.beside, beside.GENERATION)
-        stored = {name: value for name, value in stored.items() if value is not None}
         ends = beside.fields(source.beside, beside.CONFIG).get('eos_token_id')
     except errors.InputError as e:
         raise errors.InputError(f'{source.path}: {e}') from e
-    found = {name: value for name, value in stored.items() if name in known}
+    return {name: value for name, value in stored.items() if value is not None}, ends
+
+
+def _tell_unknown(source: weights_lib.Source) -> None:
+    """Names what generation_config.json asks for and is not built."""
+    known = {*base.get_config().decode, 'pad_token_id', *_IDLE}.difference(_OURS)
     unknown = [
-        name
-        for name, value in stored.items()
-        if name not in {*known, *_IDLE} and not name.startswith(_IDLE_BEGINNINGS) and value
+        f'{name} = {value!r}'
+        for name, value in _stored(source)[0].items()
+        if name not in known and not name.startswith(_IDLE_BEGINNINGS) and value and value != 1
     ]
     if unknown:
-        said = ', '.join(f'{name} = {stored[name]!r}' for name in unknown)
         _log.warning(
             '%s of %s asks for what is not built here, left out: %s',
             beside.GENERATION,
             source.path,
-            said,
+            ', '.join(unknown),
         )
-    if ends is None and tokenizer is not None and tokenizer.end_of_text >= 0:
-        ends = tokenizer.end_of_text
-    return found if ends is None else {'eos_token_id': ends, **found}

@@ -116,7 +116,7 @@ class TextGeneration:
     def _job(self, prompt: Any, given: dict[str, Any], place: int) -> router.Job:
         """As generate's: the prompts of a call have seed, seed + 1, ..."""
         ids, asked = self._loaded.job(prompt, given)
-        return ids, dataclasses.replace(asked, seed=asked.seed + place)
+        return ids, dataclasses.replace(asked, seed=(asked.seed + place) % 2**31)
 
     def _answer(
         self,

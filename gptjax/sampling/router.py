@@ -62,20 +62,29 @@ class Router:
             room = config.max_tokens or asked.limit(len(prompt))
             engine.check(decoder, prompt, asked, room)
 
-    def texts(self, jobs: Sequence[Job]) -> list[list[decode.Text]]:
-        """The texts of prompts, decoded together; they ask for as many beams and proposals.
+    def texts(
+        self, jobs: Sequence[Job], places: Sequence[int] | None = None
+    ) -> list[list[decode.Text]]:
+        """The texts of prompts, decoded together; they ask for the same beams and proposals.
 
-        Draws depend on each prompt's own seed alone, not on what is decoded beside it.
+        Args:
+          places: the number of each prompt among all of one seed; it enters the draws, which depend
+            on nothing else that is decoded. None = each has a seed of its own.
 
         Raises:
           InputError: as decode.check(), and speculative.check() where there are proposals.
         """
         loaded, first = self._loaded, jobs[0][1]
-        proposer = self._proposer(first)
+        proposer, places = self._proposer(first), places or [0] * len(jobs)
         if first.num_beams > 1:
             prompts, asked = zip(*jobs, strict=True)
-            return beam.search(loaded.decoder, loaded.params, prompts, asked, loaded.stops)
-        copies = [copy for _, asked in jobs for copy in range(asked.num_return_sequences)]
+            arguments = (loaded.decoder, loaded.params, prompts, asked, loaded.stops)
+            return beam.search(*arguments, places)
+        copies = [
+            place * asked.num_return_sequences + copy
+            for place, (_, asked) in zip(places, jobs, strict=True)
+            for copy in range(asked.num_return_sequences)
+        ]
         rows = [job for job in jobs for _ in range(job[1].num_return_sequences)]
         arguments = (loaded.decoder, loaded.params, *map(list, zip(*rows, strict=True)))
         if proposer is None:

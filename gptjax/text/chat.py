@@ -32,7 +32,8 @@ def render(
 
     Args:
       said: what was published beside the vocabulary, the template and names of tokens among it.
-      name: of the template, where there are several; '' = 'default'.
+      name: of the template, where there are several; '' = 'default', or 'tool_use' for tools. A
+        template itself will do.
       add_generation_prompt: end with the beginning of an answer.
       continue_final_message: end in the last message, which is the beginning of the answer.
       more: what else the template reads, as tools.
@@ -40,8 +41,7 @@ def render(
     Raises:
       InputError: there is no template, or it refuses these messages.
     """
-    template = select(said, name)
-    tokens = {role: said.name(role) for role in described.ROLES if said.name(role)}
+    template = select(said, name, bool(more.get('tools')))
     given = [{k: v for k, v in one.items() if v is not None} for one in messages]
     errors.require(bool(given), 'a chat has a message or more')
     last = given[-1].get('content')
@@ -52,7 +52,7 @@ def render(
     tools = {'tools': None, 'documents': None}
     try:
         text = _compiled(template).render(
-            **{**tokens, **tools, **more},
+            **{**said.names, **tools, **more},
             messages=given,
             add_generation_prompt=add_generation_prompt,
         )
@@ -63,24 +63,26 @@ def render(
     if _MARK.strip() not in text or last.strip() not in text:
         raise errors.InputError('the chat template changes the message that it should end with')
     before, mark, _ = text.rpartition(_MARK)
-    return before if mark else text.rpartition(_MARK.strip())[0].rstrip()
+    before = before if mark else text.rpartition(_MARK.strip())[0].rstrip()
+    errors.require(_MARK.strip() not in before, 'the chat template says the last message twice')
+    return before
 
 
-def select(said: described.Described, name: str = '') -> str:
+def select(said: described.Described, name: str = '', tools: bool = False) -> str:
     """The chat template, or the one of a name. Raises InputError where there is none."""
     found = said.chat_template
+    if '{' in name:
+        return name
     if not found:
         raise errors.InputError(
             'these weights were published without a chat template (in chat_template.jinja, or '
             'tokenizer_config.json); ask in plain text'
         )
-    if isinstance(found, str):
-        return found
-    if (name or 'default') not in found:
-        raise errors.InputError(
-            f'no chat template {name or "default"!r}; there are: {", ".join(sorted(found))}'
-        )
-    return found[name or 'default']
+    found = {'default': found} if isinstance(found, str) else found
+    name = name or ('tool_use' if tools and 'tool_use' in found else 'default')
+    if name not in found:
+        raise errors.InputError(f'no chat template {name!r}; there are: {", ".join(sorted(found))}')
+    return found[name]
 
 
 @functools.lru_cache(16)
@@ -99,10 +101,10 @@ class _Generation(ext.Extension):
 
     tags = {'generation'}
 
-    def parse(self, parser: parser.Parser) -> list[nodes.Node]:
-        """The statements between the tags."""
+    def parse(self, parser: parser.Parser) -> nodes.Node:
+        """The statements between the tags; what they set is theirs."""
         next(parser.stream)
-        return parser.parse_statements(('name:endgeneration',), drop_needle=True)
+        return nodes.Scope(parser.parse_statements(('name:endgeneration',), drop_needle=True))
 
 
 def _refuse(message: str) -> None:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tokenizer as people know it from transformers: encode, decode, batch_decode, *_token_id."""
 
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from gptjax.configs import errors
 from gptjax.text import chat, described
 from gptjax.text import tokenizer as tokenizer_lib
 
@@ -34,9 +36,18 @@ class Codec:
         ids = self.tokenizer.encode(text, allow_special=True)
         return [*self.tokenizer.prefix, *ids] if add_special_tokens else ids
 
-    def decode(self, token_ids: int | Iterable[int], skip_special_tokens: bool = False) -> str:
-        """The text of ids."""
-        ids = [token_ids] if isinstance(token_ids, int) else [int(i) for i in token_ids]
+    def decode(
+        self,
+        token_ids: int | Iterable[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> str:
+        """The text of ids, as it is: spaces are cleaned up by nobody."""
+        del clean_up_tokenization_spaces
+        given = [token_ids] if isinstance(token_ids, numbers.Integral) else token_ids
+        ids = [int(i) for i in given]
+        wrong = [i for i in ids if not 0 <= i < len(self)]
+        errors.require(not wrong, f'ids are from 0 to {len(self) - 1}, got {wrong[:1]}')
         left_out = self.tokenizer.special if skip_special_tokens else frozenset()
         return self.tokenizer.decode([i for i in ids if i not in left_out])
 
@@ -57,7 +68,7 @@ class Codec:
         """Messages as the ids, or the text, that the model was trained to read.
 
         Args:
-          chat_template: the name of one, where several were published.
+          chat_template: the name of one, where several were published, or one itself.
           more: as text.chat.render().
 
         Raises:
@@ -81,9 +92,9 @@ class Codec:
         return i if name.endswith('_id') or i is None else self.tokenizer.decode([i])
 
     def _id(self, role: str) -> int | None:
-        named = self.tokenizer.described.name(role)
-        if named:
-            ids = self.tokenizer.encode(named, allow_special=True)
-            return ids[0] if len(ids) == 1 else None
-        usual = {'eos_token': self.tokenizer.end_of_text, 'bos_token': self.tokenizer.beginning}
-        return i if (i := usual.get(role, -1)) >= 0 else None
+        """By its name; where nothing is said of a vocabulary, bos and eos are what ends texts."""
+        said = self.tokenizer.described
+        if not said.fields and role in ('bos_token', 'eos_token'):
+            return i if (i := self.tokenizer.end_of_text) >= 0 else None
+        ids = self.tokenizer.encode(said.name(role), allow_special=True)
+        return ids[0] if len(ids) == 1 and said.name(role) else None

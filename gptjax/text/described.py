@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -24,6 +24,8 @@ _MAP, _ADDED = 'special_tokens_map.json', 'added_tokens.json'
 _TEMPLATE, _TEMPLATES = 'chat_template.jinja', 'additional_chat_templates'
 _IDS = ('generation_config.json', 'config.json')
 ROLES = ('bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token', 'cls_token', 'mask_token')
+_FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')  # of an added token
+_KEPT_IDS = 'gptjax_token_ids'  # a field of ours: where the model's config.json is no more beside
 _MORE = ('additional_special_tokens', 'extra_special_tokens')  # of no role that is known
 _log = logging.getLogger(__name__)
 
@@ -45,13 +47,19 @@ class Described:
         return _name(self.fields.get(role))
 
     @property
-    def special(self) -> list[str]:
-        """The special tokens that fields name."""
-        found = [_name(token) for role, token in self.fields.items() if role.endswith('_token')]
+    def names(self) -> dict[str, str]:
+        """Role, or whatever it is called -> token, of all special tokens that fields name."""
+        found = {role: self.name(role) for role in self.fields if role.endswith('_token')}
         for field in _MORE:
             more = self.fields.get(field) or ()
-            found += map(_name, more.values() if isinstance(more, Mapping) else more)
-        return [name for name in dict.fromkeys(found) if name]
+            pairs = more if isinstance(more, Mapping) else dict(enumerate(more))
+            found |= {str(name): _name(token) for name, token in pairs.items()}
+        return {role: name for role, name in found.items() if name}
+
+    @property
+    def special(self) -> list[str]:
+        """The special tokens that fields name."""
+        return [*dict.fromkeys(self.names.values())]
 
     @property
     def added(self) -> dict[int, tokenizers.AddedToken]:
@@ -67,21 +75,16 @@ class Described:
             return {each['name']: each['template'] for each in found}
         return found
 
-    def resolved(
-        self, names: Mapping[str, int], special: frozenset[int]
-    ) -> tuple['Described', dict[str, int]]:
-        """The same with every role named that is known, and the ids of those in the vocabulary.
+    def roles(self, names: Mapping[str, int], special: frozenset[int]) -> dict[str, int]:
+        """Role -> the id of its token, of those in the vocabulary.
 
         Args:
           names: of the tokens of the vocabulary that may have a role.
           special: ids; one of config.json that is none of them is of another vocabulary.
         """
-        found = {i: name for name, i in names.items()}
-        by_id = {role: found[i] for role, i in self.ids.items() if i in special and i in found}
-        fields = {role: name for role, name in by_id.items() if not self.name(role)}
-        whole = Described({**self.fields, **fields}) if self.fields or fields else self
-        roles = {role: names.get(whole.name(role)) for role in whole.fields}
-        return whole, {role: i for role, i in roles.items() if i is not None}
+        found = {role: i for role, i in self.ids.items() if i in special}
+        named = {role: names.get(self.name(role)) for role in ROLES}
+        return found | {role: i for role, i in named.items() if i is not None}
 
     def add_to(self, backend: tokenizers.Tokenizer) -> None:
         """Makes tokens added, and special, that are said to be; warns of those that do not fit."""
@@ -108,73 +111,159 @@ def frame(backend: tokenizers.Tokenizer, said: Described) -> None:
 
     For one without a post-processor of its own: where there is one, it decides, as in transformers.
     """
-    roles = [role for role in ('bos_token', 'eos_token') if said.fields.get(f'add_{role}')]
-    names = {role: said.name(role) for role in roles}
-    ids = {name: backend.token_to_id(name) for name in names.values() if name}
-    if not ids or None in ids.values():
+    roles = ('bos_token', 'eos_token')
+    ids = {role: backend.token_to_id(said.name(role)) for role in roles}
+    asked = {r: said.name(r) for r in roles if said.fields.get(f'add_{r}') and ids[r] is not None}
+    if not asked:
         return
-    one = [names['bos_token']] if 'bos_token' in names else []
-    last = [names['eos_token']] if 'eos_token' in names else []
+    one, last = ([asked[role]] if role in asked else [] for role in roles)
     backend.post_processor = processors.TemplateProcessing(
         single=[*one, '$A', *last],
         pair=[*one, '$A', *last, *one, '$B', *last],
-        special_tokens=list(ids.items()),
+        special_tokens=list({name: ids[role] for role, name in asked.items()}.items()),
     )
+
+
+def check_frame(said: Described, before: Sequence[int], after: Sequence[int]) -> None:
+    """Tells what add_bos_token and add_eos_token say of a text, and does not happen."""
+    for role, found in (('bos_token', before), ('eos_token', after)):
+        asked = said.fields.get(f'add_{role}')
+        if asked is not None and bool(asked) != bool(found):
+            _log.warning(
+                '%s says add_%s = %s, but the tokenizer puts %s: that decides, as in transformers',
+                CONFIG,
+                role,
+                json.dumps(bool(asked)),
+                'one' if found else 'none',
+            )
+    if after:
+        _log.warning('the tokenizer ends every text with %s: prompts are not, they go on', after)
+
+
+def templates(found: Mapping[str, str]) -> str | list[dict[str, str]]:
+    """Chat templates by their names as tokenizer_config.json has them."""
+    if [*found] == ['default']:
+        return found['default']
+    return [{'name': name, 'template': text} for name, text in found.items()]
 
 
 def files_of(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files of a folder that read() reads but for the model's own."""
     found = [folder / name for name in (CONFIG, _MAP, _ADDED, _TEMPLATE)]
-    return [file for file in found if file.is_file()] + sorted(
-        (folder / _TEMPLATES).glob('*.jinja')
-    )
+    return [*filter(pathlib.Path.is_file, found), *_templates_of(folder)]
 
 
 def read(folder: pathlib.Path) -> Described:
-    """What the files of a folder say. Raises InputError where one is no JSON object."""
-    fields = _object(folder / CONFIG)
+    """What the files of a folder say. Raises InputError where one says it in no known form."""
+    fields = _object(folder / CONFIG, _check)
+    ids = fields.pop(_KEPT_IDS, {})
     if 'added_tokens_decoder' not in fields:
-        fields |= _object(folder / _MAP)
+        fields |= _object(folder / _MAP, _check)
         special = Described(fields).special
         added = {
             str(i): {'content': name, 'special': name in special, 'normalized': name not in special}
-            for name, i in _object(folder / _ADDED).items()
+            for name, i in _object(folder / _ADDED, _check_added).items()
         }
         fields |= {'added_tokens_decoder': added} if added else {}
-    templates = {path.stem: _text(path) for path in sorted((folder / _TEMPLATES).glob('*.jinja'))}
+    found = {path.stem: _text(path) for path in _templates_of(folder)}
     if (folder / _TEMPLATE).is_file():
-        templates['default'] = _text(folder / _TEMPLATE)
-    if templates:
-        alone = [*templates] == ['default']
-        several = [{'name': name, 'template': text} for name, text in templates.items()]
-        fields['chat_template'] = templates['default'] if alone else several
-    ids: dict[str, int] = {}
+        found['default'] = _text(folder / _TEMPLATE)
+    fields |= {'chat_template': templates(found)} if found else {}
     for name in _IDS:
         said = _object(folder / name)
         for role in ROLES:
-            found = said.get(f'{role}_id')
-            first = found[0] if isinstance(found, list) and found else found
+            given = said.get(f'{role}_id')
+            first = given[0] if isinstance(given, list) and given else given
             if type(first) is int:
                 ids.setdefault(role, first)
     return Described(fields, ids)
 
 
-def _object(path: pathlib.Path) -> dict[str, Any]:
+def written(said: Described) -> bytes:
+    """A tokenizer_config.json of which read() makes the same; empty where nothing is said."""
+    whole = {**said.fields, **({_KEPT_IDS: dict(said.ids)} if said.ids else {})}
+    return (json.dumps(whole, indent=2) + '\n').encode() if whole else b''
+
+
+def _templates_of(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in sorted((folder / _TEMPLATES).glob('*.jinja')) if path.is_file()]
+
+
+def _check(fields: Mapping[str, Any]) -> None:
+    """Raises ValueError where a field that is read has a value of no known form."""
+    for field, value in fields.items():
+        if value is None or isinstance(value, bool):
+            continue
+        if field in _FORMS or field.endswith('_token'):
+            right, form = _FORMS.get(field, (_name, 'a token'))
+            if not right(value):
+                raise ValueError(f'{field} = {json.dumps(value)[:80]} is not {form}')
+
+
+def _are_names(value: Any) -> bool:
+    each = value.values() if isinstance(value, Mapping) else value
+    return isinstance(value, (list, Mapping)) and all(map(_name, each))
+
+
+def _are_tokens(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and all(map(str.isdecimal, value))
+        and all(isinstance(token, Mapping) and _name(token) for token in value.values())
+        and all(isinstance(t.get(f, True), bool) for t in value.values() for f in _FLAGS)
+    )
+
+
+def _are_templates(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(
+            isinstance(each, Mapping)
+            and isinstance(each.get('name'), str)
+            and isinstance(each.get('template'), str)
+            for each in value
+        )
+    each = value.values() if isinstance(value, Mapping) else [value]
+    return all(isinstance(text, str) for text in each)
+
+
+_FORMS = {
+    'added_tokens_decoder': (_are_tokens, 'a table of tokens by their ids'),
+    'chat_template': (_are_templates, 'a template or a list of named ones'),
+    **dict.fromkeys(_MORE, (_are_names, 'a list of tokens')),
+}
+
+
+def _check_added(fields: Mapping[str, Any]) -> None:
+    for name, i in fields.items():
+        if type(i) is not int or i < 0 or not name:
+            raise ValueError(f'{json.dumps(name)}: {json.dumps(i)[:80]} is no id of a token')
+
+
+def _object(
+    path: pathlib.Path, check: Callable[[Mapping[str, Any]], None] = lambda fields: None
+) -> dict[str, Any]:
     """A JSON object; of no file an empty one."""
     if not path.is_file():
         return {}
     try:
         found = json.loads(_text(path))
-        if isinstance(found, dict):
-            return found
-        wrong: Any = f'a {type(found).__name__}'
+        found = found if isinstance(found, dict) else f'a {type(found).__name__}'
+    except (ValueError, RecursionError) as e:
+        found = str(e)
+    if isinstance(found, str):
+        raise errors.InputError(f'{path} is no JSON object: {found}; mend or remove it')
+    try:
+        check(found)
     except ValueError as e:
-        wrong = e
-    raise errors.InputError(f'{path} is no JSON object: {wrong}; mend or remove it')
+        raise errors.InputError(f'{path}: {e}; mend or remove it') from e
+    return found
 
 
 def _text(path: pathlib.Path) -> str:
-    return files.decoded(path.read_bytes())
+    try:
+        return files.decoded(path.read_bytes())
+    except UnicodeDecodeError as e:
+        raise errors.InputError(f'{path} is no text: {e}; mend or remove it') from e
 
 
 def _name(token: Any) -> str:
@@ -182,7 +271,6 @@ def _name(token: Any) -> str:
     return found if isinstance(found, str) else ''
 
 
-def _token(said: Any) -> tokenizers.AddedToken:
-    flags = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
-    given = {flag: said[flag] for flag in flags if flag in said} if isinstance(said, dict) else {}
+def _token(said: Mapping[str, Any]) -> tokenizers.AddedToken:
+    given = {flag: said[flag] for flag in _FLAGS if flag in said}
     return tokenizers.AddedToken(_name(said), **given)

@@ -14,7 +14,7 @@ import json
 import logging
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import tokenizers
@@ -36,7 +36,7 @@ class Tokenizer(Protocol):
 
     n_vocab: int  # ids are below this
     end_of_text: int  # the id between documents; -1 where the vocabulary has none
-    usual_end: int  # the same of the vocabulary alone, whatever is said beside it
+    variant: str  # what was said beside the vocabulary and changes tokens; '' = nothing
     beginning: int  # the id that a text without any begins with: bos, else end_of_text
     prefix: list[int]  # ids that go before every prompt: Llama's <s>
     special: frozenset[int]  # ids that stand for no text
@@ -60,8 +60,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     digest = hashlib.sha256()
     for name, content in sorted(tokenizer.serialized().items()):
         digest.update(f'{name}\0{len(content)}\0'.encode() + content)
-    if tokenizer.end_of_text != tokenizer.usual_end:
-        digest.update(f'end_of_text\0{tokenizer.end_of_text}'.encode())
+    digest.update(tokenizer.variant.encode())
     return digest.hexdigest()
 
 
@@ -70,8 +69,9 @@ def save(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in tokenizer.serialized().items():
         (folder / name).write_bytes(content)
-    if fields := tokenizer.described.fields:
-        files.replace(folder / described.CONFIG, json.dumps(dict(fields), indent=2) + '\n')
+    (folder / described.CONFIG).unlink(missing_ok=True)
+    if said := described.written(tokenizer.described):
+        files.replace(folder / described.CONFIG, said)
 
 
 def find(folder: pathlib.Path) -> Tokenizer | None:
@@ -117,7 +117,8 @@ class Bytes:
     """UTF-8 bytes as ids 0..255, then end-of-text."""
 
     n_vocab = 257
-    end_of_text = usual_end = beginning = 256
+    end_of_text = beginning = 256
+    variant = ''
     prefix: list[int] = []
     special = frozenset({256})
     described = _NOTHING
@@ -152,15 +153,16 @@ class Subwords:
         added = backend.get_added_tokens_decoder().items()
         self.special = frozenset(i for i, token in added if token.special)
         found = (backend.token_to_id(name) for name in _END_NAMES)
-        self.usual_end = next((i for i in found if i is not None), -1)
-        names = {i: token.content for i, token in added}
-        self.described, roles = said.resolved({name: i for i, name in names.items()}, self.special)
-        self.end_of_text = roles.get('eos_token', self.usual_end)
+        usual_end = next((i for i in found if i is not None), -1)
+        self.described = said
+        roles = said.roles({token.content: i for i, token in added}, self.special)
+        self.end_of_text = roles.get('eos_token', usual_end)
+        self.variant = _variant(self.end_of_text, usual_end)
         self.beginning = roles.get('bos_token', self.end_of_text)
         framed, plain = (backend.encode('a', add_special_tokens=a).ids for a in (True, False))
         place = max(0, _find(framed, plain))
         self.prefix = framed[:place]
-        _check_frame(said, self.prefix, framed[place + len(plain) :])
+        described.check_frame(said, self.prefix, framed[place + len(plain) :])
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         backend = self._special if allow_special else self._plain
@@ -182,7 +184,11 @@ class Gpt1(Subwords):
     """
 
     def __init__(
-        self, vocabulary: dict[str, int], merges: list[tuple[str, str]], kind: str
+        self,
+        vocabulary: dict[str, int],
+        merges: list[tuple[str, str]],
+        kind: str,
+        said: described.Described = _NOTHING,
     ) -> None:
         self.kind = kind or ('spacy' if gpt1.has_spacy() else 'basic')
         if self.kind == 'spacy' and not gpt1.has_spacy():
@@ -198,7 +204,7 @@ class Gpt1(Subwords):
             backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.decoder = decoders.BPEDecoder(suffix='</w>')
         super().__init__(backend)
-        self._vocabulary, self._merges = vocabulary, merges
+        self._vocabulary, self._merges, self.described = vocabulary, merges, said
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         text = check_text(text)
@@ -244,12 +250,14 @@ class SentencePiece:
         self._added = {i: name for name, i in (names | words).items() if i >= pieces}
         self.n_vocab = pieces + len(self._added)
         self.special = frozenset(names.values())
-        self.usual_end = self._processor.eos_id()
-        self.described, roles = said.resolved(names, self.special)
-        self.end_of_text = roles.get('eos_token', self.usual_end)
-        begins = self._processor.bos_id() if said.fields.get('add_bos_token') else self.end_of_text
-        self.beginning = roles.get('bos_token', begins)
-        self.prefix = [self.beginning] if said.fields.get('add_bos_token') else []
+        self.described, roles = said, said.roles(names, self.special)
+        self.end_of_text = roles.get('eos_token', self._processor.eos_id())
+        self.variant = _variant(self.end_of_text, self._processor.eos_id(), self._added)
+        begins, asked = self._processor.bos_id(), said.fields.get('add_bos_token')
+        first = roles.get('bos_token', begins if asked else -1)
+        self.beginning = self.end_of_text if first < 0 else first
+        self.prefix = [first] if asked and first >= 0 else []
+        described.check_frame(said, self.prefix, [])
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         text = check_text(text)
@@ -279,21 +287,10 @@ class SentencePiece:
         return {'tokenizer.model': self._model}
 
 
-def _check_frame(said: described.Described, before: list[int], after: list[int]) -> None:
-    """Tells what is said of the tokens around a text and does not happen."""
-    for role, found in (('bos_token', before), ('eos_token', after)):
-        asked = said.fields.get(f'add_{role}')
-        if asked is not None and bool(asked) != bool(found):
-            _log.warning(
-                '%s says add_%s = %s, but the post-processor of the tokenizer puts %s: that '
-                'decides, as in transformers',
-                described.CONFIG,
-                role,
-                json.dumps(bool(asked)),
-                'one' if found else 'none',
-            )
-    if after:
-        _log.warning('the tokenizer ends every text with %s: prompts are not, they go on', after)
+def _variant(end: int, usual_end: int, added: Mapping[int, str] | None = None) -> str:
+    """What a fingerprint holds beside the vocabulary's files."""
+    parts = [f'end_of_text\0{end}'] if end != usual_end else []
+    return '\0'.join([*parts, *(f'{i}\0{name}' for i, name in sorted((added or {}).items()))])
 
 
 def _find(ids: list[int], part: list[int]) -> int:
@@ -332,14 +329,15 @@ def _read(path: pathlib.Path) -> Tokenizer:
         return Bytes()
     if path.name in _MERGES:
         vocabulary, merges = _vocab(path), _merges(path.with_name(_MERGES[path.name]))
-        if '.</w>' in vocabulary:
-            return Gpt1(vocabulary, merges, '')
         said = described.read(path.parent)
+        if '.</w>' in vocabulary:
+            return Gpt1(vocabulary, merges, '', said)
         return Subwords(_gpt2(vocabulary, merges, said), said)
     if path.name == 'gpt1.json':
         vocabulary = _vocab(path.with_name('vocab.json'))
         kind = json.loads(files.decoded(path.read_bytes()))['words']
-        return Gpt1(vocabulary, _merges(path.with_name('merges.txt')), kind)
+        merges = _merges(path.with_name('merges.txt'))
+        return Gpt1(vocabulary, merges, kind, described.read(path.parent))
     if path.suffix == '.model':
         return SentencePiece(path.read_bytes(), described.read(path.parent))
     backend = tokenizers.Tokenizer.from_str(files.decoded(path.read_bytes()))

@@ -6,7 +6,6 @@ licence. In a workdir it stands as it was, in published/.
 """
 
 import json
-import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -20,31 +19,39 @@ FOLDER = 'published'  # below a workdir
 Files = Mapping[str, bytes]  # path below the folder -> content
 
 _TEMPLATES = 'additional_chat_templates'
-_LARGEST = 2**20  # bytes; what is larger is said, and stays behind
+_LARGEST = 2**20  # bytes; what is larger stays behind
 # Endings and names of tensors and vocabularies, which are read for what they are.
 _TENSORS = ('.safetensors', '.bin', '.pt', '.pth', '.ckpt', '.h5', '.msgpack', '.onnx', '.gguf')
-_TENSORS += ('.npz', '.ot', '.index.json')
+_TENSORS += ('.npy', '.npz', '.ot', '.index.json')
 _VOCABULARY = ('tokenizer.json', 'vocab.json', 'merges.txt', 'vocab.txt', 'encoder.json')
 _VOCABULARY += ('vocab.bpe', 'encoder_bpe_40000.json', 'vocab_40000.bpe', 'gpt1.json', 'bytes.json')
 # Fields of config.json that say again what ours say, and would contradict them after a change.
 _SAID_AGAIN = ('dtype', 'torch_dtype', 'rope_parameters', 'rope_scaling', 'rope_theta', 'n_ctx')
 _SAID_AGAIN += ('quantization_config',)
-_log = logging.getLogger(__name__)
 
 
 def read(folder: pathlib.Path) -> dict[str, bytes]:
     """The files beside tensors and vocabulary; of no folder none."""
+    return {name: path.read_bytes() for name, path in _others(folder).items() if _fits(path)}
+
+
+def left_behind(folder: pathlib.Path) -> list[str]:
+    """The names of those that read() does not take: large ones, and what stands in subfolders."""
+    return [name for name, path in _others(folder).items() if not _fits(path)]
+
+
+def _others(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     found = {}
     for path in sorted([*folder.glob('*'), *folder.glob(f'{_TEMPLATES}/*.jinja')]):
         name = path.relative_to(folder).as_posix()
         tensors = name.lower().endswith((*_TENSORS, '.model')) or name in _VOCABULARY
-        if tensors or name.startswith('.') or not path.is_file():
-            continue
-        if path.stat().st_size > _LARGEST:
-            _log.warning('%s is no tensor and no vocabulary, and large: it is not kept', path)
-            continue
-        found[name] = path.read_bytes()
+        if not tensors and not name.startswith('.') and name != _TEMPLATES:
+            found[name] = path
     return found
+
+
+def _fits(path: pathlib.Path) -> bool:
+    return path.is_file() and path.stat().st_size <= _LARGEST
 
 
 def write(folder: pathlib.Path, kept: Files) -> None:
@@ -64,7 +71,7 @@ def fields(kept: Files, name: str) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(files.decoded(kept[name]))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise errors.InputError(f'{name} is no JSON: {e}; mend or remove it') from e
     if not isinstance(found, dict):
         raise errors.InputError(f'{name} is no JSON object; mend or remove it')

@@ -2,6 +2,7 @@
 """A GGUF file as a published model: its config, its tensors (dequantised), its tokenizer."""
 
 import json
+import logging
 import pathlib
 from typing import Any
 
@@ -49,6 +50,7 @@ _FIELDS = frozenset(
 _PRE_TOKENIZERS = ('gpt-2', 'smollm', *_SPLITS)
 _BEGINNING = ('llama-bpe',)  # with these a text begins with bos where the file does not say
 _TEMPLATE = 'tokenizer.chat_template'
+_log = logging.getLogger(__name__)
 _ROLES = {  # role of a token -> what GGUF calls it
     'bos_token': 'bos',
     'eos_token': 'eos',
@@ -184,27 +186,34 @@ class File:
         ids = {role: self._id(name) for role, name in _ROLES.items()}
         fields: dict[str, Any] = {role: names[i] for role, i in ids.items() if i is not None}
         fields |= {
-            'add_bos_token': bool(self._value('tokenizer.ggml.add_bos_token', pre in _BEGINNING)),
-            'add_eos_token': bool(self._value('tokenizer.ggml.add_eos_token', False)),
+            'add_bos_token': self._value('tokenizer.ggml.add_bos_token', pre in _BEGINNING) is True,
+            'add_eos_token': self._value('tokenizer.ggml.add_eos_token', False) is True,
             'clean_up_tokenization_spaces': False,
             'model_max_length': self._value('llama.context_length'),
             'tokenizer_class': 'PreTrainedTokenizerFast',
         }
         templates = {
-            field.removeprefix(_TEMPLATE).removeprefix('.') or 'default': self._value(field)
+            field.removeprefix(_TEMPLATE).removeprefix('.') or 'default': str(self._value(field))
             for field in self._fields
             if field == _TEMPLATE or field.startswith(f'{_TEMPLATE}.')
         }
-        if templates:
-            several = [{'name': name, 'template': text} for name, text in templates.items()]
-            alone = [*templates] == ['default']
-            fields['chat_template'] = templates['default'] if alone else several
+        fields |= {'chat_template': described.templates(templates)} if templates else {}
         return described.Described(fields)
 
     def _id(self, name: str) -> int | None:
-        """The id of a token that has a role, as 'bos'; None where it has none."""
+        """The id of a token that has a role, as 'bos'; None where it has none, or an absurd one."""
         found = self._value(f'tokenizer.ggml.{name}_token_id', None)
-        return None if found is None else int(found)
+        size = len(self._value('tokenizer.ggml.tokens', ()))
+        if found is not None and not (isinstance(found, int) and 0 <= found < size):
+            _log.warning(
+                '%s: %s_token_id = %r is none of its %d tokens: left out',
+                self._path,
+                name,
+                found,
+                size,
+            )
+            return None
+        return found
 
     def _value(self, name: str, *default: Any) -> Any:
         if name in self._fields:
