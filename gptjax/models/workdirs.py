@@ -83,9 +83,9 @@ class Workdir(weights.Source):
 
     @property
     def decoding(self) -> dict[str, Any]:
-        config = upgrade.config(self._meta['config']) if 'config' in self._meta else {}
         usual = base.get_config().decode
-        return {k: v for k, v in config.get('decode', {}).items() if k in usual and v != usual[k]}
+        own = upgrade.config(self._meta['config'])['decode'] if self._meta else {}
+        return {k: v for k, v in own.items() if k in usual and v != usual[k]}
 
     @property
     def objective(self) -> str:

@@ -17,7 +17,9 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -150,6 +152,14 @@ def set_up_logging() -> None:
     logging.getLogger('gptjax').setLevel(logging.INFO)
     # orbax and grain log through absl, page after page, what they also raise; we say it in a line.
     logging.getLogger('absl').setLevel(logging.CRITICAL)
+    warnings.showwarning = _warn
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, *where: Any) -> None:
+    """Our own warnings as a line; other people's with their place in the code."""
+    ours = pathlib.Path(filename).is_relative_to(pathlib.Path(__file__).parents[1])
+    said = str(message) if ours else warnings.formatwarning(message, category, filename, where[0])
+    _log.warning('%s', said)
     logging.captureWarnings(True)
 
 
