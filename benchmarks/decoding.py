@@ -40,10 +40,15 @@ _METHODS = {
     'temperature 0.5': {'do_sample': True, 'temperature': 0.5, 'top_k': 0},
     'temperature 1.0': {'do_sample': True, 'temperature': 1.0, 'top_k': 0},
     'temperature 1.5': {'do_sample': True, 'temperature': 1.5, 'top_k': 0},
-    'top_k 50': {'do_sample': True, 'top_k': 50},
-    'top_p 0.9': {'do_sample': True, 'top_p': 0.9, 'top_k': 0},
-    'min_p 0.1': {'do_sample': True, 'min_p': 0.1, 'top_k': 0},
-    'typical_p 0.9': {'do_sample': True, 'typical_p': 0.9, 'top_k': 0},
+    'top_k 50': {'do_sample': True, 'temperature': 1.0, 'top_k': 50},
+    'top_p 0.9': {'do_sample': True, 'temperature': 1.0, 'top_p': 0.9, 'top_k': 0},
+    'min_p 0.1': {'do_sample': True, 'temperature': 1.0, 'min_p': 0.1, 'top_k': 0},
+    'typical_p 0.9': {
+        'do_sample': True,
+        'temperature': 1.0,
+        'typical_p': 0.9,
+        'top_k': 0,
+    },
 }
 _HOW = """
     python benchmarks/decoding.py --model={name}
@@ -83,7 +88,7 @@ def main() -> None:
             return_tensors=True,
             eos_token_id=-1,
             batch_size=1 if 'num_beams' in options else len(prompts),
-            **options,
+            **({'do_sample': False} | options),
         )
         texts, nats = [], []
         for prompt, answers in zip(prompts, found, strict=True):

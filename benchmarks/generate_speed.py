@@ -62,7 +62,8 @@ def ours(case: str, folder: str):
     program.keep_memory()
     _, beams, weights, cache, dtype, served = _CASES[case]
     loaded = loaded_lib.load(folder, dtype, weights, cache)
-    defaults = base.get_config().decode.to_dict() | {'eos_token_id': (-1,)}
+    greedy = {'eos_token_id': (-1,), 'do_sample': False}
+    defaults = base.get_config().decode.to_dict() | greedy
     config = base.get_config().engine.to_dict() | {'slots': 16, 'max_tokens': 256}
     server = engine.Engine(loaded.decoder, loaded.params, engine.Config(**config)) if served else 0
 

@@ -209,8 +209,7 @@ def _initial(
     differing = heads.differing(model, other)
     if differing:
         said = ', '.join(
-            f'{f} = {getattr(other, f, None)} there, {getattr(model, f, None)} here'
-            for f in differing
+            errors.both(f, getattr(other, f, None), getattr(model, f, None)) for f in differing
         )
         raise errors.InputError(
             f'{source.path} holds another model ({said}); set --config.model.<field> to what is '

@@ -317,7 +317,7 @@ def test_training_starts_from_published_weights(trained, tmp_path):
     before = json.loads((run / 'results.json').read_text())
     name = 'eval/tokens/bits_per_byte'
     assert results[name] == pytest.approx(before[name], rel=1e-4)  # a rate of nearly zero
-    with pytest.raises(errors.InputError, match='init_from = '):
+    with pytest.raises(errors.InputError, match="init_from = .*/hf there, '' here"):
         train.main(helpers.args(config, tmp_path / 'more', *flags[:-1]))
     convert.main(convert_args(tmp_path / 'hf', tmp_path / 'converted'))
     with pytest.raises(errors.InputError, match='holds converted weights'):

@@ -10,6 +10,16 @@ class UsageError(InputError):
     """Bad flag or config value. Programs print it as one line and exit with 2."""
 
 
+def both(name: str, there: object, here: object) -> str:
+    """That a value differs; of an empty one that it is.
+
+    >>> both('init_from', 'gpt2', '')
+    "init_from = gpt2 there, '' here"
+    """
+    shown = ("''" if value == '' else value for value in (there, here))
+    return '{} = {} there, {} here'.format(name, *shown)
+
+
 def require(condition: bool, message: str) -> None:
     """Raises UsageError with `message` unless `condition` holds."""
     if not condition:

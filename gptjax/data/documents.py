@@ -126,7 +126,7 @@ def _difference(before: dict, source: dict) -> str:
     named = [name for name in source if name != 'identity' and source[name] != before.get(name)]
     if not named:
         return f'what is in {source.get("path") or source.get("set")!r} has changed since'
-    return ', '.join(f'{name} = {before.get(name)} there, {source[name]} here' for name in named)
+    return ', '.join(errors.both(name, before.get(name), source[name]) for name in named)
 
 
 def _kept(

@@ -46,7 +46,7 @@ def check(
         upgrade.identity(upgrade.config(each), reads) for each in (meta['config'], config)
     )
     differing = {
-        name: f'{name} = {there.get(name)} there, {here.get(name)} here'
+        name: errors.both(name, there.get(name), here.get(name))
         for name in sorted((here.keys() | there.keys()) - set(may_differ))
         if here.get(name) != there.get(name)
     }
