@@ -8,7 +8,8 @@ import pytest
 
 from gptjax import generate
 from gptjax.configs import base, errors
-from gptjax.models import pretrained
+from gptjax.models import pretrained, sources
+from gptjax.sampling import loaded
 from gptjax.sampling.pipeline import pipeline
 from tests import helpers
 from tests.special_test import subwords
@@ -60,6 +61,13 @@ def test_the_call_that_tutorials_print(folder):
 
 
 _SAMPLING = ('do_sample', 'temperature', 'top_k', 'top_p')
+GIVEN = [
+    {},
+    {'do_sample': False},
+    {'max_new_tokens': 9},
+    {'temperature': 0.1},
+    {'do_sample': True, 'top_k': 0},
+]
 
 
 @pytest.mark.parametrize(
@@ -75,31 +83,22 @@ _SAMPLING = ('do_sample', 'temperature', 'top_k', 'top_p')
         {'repetition_penalty': 1.5, 'num_beams': 2},
     ],
 )
-@pytest.mark.parametrize(
-    'given',
-    [
-        {},
-        {'do_sample': False},
-        {'max_new_tokens': 9},
-        {'temperature': 0.1},
-        {'do_sample': True, 'top_k': 0},
-    ],
-)
-def test_defaults_are_those_of_their_pipeline(own, content, given):
+def test_defaults_are_those_of_their_pipeline(own, content):
     path = own(content)
     theirs = transformers.pipeline('text-generation', model=str(path))
-    wanted, _ = theirs.model._prepare_generation_config(
-        None, **theirs._prepare_generate_kwargs(given)
-    )
-    found = pipeline('text-generation', model=path)._loaded.asked(given)
-    samples = wanted.do_sample
-    assert found.do_sample is samples
-    for name in ('repetition_penalty', 'num_beams', 'num_return_sequences'):
-        assert getattr(found, name) == getattr(wanted, name), name
-    for name in _SAMPLING if samples else ():
-        assert getattr(found, name) == getattr(wanted, name), name
-    length = wanted.max_new_tokens or wanted.max_length - 4
-    assert found.limit(4) - 4 == length
+    published = loaded.published(sources.open(path))
+    for given in GIVEN:
+        wanted, _ = theirs.model._prepare_generation_config(
+            None, **theirs._prepare_generate_kwargs(given)
+        )
+        found = loaded.resolve(str(path), published, given)
+        assert found.do_sample is wanted.do_sample
+        for name in ('repetition_penalty', 'num_beams', 'num_return_sequences'):
+            assert getattr(found, name) == getattr(wanted, name), (given, name)
+        for name in _SAMPLING if wanted.do_sample else ():
+            assert getattr(found, name) == getattr(wanted, name), (given, name)
+        length = wanted.max_new_tokens or wanted.max_length - 4
+        assert found.limit(4) - 4 == length, given
 
 
 SETTINGS = [
@@ -114,7 +113,13 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize('number', range(len(SETTINGS)))
+_QUICK = (0, 4)  # each compiles programs of both ways: the rest is in make test-all
+
+
+@pytest.mark.parametrize(
+    'number',
+    [pytest.param(i, marks=() if i in _QUICK else pytest.mark.slow) for i in range(len(SETTINGS))],
+)
 def test_the_command_line_gives_the_same_texts(own, tmp_path, number):
     content, given = SETTINGS[number]
     path = own({'eos_token_id': [301], **content})
@@ -137,8 +142,8 @@ def test_the_command_line_gives_the_same_texts(own, tmp_path, number):
 
 def test_a_length_that_nobody_asked_for_fits(folder, own):
     generator = pipeline('text-generation', model=folder)
-    (one,) = generator([7] * 50, return_tensors=True, eos_token_id=-1)
-    assert len(one['generated_token_ids']) == 64
+    ids, asked = generator._loaded.job([7] * 50, {})
+    assert asked.limit(len(ids)) == 64
     for given in ({'max_new_tokens': 15}, {'max_length': 65}):
         with pytest.raises(errors.InputError, match='do not fit n_ctx = 64'):
             generator([7] * 50, **given)
@@ -146,10 +151,10 @@ def test_a_length_that_nobody_asked_for_fits(folder, own):
         generator([7] * 64)
     for content in ({'max_new_tokens': 15}, {'max_length': 90}):
         published = pipeline('text-generation', model=own({'eos_token_id': [], **content}))
-        (one,) = published([7] * 50, return_tensors=True)
-        assert len(one['generated_token_ids']) == 64
-    (one,) = generator([7] * 50, return_tensors=True, eos_token_id=-1, beyond_context='slide')
-    assert len(one['generated_token_ids']) == 50 + 256
+        ids, asked = published._loaded.job([7] * 50, {})
+        assert asked.limit(len(ids)) == 64
+    ids, asked = generator._loaded.job([7] * 50, {'beyond_context': 'slide'})
+    assert asked.limit(len(ids)) == 50 + 256
 
 
 def test_what_is_not_built_is_said_by_name(own, caplog):
