@@ -72,7 +72,7 @@ def fields(kept: Files, name: str) -> dict[str, Any]:
     try:
         found = json.loads(files.decoded(kept[name]))
     except (ValueError, RecursionError) as e:
-        raise errors.InputError(f'{name} is no JSON: {e}; mend or remove it') from e
+        raise errors.InputError(f'{name} is no JSON object: {e}; mend or remove it') from e
     if not isinstance(found, dict):
         raise errors.InputError(f'{name} is no JSON object; mend or remove it')
     return found
