@@ -99,7 +99,7 @@ def main(args: cli.Args) -> None:
                 _, sums = measure(params, held_out, jax.random.key(0))
                 return {'eval/made/accuracy': float(sums['accuracy'] / sums['weight'])}
 
-            evaluation = run_lib.Evaluation(['eval/made/accuracy'], scores, {})
+            evaluation = run_lib.Evaluation(['eval/made/accuracy'], scores)
             flops = 6.0 * sum(x.size for x in jax.tree.leaves(target.params))
             rates = lambda _, epochs: optim.rate_of(  # noqa: E731
                 optim_, plan_lib.of_epochs(n_train, BATCH, epochs, N_CTX)

@@ -218,9 +218,8 @@ def test_the_distributions_to_draw_from_equal_theirs():
         text = [seeded.randrange(_VOCAB) for _ in range(seeded.choice([1, 6, 12]))]
         n_prompt = seeded.randint(1, len(text))
         torch.manual_seed(seeded.randrange(10**6))
-        asked = options.make(
-            base.get_config().decode.to_dict(), setting | {'do_sample': True, 'eos_token_id': _END}
-        )
+        plain = base.get_config().decode.to_dict() | {'temperature': 1.0}  # theirs of generate()
+        asked = options.make(plain, setting | {'do_sample': True, 'eos_token_id': _END})
         scores = torch.randn(1, _VOCAB) * 3
         if seeded.random() < 0.1 and 'exponential_decay_length_penalty' not in setting:
             setting['remove_invalid_values'] = True

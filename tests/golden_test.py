@@ -122,7 +122,7 @@ def test_smollm2_keeps_its_end_of_turn_and_its_note_when_converted(smollm2, tmp_
     convert.main(args(smollm2, tmp_path / 'run'))
     convert.main(args(tmp_path / 'run', tmp_path / 'hf', '--to=huggingface', '--dtype=float16'))
     generation = json.loads((tmp_path / 'hf' / 'generation_config.json').read_text())
-    assert generation == {'bos_token_id': 1, 'eos_token_id': 2}
+    assert generation == {'bos_token_id': 1, 'eos_token_id': 2, 'pad_token_id': 2}
     for folder in ('run', 'hf'):
         assert sources.open(tmp_path / folder).provenance.endswith('quantised as Q4_1')
     back = pretrained.load(tmp_path / 'hf')

@@ -16,6 +16,7 @@ import logging
 import math
 import pathlib
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -75,7 +76,7 @@ class Evaluation(NamedTuple):
 
     names: Sequence[str]
     scores: Callable[[step_lib.State], Mapping[str, float | None]]
-    notes: Mapping[str, str]
+    notes: Mapping[str, str] = types.MappingProxyType({})
 
 
 class Recipe(NamedTuple):
