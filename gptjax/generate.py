@@ -33,7 +33,7 @@ from gptjax.configs import base, cli, errors
 from gptjax.models import sources, weights
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program, progress
-from gptjax.sampling import decode, engine, options, router, texts
+from gptjax.sampling import decode, engine, options, router, speculative, texts
 from gptjax.sampling import loaded as loaded_lib
 from gptjax.text import files
 
@@ -72,7 +72,8 @@ def main(args: cli.Args) -> None:
     )
     wanted = _prompts(args)
     source = sources.open(args.config.init_from or args.workdir)
-    loaded_lib.resolve(source, loaded_lib.published(source), args.given('decode'))  # told at once
+    published = loaded_lib.published(source)
+    loaded_lib.resolve(str(source.path), published, args.given('decode'))  # told at once
     mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
     with mesh.scope():
         form = (config.dtype or None, config.weights, config.cache_dtype, mesh)
@@ -81,7 +82,7 @@ def main(args: cli.Args) -> None:
         drafted = sources.open(config.draft) if config.draft else None
         draft = loaded_lib.draft(drafted, config.draft_tokens, config.dtype or None, mesh)
         sender = router.Router(loaded, draft)
-        jobs = [_job(args, loaded, i, prompt) for i, prompt in enumerate(wanted)]
+        jobs = [_job(args, loaded, draft, i, prompt) for i, prompt in enumerate(wanted)]
         streams = args.flags.stream
         errors.require(not streams or args.flags.out == 'text', '--stream is for --out=text')
         for prompt, asked in jobs:
@@ -133,11 +134,17 @@ def _line(path: str, number: int, line: str) -> dict[str, Any]:
     return found
 
 
-def _job(args: cli.Args, loaded: loaded_lib.Loaded, i: int, wanted: dict[str, Any]) -> router.Job:
+def _job(
+    args: cli.Args,
+    loaded: loaded_lib.Loaded,
+    draft: speculative.Draft | None,
+    i: int,
+    wanted: dict[str, Any],
+) -> router.Job:
     """A prompt's ids, and what is asked of it: as the Python call has them."""
     given = {'seed': (args.config.decode.seed + i) % 2**31}
     own = {name: value for name, value in wanted.items() if name != 'prompt'}
-    return loaded.job(wanted['prompt'], args.given('decode') | given | own)
+    return loaded.job(wanted['prompt'], args.given('decode') | given | own, draft)
 
 
 def _fingerprint(

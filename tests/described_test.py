@@ -197,6 +197,7 @@ HOSTILE = [
     ('tokenizer_config.json', {'added_tokens_decoder': {'300': 'x'}}),
     ('tokenizer_config.json', {'added_tokens_decoder': {'300': {'content': ''}}}),
     ('tokenizer_config.json', {'added_tokens_decoder': {'300': {'content': 'x', 'lstrip': None}}}),
+    ('tokenizer_config.json', {'gptjax_token_ids': 3}),
     ('special_tokens_map.json', {'bos_token': 3.5}),
     ('added_tokens.json', {'x': '300'}),
     ('added_tokens.json', {'x': None}),
@@ -213,6 +214,16 @@ def test_values_of_no_known_form_name_their_file_and_field(tmp_path, number):
     (field,) = content
     with pytest.raises(errors.InputError, match=f'/{name}: .*{field}.* is no'):
         tokenizer_lib.load(tmp_path)
+
+
+def test_a_vocabulary_without_added_tokens_takes_one(tmp_path):
+    backend = tokenizers.Tokenizer(models.BPE({'a': 0, 'b': 1}, []))
+    backend.save(str(tmp_path / 'tokenizer.json'))
+    added = {'2': {'content': '<end>', 'special': True}}
+    fields = {'added_tokens_decoder': added, 'eos_token': '<end>'}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(fields))
+    found = tokenizer_lib.load(tmp_path)
+    assert (found.n_vocab, found.end_of_text, found.special) == (3, 2, {2})
 
 
 def test_odd_folders_are_one_line_or_nothing(tmp_path):

@@ -153,6 +153,11 @@ def test_a_length_that_nobody_asked_for_fits(folder, own):
         published = pipeline('text-generation', model=own({'eos_token_id': [], **content}))
         ids, asked = published._loaded.job([7] * 50, {})
         assert asked.limit(len(ids)) == 64
+    ids, asked = generator._loaded.job([7] * 50, {'prompt_lookup_num_tokens': 3})
+    assert asked.limit(len(ids)) == 61
+    drafted = pipeline('text-generation', model=folder, draft=folder)
+    (one,) = drafted([7] * 50, return_tensors=True, eos_token_id=-1)
+    assert len(one['generated_token_ids']) == 60  # the draft proposes four at a time
     ids, asked = generator._loaded.job([7] * 50, {'beyond_context': 'slide'})
     assert asked.limit(len(ids)) == 50 + 256
 

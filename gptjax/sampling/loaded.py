@@ -36,10 +36,12 @@ class Loaded:
         raw: bool = False,
         source: str = '',
     ) -> None:
-        """Args:
-        defaults: generation options that were published with the weights.
-        raw: the parameters lie as they are stored; prepare() lays them for decoding.
-        source: where the weights are, for errors.
+        """Use load().
+
+        Args:
+          defaults: generation options that were published with the weights.
+          raw: the parameters lie as they are stored; prepare() lays them for decoding.
+          source: where the weights are, for errors.
         """
         self._source = source
         self.decoder, self.params, self.tokenizer = decoder, params, tokenizer
@@ -62,13 +64,16 @@ class Loaded:
         """
         return resolve(self._source, self.defaults, given)
 
-    def job(self, prompt: Any, given: Mapping[str, Any]) -> tuple[list[int], options.Options]:
+    def job(
+        self, prompt: Any, given: Mapping[str, Any], draft: speculative.Draft | None = None
+    ) -> tuple[list[int], options.Options]:
         """A prompt's ids, and what is asked of it.
 
         A length that the user did not ask for is cut to what the context has room for.
 
         Args:
           prompt: a text, or token ids.
+          draft: what will propose tokens, which need room, too.
 
         Raises:
           InputError: there is no tokenizer for a text. UsageError: as options.make().
@@ -76,9 +81,11 @@ class Loaded:
         asked = self.asked(given)
         ids = self._ids(prompt, not asked.split_special_tokens)
         lengths = ('max_new_tokens', 'max_length', 'max_tokens')
-        most, unasked = self.decoder.most_tokens, not any(given.get(name) for name in lengths)
-        if most is not None and unasked and asked.beyond_context == 'error':
-            room = most - len(ids)
+        decoders = [self.decoder, draft.decoder] if draft else [self.decoder]
+        most = [one.most_tokens for one in decoders if one.most_tokens is not None]
+        proposed = asked.prompt_lookup_num_tokens or (draft.number if draft else 0)
+        if most and asked.beyond_context == 'error' and not any(map(given.get, lengths)):
+            room = min(most) - proposed - len(ids)
             if 0 < room < asked.limit(len(ids)) - len(ids):
                 asked = self.asked({**given, 'max_new_tokens': room})
         return ids, asked
@@ -134,28 +141,28 @@ def draft(
     return speculative.Draft(found.decoder, found.params, number)
 
 
-def resolve(
-    source: str | weights_lib.Source, published: Mapping[str, Any], given: Mapping[str, Any]
-) -> options.Options:
+def resolve(source: str, published: Mapping[str, Any], given: Mapping[str, Any]) -> options.Options:
     """Options from what is given, else published with weights, else the defaults.
+
+    Args:
+      source: where the weights are, for errors.
 
     Raises:
       UsageError: as options.make(). InputError: what is published cannot be, whatever is given.
     """
-    base_ = base.get_config().decode.to_dict()
+    usual = base.get_config().decode.to_dict()
     known = {k: v for k, v in published.items() if k != 'pad_token_id'}
     given = {k: v for k, v in given.items() if k != 'eos_token_id' or v not in ((), [])}
     try:
         below = dict(known)
         if any(given.get(name) for name in ('max_length', 'max_new_tokens', 'max_tokens')):
             below.pop('max_length', None)
-        return options.make(options.plain(base_, below), given)
+        return options.make(options.plain(usual, below), given)
     except errors.UsageError:
         try:
-            options.make(options.plain(base_, known), {})
+            options.make(options.plain(usual, known), {})
         except errors.UsageError as e:
-            where = source.path if isinstance(source, weights_lib.Source) else source
-            raise errors.InputError(f'{where}, {beside.GENERATION}: {e}; mend or remove it') from e
+            raise errors.InputError(f'{source}, {beside.GENERATION}: {e}; mend or remove it') from e
         raise
 
 

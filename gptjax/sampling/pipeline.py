@@ -65,6 +65,7 @@ class TextGeneration:
         mesh: mesh_lib.Mesh | None,
     ) -> None:
         self._router, self._loaded, self._mesh = router.Router(loaded, draft), loaded, mesh
+        self._draft = draft
         self._defaults, tokenizer = loaded.defaults, loaded.tokenizer
         self.tokenizer = None if tokenizer is None else codec.Codec(tokenizer)
 
@@ -115,7 +116,7 @@ class TextGeneration:
 
     def _job(self, prompt: Any, given: dict[str, Any], place: int) -> router.Job:
         """As generate's: the prompts of a call have seed, seed + 1, ..."""
-        ids, asked = self._loaded.job(prompt, given)
+        ids, asked = self._loaded.job(prompt, given, self._draft)
         return ids, dataclasses.replace(asked, seed=(asked.seed + place) % 2**31)
 
     def _answer(

@@ -94,7 +94,10 @@ class Described:
             if i in known:
                 fits = known[i].content == token.content
             else:
-                fits = i in (backend.token_to_id(token.content), max(size, *(k + 1 for k in known)))
+                fits = i in (
+                    backend.token_to_id(token.content),
+                    max([size, *(k + 1 for k in known)]),
+                )
                 backend.add_tokens([token] if fits else [])
             if not fits:
                 _log.warning('the added token %r cannot have id %d: left out', token.content, i)
@@ -226,7 +229,12 @@ def _are_templates(value: Any) -> bool:
     return all(isinstance(text, str) for text in each)
 
 
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(type(i) is int for i in value.values())
+
+
 _FORMS = {
+    _KEPT_IDS: (_are_ids, 'a table of ids'),
     'added_tokens_decoder': (_are_tokens, 'a table of tokens by their ids'),
     'chat_template': (_are_templates, 'a template or a list of named ones'),
     **dict.fromkeys(_MORE, (_are_names, 'a list of tokens')),
@@ -245,13 +253,7 @@ def _object(
     """A JSON object; of no file an empty one."""
     if not path.is_file():
         return {}
-    try:
-        found = json.loads(_text(path))
-        found = found if isinstance(found, dict) else f'a {type(found).__name__}'
-    except (ValueError, RecursionError) as e:
-        found = str(e)
-    if isinstance(found, str):
-        raise errors.InputError(f'{path} is no JSON object: {found}; mend or remove it')
+    found = files.json_object(path.read_bytes(), str(path))
     try:
         check(found)
     except ValueError as e:

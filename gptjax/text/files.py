@@ -6,6 +6,9 @@ import hashlib
 import json
 import os
 import pathlib
+from typing import Any
+
+from gptjax.configs import errors
 
 _MARKS = {  # how texts of these encodings begin, the longer ones first
     b'\xff\xfe\x00\x00': 'utf-32',
@@ -23,6 +26,22 @@ def encoding_of(start: bytes) -> str:
 def decoded(content: bytes) -> str:
     """The text of a file, without its byte-order mark. Raises UnicodeDecodeError."""
     return content.decode(encoding_of(content))
+
+
+def json_object(content: bytes, name: str) -> dict[str, Any]:
+    """The JSON object that is the content of a file, whatever its byte-order mark.
+
+    Raises:
+      InputError: it is none; the message begins with the name.
+    """
+    try:
+        found = json.loads(decoded(content))
+        wrong = '' if isinstance(found, dict) else f'it is a {type(found).__name__}'
+    except (ValueError, RecursionError) as e:
+        wrong = str(e)
+    if wrong:
+        raise errors.InputError(f'{name} is no JSON object: {wrong}; mend or remove it')
+    return found
 
 
 def replace(path: pathlib.Path, content: str | bytes) -> None:

@@ -239,7 +239,7 @@ class SentencePiece:
         names = {piece(i): i for i in range(pieces) if self._processor.is_control(i)}
         words = {}  # tokens beside the model's that are text
         for i, token in said.added.items():
-            if i == max(pieces, *(1 + n for n in (*names.values(), *words.values()))):
+            if i == max([pieces, *(1 + n for n in (*names.values(), *words.values()))]):
                 (names if token.special else words)[token.content] = i
             elif i >= pieces or piece(i) != token.content:
                 _log.warning('the added token %r cannot have id %d: left out', token.content, i)

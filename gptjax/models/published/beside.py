@@ -5,12 +5,10 @@ generation_config.json, tokenizer_config.json with its kin, chat templates, the 
 licence. In a workdir it stands as it was, in published/.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from gptjax.configs import errors
 from gptjax.text import files
 
 CONFIG = 'config.json'
@@ -67,15 +65,7 @@ def fields(kept: Files, name: str) -> dict[str, Any]:
     Raises:
       InputError: it is none.
     """
-    if name not in kept:
-        return {}
-    try:
-        found = json.loads(files.decoded(kept[name]))
-    except (ValueError, RecursionError) as e:
-        raise errors.InputError(f'{name} is no JSON object: {e}; mend or remove it') from e
-    if not isinstance(found, dict):
-        raise errors.InputError(f'{name} is no JSON object; mend or remove it')
-    return found
+    return files.json_object(kept[name], name) if name in kept else {}
 
 
 def config(kept: Files, ours: Mapping[str, Any], ends: Mapping[str, Any]) -> dict[str, Any]:
