@@ -17,6 +17,8 @@ MISTAKES = [  # (options, what is said)
     ({'max_tokens': '5'}, "^max_tokens is a whole number, got '5'$"),
     ({'max_new_tokens': 2.5}, 'max_new_tokens is a whole number, got 2.5'),
     ({'top_k': True}, 'top_k is a whole number, got True'),
+    ({'eos_token_id': 10**30}, 'eos_token_id is a token id or a list of them, got 1000'),
+    ({'suppress_tokens': [2**31]}, 'suppress_tokens is a token id or a list of them, got'),
     ({'temperature': '0.5'}, "temperature is a number, got '0.5'"),
     ({'temperature': [1]}, r'temperature is a number, got \[1\]'),
     ({'renormalize_logits': 1}, 'renormalize_logits is True or False, got 1'),

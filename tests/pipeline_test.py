@@ -162,6 +162,28 @@ def test_a_length_that_nobody_asked_for_fits(folder, own):
     assert asked.limit(len(ids)) == 50 + 256
 
 
+@pytest.mark.parametrize(
+    ('content', 'said'),
+    [
+        ({'temperature': 'hot'}, "temperature is a number, got 'hot'"),
+        ({'eos_token_id': '2'}, 'eos_token_id is a token id'),
+        ({'eos_token_id': [None]}, 'eos_token_id is a token id'),
+        ({'eos_token_id': 10**30}, 'eos_token_id is a token id'),
+        ({'top_p': 0}, 'top_p must be in'),
+        ({'suppress_tokens': 'x'}, 'suppress_tokens is a token id'),
+    ],
+)
+def test_what_is_published_and_cannot_be_names_its_file(own, content, said):
+    path = own(content)
+    published = loaded.published(sources.open(path))
+    for given in ({}, {'top_k': 3}):
+        with pytest.raises(errors.InputError, match=f'own, generation_config.json: {said}'):
+            loaded.resolve(str(path), published, given)
+    (name,) = content
+    right = {'temperature': 1.0, 'eos_token_id': 2, 'top_p': 0.5, 'suppress_tokens': [2]}[name]
+    loaded.resolve(str(path), published, {name: right})  # what is given goes before it
+
+
 def test_what_is_not_built_is_said_by_name(own, caplog):
     asked = {'penalty_alpha': 0.6, 'dola_layers': 'low', 'top_k': 4, 'use_cache': True}
     idle = {'transformers_version': '5', 'output_scores': True, 'constraints': None}

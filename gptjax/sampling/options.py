@@ -295,7 +295,7 @@ def plain(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, (bool, str)) or value != int(value):
+    if isinstance(value, (bool, str)) or value != int(value) or abs(value) >= 2**31:
         raise TypeError
     return int(value)
 
