@@ -29,7 +29,7 @@ from gptjax.models import heads, kneser_ney, ngram, pretrained
 from gptjax.runtime import checkpoint, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import meta as meta_lib
-from gptjax.text import files
+from gptjax.storage import files
 from gptjax.training import claim
 from gptjax.training import step as step_lib
 

@@ -28,7 +28,7 @@ from gptjax.models import pretrained, sources, weights
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program, progress
 from gptjax.sampling import loaded as loaded_lib
-from gptjax.text import files
+from gptjax.storage import files
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.training import step as step_lib
 

@@ -18,7 +18,7 @@ from gptjax.data import inputs, loader
 from gptjax.evals import context, perplexity
 from gptjax.models import ngram, pretrained, sources
 from gptjax.runtime import plots, program, progress
-from gptjax.text import files
+from gptjax.storage import files
 from gptjax.text import tokenizer as tokenizer_lib
 
 READS = ('data', 'evaluate')

@@ -35,7 +35,7 @@ from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program, progress
 from gptjax.sampling import decode, engine, options, router, speculative, texts
 from gptjax.sampling import loaded as loaded_lib
-from gptjax.text import files
+from gptjax.storage import files
 
 READS = ('init_from', 'mesh', 'decode', 'engine')
 SAMPLES = 'samples.jsonl'

@@ -20,7 +20,7 @@ import signal
 from gptjax.configs import cli, errors
 from gptjax.data import documents, tokens
 from gptjax.runtime import program, progress
-from gptjax.text import files
+from gptjax.storage import files
 from gptjax.text import tokenizer as tokenizer_lib
 
 READS = ('corpus', 'tokenizer', 'tokens')

@@ -24,7 +24,7 @@ import ml_collections
 
 from gptjax.configs import cli, errors
 from gptjax.runtime import plots, program
-from gptjax.text import files
+from gptjax.storage import files
 
 CONFIG = 'experiments/quickstart.py'
 # What the programs read that it runs.

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator
 from gptjax.configs import cli, errors
 from gptjax.data import documents
 from gptjax.runtime import program, progress
-from gptjax.text import files, vocabulary
+from gptjax.storage import files
 from gptjax.text import tokenizer as tokenizer_lib
+from gptjax.text import vocabulary
 
 READS = ('corpus', 'tokenizer', 'tokens')
 _log = logging.getLogger('gptjax')

@@ -14,7 +14,7 @@ from gptjax import evaluate, generate, train
 from gptjax.configs import base
 from gptjax.models import pretrained, sources
 from gptjax.runtime import program
-from gptjax.text import files
+from gptjax.storage import files
 from tests import helpers
 
 

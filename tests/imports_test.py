@@ -10,18 +10,30 @@ import pytest
 from tests import conftest
 
 PACKAGE = conftest.ROOT / 'gptjax'
-ROOMS = ('configs', 'text', 'scaling', 'models', 'data', 'runtime', 'sampling', 'training', 'evals')
+ROOMS = (
+    'configs',
+    'storage',
+    'text',
+    'scaling',
+    'models',
+    'data',
+    'runtime',
+    'sampling',
+    'training',
+    'evals',
+)
 # room -> the rooms it may import, besides itself
 BELOW = {
     'configs': (),
-    'text': ('configs',),
-    'scaling': ('configs',),
-    'models': ('configs', 'text', 'scaling'),
-    'data': ('configs', 'text', 'scaling'),
-    'runtime': ('configs', 'text', 'scaling'),
+    'storage': ('configs',),
+    'text': ('configs', 'storage'),
+    'scaling': ('configs', 'storage'),
+    'models': ('configs', 'storage', 'text', 'scaling'),
+    'data': ('configs', 'storage', 'text', 'scaling'),
+    'runtime': ('configs', 'storage', 'text', 'scaling'),
 }
 BELOW['sampling'] = tuple(BELOW)
-BELOW['training'] = ('configs', 'text', 'scaling', 'data', 'runtime')
+BELOW['training'] = ('configs', 'storage', 'text', 'scaling', 'data', 'runtime')
 BELOW['evals'] = (*BELOW['sampling'], 'sampling', 'training')
 OURS = ('checkpoint', 'meta')  # read and written by models.workdirs
 EXCEPTIONS = {('models/workdirs.py', f'runtime.{name}') for name in OURS}

@@ -14,7 +14,8 @@ import pytest
 
 from gptjax import train
 from gptjax.configs import errors
-from gptjax.runtime import checkpoint, clock, metrics, program, retry, saver
+from gptjax.runtime import checkpoint, clock, metrics, program, saver
+from gptjax.storage import retry
 from gptjax.training import reader
 from gptjax.training import step as step_lib
 from tests import helpers

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from gptjax.configs import errors
-from gptjax.text import files
+from gptjax.storage import files
 
 MANIFEST, BAD = 'manifest.json', 'bad.jsonl'
 _SMALL = 1000  # documents; of more, hashes hold out about the right share

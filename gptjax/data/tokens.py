@@ -20,7 +20,7 @@ from jaxtyping import Integer
 
 from gptjax.configs import errors
 from gptjax.data import documents
-from gptjax.text import files
+from gptjax.storage import files
 from gptjax.text import tokenizer as tokenizer_lib
 
 MANIFEST = 'manifest.json'

@@ -8,7 +8,7 @@ from typing import Any
 
 from gptjax.configs import errors
 from gptjax.evals import fewshot
-from gptjax.text import files
+from gptjax.storage import files
 
 Row = dict[str, Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptjax.evals import fewshot, papers, suite
 from gptjax.runtime import plots
-from gptjax.text import files
+from gptjax.storage import files
 
 Row = dict[str, Any]
 RESULTS, TABLE = 'results.jsonl', 'results.md'

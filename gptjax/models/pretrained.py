@@ -14,7 +14,7 @@ from flax import linen as nn
 from gptjax.configs import errors
 from gptjax.models import gpt, heads, sources, weights, workdirs
 from gptjax.models.published import beside, families, layout, stream, tensors, tokenizer_files
-from gptjax.text import files
+from gptjax.storage import files
 from gptjax.text import tokenizer as tokenizer_lib
 
 TOKENIZER = workdirs.TOKENIZER  # folder below a workdir

@@ -16,7 +16,7 @@ from typing import Any
 from gptjax.configs import errors
 from gptjax.models import weights, workdirs
 from gptjax.models.published import beside, families, gguf, llama, stream, tensors
-from gptjax.text import files
+from gptjax.storage import files
 from gptjax.text import tokenizer as tokenizer_lib
 
 CONFIG = beside.CONFIG

@@ -18,7 +18,7 @@ from gptjax.models import heads, weights
 from gptjax.models.published import beside
 from gptjax.runtime import checkpoint
 from gptjax.runtime import meta as meta_lib
-from gptjax.text import files
+from gptjax.storage import files
 from gptjax.text import tokenizer as tokenizer_lib
 
 TOKENIZER = 'tokenizer'  # folder below a workdir

@@ -24,10 +24,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from gptjax.configs import errors, upgrade
-from gptjax.runtime import manifest, program, retry
+from gptjax.runtime import manifest, program
 from gptjax.runtime import meta as meta_lib
 from gptjax.runtime import scores as scores_lib
-from gptjax.text import files
+from gptjax.storage import files, retry
 
 FOLDER = 'checkpoints'
 _log = logging.getLogger(__name__)

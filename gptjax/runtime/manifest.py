@@ -7,8 +7,8 @@ import pathlib
 
 import jax
 
-from gptjax.runtime import retry, scores
-from gptjax.text import files
+from gptjax.runtime import scores
+from gptjax.storage import files, retry
 
 NAME = 'manifest.json'
 _BESIDE = (NAME, scores.NAME)  # not covered by it

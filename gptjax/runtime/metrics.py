@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.configs import errors
-from gptjax.text import files
+from gptjax.storage import files
 
 FILE = 'metrics.jsonl'
 _BOARD_BYTES = 2**20  # less free than this is a full disk

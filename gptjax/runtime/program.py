@@ -27,7 +27,7 @@ from absl import flags
 from gptjax.configs import base, cli, errors
 from gptjax.configs import help as help_lib
 from gptjax.runtime import progress, streams
-from gptjax.text import files
+from gptjax.storage import files
 
 _log = logging.getLogger(__name__)
 

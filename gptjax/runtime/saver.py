@@ -5,7 +5,8 @@ import logging
 import time
 from typing import Any
 
-from gptjax.runtime import checkpoint, program, retry
+from gptjax.runtime import checkpoint, program
+from gptjax.storage import retry
 
 FIRST_SECS, _LONGEST_SECS = 5.0, 600.0
 _log = logging.getLogger(__name__)

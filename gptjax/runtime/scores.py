@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from gptjax.text import files
+from gptjax.storage import files
 
 NAME = 'scores.json'
 OF_AVERAGE = 'eval_average'  # how names of scores begin that are the average's of the weights

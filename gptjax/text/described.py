@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import processors
 
 from gptjax.configs import errors
-from gptjax.text import files
+from gptjax.storage import files
 
 CONFIG = 'tokenizer_config.json'
 _MAP, _ADDED = 'special_tokens_map.json', 'added_tokens.json'

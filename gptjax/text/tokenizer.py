@@ -21,7 +21,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from gptjax.configs import errors
-from gptjax.text import described, files, gpt1
+from gptjax.storage import files
+from gptjax.text import described, gpt1
 
 END_OF_TEXT = '<|endoftext|>'
 # What published tokenizers call the token between documents, in order of preference.

@@ -25,7 +25,7 @@ import ml_collections
 from gptjax.configs import base, errors
 from gptjax.runtime import checkpoint, clock, inventory, metrics, program, progress, saver
 from gptjax.runtime import meta as meta_lib
-from gptjax.text import files
+from gptjax.storage import files
 from gptjax.training import claim
 from gptjax.training import plan as plan_lib
 from gptjax.training import reader as reader_lib

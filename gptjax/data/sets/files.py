@@ -25,7 +25,7 @@ import zstandard
 
 from gptjax.configs import errors
 from gptjax.data import documents
-from gptjax.text import files as text_files
+from gptjax.storage import files as text_files
 
 _SPLITS = ('train', 'valid')
 _PACKED = ('.gz', '.zst')

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from gptjax.text import files
+from gptjax.storage import files
 
 CONFIG = 'config.json'
 GENERATION = 'generation_config.json'

@@ -19,7 +19,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from gptjax.configs import errors
-from gptjax.text import files
+from gptjax.storage import files
 
 _DTYPES = {
     'F64': np.float64,

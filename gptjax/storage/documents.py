@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our own JSON documents and lines: each carries a checksum, and one reader opens them all.
+
+A document ends with the field `checksum`, of the others; of a file of JSON lines every line does.
+What was written before there were checksums has none: it is taken where it has the form wanted.
+"""
+
+import json
+import pathlib
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from gptjax.configs import errors
+from gptjax.storage import files
+
+CHECKSUM = 'checksum'
+_SAYS = 'crc32:'
+T = TypeVar('T')
+
+
+class Damaged(errors.InputError):
+    """A document that is not what was written."""
+
+
+def write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Writes a document with its checksum."""
+    files.replace(path, text(content))
+
+
+def text(content: Mapping[str, Any], indent: int | None = 1) -> str:
+    """A document as it stands in its file."""
+    return json.dumps(sealed(content), indent=indent) + '\n'
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with its checksum behind it."""
+    return {**content, CHECKSUM: _checksum(content)}
+
+
+def read(path: pathlib.Path, form: type[T], remedy: str) -> T:
+    """The document in a file.
+
+    Args:
+      form: dict, or a msgspec.Struct with the fields it must have.
+      remedy: what to do where it is damaged, as 'remove it and run python -m gptjax.X again'.
+
+    Raises:
+      Damaged: it is not there, cut, changed, or not of that form; the message names the file.
+    """
+    try:
+        return parse(path.read_bytes(), form)
+    except FileNotFoundError as e:
+        raise Damaged(f'{path} is missing; {remedy}') from e
+    except OSError as e:
+        raise Damaged(f'{path} cannot be read ({e.strerror}); {remedy}') from e
+    except ValueError as e:
+        raise Damaged(f'{path} is damaged ({e}); {remedy}') from e
+
+
+def parse(content: bytes, form: type[T]) -> T:
+    """The document that is a text. Raises ValueError where it is damaged."""
+    try:
+        found = json.loads(content)
+    except RecursionError as e:
+        raise ValueError('it is nested too deeply') from e
+    if not isinstance(found, dict):
+        raise ValueError(f'it is a {type(found).__name__}, not an object')
+    found = _opened(found)
+    try:
+        return found if form is dict else msgspec.convert(found, form)
+    except msgspec.ValidationError as e:
+        raise ValueError(str(e)) from e
+
+
+class Lines(NamedTuple):
+    """The rows of a file of JSON lines, and what stands in it that is none."""
+
+    rows: list[dict[str, Any]]
+    bad: list[tuple[int, str]]  # (number of the line, from 1; the line)
+    cut: bool  # the last line was not written to its end
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row as a line with its checksum."""
+    return json.dumps(sealed(row), ensure_ascii=False) + '\n'
+
+
+def lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as lines."""
+    return ''.join(map(line, rows))
+
+
+def read_lines(path: pathlib.Path) -> Lines:
+    """The rows of a file; none where there is no file.
+
+    A line without a checksum is bad where another one has one.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Lines([], [], False)
+    found, bad, plain = {}, {}, {}
+    whole, _, rest = content.rpartition(b'\n')
+    for number, each in enumerate(whole.split(b'\n'), 1):
+        if not each.strip():
+            continue
+        try:
+            found[number] = parse(each, dict)
+            if _CHECKSUM not in each:
+                plain[number] = each
+        except ValueError:
+            bad[number] = each
+    if len(plain) < len(found):
+        found = {number: row for number, row in found.items() if number not in plain}
+        bad |= plain
+    said = [(number, bad[number].decode(errors='replace')) for number in sorted(bad)]
+    return Lines(list(found.values()), said, bool(rest.strip()))
+
+
+_CHECKSUM = json.dumps(CHECKSUM).encode()
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(',', ':'))
+    return f'{_SAYS}{zlib.crc32(canonical.encode()):08x}'
+
+
+def _opened(found: dict[str, Any]) -> dict[str, Any]:
+    """Without its checksum. Raises ValueError where that is another one, or its name is changed."""
+    said = found.pop(CHECKSUM, None)
+    if said is None and not any(str(value).startswith(_SAYS) for value in found.values()):
+        return found
+    if said != _checksum(found):
+        raise ValueError('it does not have the checksum that was written with it')
+    return found

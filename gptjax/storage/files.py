@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that a reader sees whole or not at all, what they hold as text, and what they hash to.
+
+Our own files are opened without following links: a link of their name leads nowhere we may write.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+from gptjax.configs import errors
+
+_MARKS = {  # how texts of these encodings begin, the longer ones first
+    b'\xff\xfe\x00\x00': 'utf-32',
+    b'\x00\x00\xfe\xff': 'utf-32',
+    b'\xff\xfe': 'utf-16',
+    b'\xfe\xff': 'utf-16',
+}
+
+
+def encoding_of(start: bytes) -> str:
+    """What the byte-order mark at the start of a file says; UTF-8 where there is none."""
+    return next((name for mark, name in _MARKS.items() if start.startswith(mark)), 'utf-8-sig')
+
+
+def decoded(content: bytes) -> str:
+    """The text of a file, without its byte-order mark. Raises UnicodeDecodeError."""
+    return content.decode(encoding_of(content))
+
+
+def json_object(content: bytes, name: str) -> dict[str, Any]:
+    """The JSON object that is the content of a file, whatever its byte-order mark.
+
+    Raises:
+      InputError: it is none; the message begins with the name.
+    """
+    try:
+        found = json.loads(decoded(content))
+        wrong = '' if isinstance(found, dict) else f'it is a {type(found).__name__}'
+    except (ValueError, RecursionError) as e:
+        wrong = str(e)
+    if wrong:
+        raise errors.InputError(f'{name} is no JSON object: {wrong}; mend or remove it')
+    return found
+
+
+def replace(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file so that, whatever happens, its old or its new content is there.
+
+    Raises:
+      OSError: it cannot be written; it names the file.
+    """
+    partial = path.with_name(path.name + '.partial')
+    with _naming(path):
+        partial.unlink(missing_ok=True)  # a link is not followed
+        with open_(partial, 'xb') as f:
+            f.write(content.encode() if isinstance(content, str) else content)
+            f.flush()
+            os.fsync(f.fileno())
+        partial.replace(path)
+
+
+def open_(path: pathlib.Path, mode: str, **how: Any) -> IO:
+    """open() for files of ours: a symbolic link is refused, so that nothing else is written.
+
+    Raises:
+      OSError: it cannot be opened, or is a link; it names the file.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    encoding = {} if 'b' in mode else {'encoding': 'utf-8'}
+    with _naming(path):
+        return open(path, mode, opener=opener, **encoding, **how)
+
+
+def appended(file: IO, text: str, path: pathlib.Path) -> None:
+    """Adds to an open file and flushes it. Raises OSError that names the file."""
+    with _naming(path):
+        file.write(text)
+        file.flush()
+
+
+def check_writable(folder: pathlib.Path) -> None:
+    """Makes a folder where it is missing, and tries to write there, before long work is begun.
+
+    Raises:
+      InputError: it cannot be made, or written.
+    """
+    probe = folder / f'.writable-{os.getpid()}'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open_(probe, 'xb'):
+            pass
+        probe.unlink()
+    except OSError as e:
+        raise errors.InputError(
+            f'{folder} cannot be written ({e.strerror or e}); choose another --workdir, or mend '
+            'that'
+        ) from e
+
+
+def plain_name(name: object, said_by: str | pathlib.Path) -> str:
+    """A name that a document gives of a file beside it.
+
+    Raises:
+      InputError: it is none, or leads elsewhere.
+    """
+    wrong = not isinstance(name, str) or name in ('', '.', '..') or bool({*'/\\\0'} & {*name})
+    if wrong:
+        raise errors.InputError(
+            f'{said_by} names the file {name!r}, which is not in its folder; it is damaged, or not '
+            'to be trusted'
+        )
+    return name
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Hex digest of a file."""
+    with path.open('rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def cache_dir() -> pathlib.Path:
+    """The user's cache folder: what may be lost is kept there."""
+    home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    return pathlib.Path(home) / 'gptjax'
+
+
+def remembered_sha256(path: pathlib.Path) -> str:
+    """Hex digest of a file, computed once for every change of it.
+
+    Remembered in cache_dir() with the file's size, times and inode.
+    """
+    before = _state(path)
+    note = _note(path)
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        kept = json.loads(note.read_text(encoding='utf-8'))
+        if kept['state'] == before:
+            return str(kept['sha256'])
+    digest = sha256(path)
+    if _state(path) == before:
+        remember_sha256(path, digest)
+    return digest
+
+
+def is_remembered(path: pathlib.Path) -> bool:
+    """Whether remembered_sha256() need not read the file."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return json.loads(_note(path).read_text(encoding='utf-8'))['state'] == _state(path)
+    return False
+
+
+def remember_sha256(path: pathlib.Path, digest: str) -> None:
+    """Notes the digest of a file as it is now; a cache that cannot be written is none."""
+    with contextlib.suppress(OSError):
+        note = _note(path)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        said = {'path': str(path), 'state': _state(path), 'sha256': digest}
+        replace(note, json.dumps(said))
+
+
+def _state(path: pathlib.Path) -> list[int]:
+    found = path.resolve().stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def _note(path: pathlib.Path) -> pathlib.Path:
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    return cache_dir() / 'digests' / f'{name}.json'
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Errors of the system say which file: that of a full disk does not."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno is not None and e.filename is None:
+            e.filename = str(path)
+        raise
