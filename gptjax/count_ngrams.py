@@ -52,7 +52,7 @@ def main(args: cli.Args) -> None:
     counting = args.section('ngram', kneser_ney.Config)
     scoring = args.section('evaluate', perplexity.Config)
     with program.only_one(workdir):
-        with progress.Progress('open tokens', None, ' tokens staged') as bar:
+        with progress.Progress('open tokens', None, ' tokens checked') as bar:
             own = workdir / pretrained.TOKENIZER
             opening = (loader.configure(config.data), workdir / config.tokenizer.dir, workdir)
             data = inputs.open_all(*opening, own, program.is_first(), bar.advance)

@@ -149,7 +149,7 @@ def _held_out(args: cli.Args) -> None:
     mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
     found = {}
     with mesh.scope():
-        with progress.Progress('stage', None, ' tokens') as bar:
+        with progress.Progress('open tokens', None, ' tokens checked') as bar:
             held_out = inputs.open_held_out(data, workdir, bar.advance)
         with progress.Progress('read', None, ' parameters') as bar:
             loaded = pretrained.load(source, shardings=mesh.shardings, progress=bar.advance)
@@ -190,6 +190,8 @@ def _check(
             f'{source.path}; prepare them with the latter (--config.tokenizer.kind=file; of a '
             '.gguf file, python -m gptjax.convert makes a folder that has it)'
         )
+    else:
+        token_set.check_ids(loaded.tokenizer)
     n_vocab = loaded.model.config.n_vocab
     errors.require(
         token_set.n_vocab <= n_vocab,

@@ -11,7 +11,6 @@ TPU VM, once, on one host; then copy the folder to a bucket and train with
 
 import concurrent.futures
 import dataclasses
-import json
 import logging
 import multiprocessing
 import pathlib
@@ -20,7 +19,6 @@ import signal
 from gptjax.configs import cli, errors
 from gptjax.data import documents, tokens
 from gptjax.runtime import program, progress
-from gptjax.storage import files
 from gptjax.text import tokenizer as tokenizer_lib
 
 READS = ('corpus', 'tokenizer', 'tokens')
@@ -36,16 +34,11 @@ class _Job:
     shard: documents.Shard
     valid_fraction: float
 
-    def run(self) -> dict:
-        """Tokenises the shard and leaves its record beside it, so that it is not done twice."""
+    def run(self) -> None:
+        """Tokenises the shard."""
         tokenizer = tokenizer_lib.load(self.tokenizer)
         texts = documents.split(self.corpus, self.shard, self.valid_fraction)
-        record = tokens.write_shard(self.folder, self.index, texts, tokenizer)
-        files.replace(self.record_path(), json.dumps(record) + '\n')
-        return record
-
-    def record_path(self) -> pathlib.Path:
-        return self.folder / f'record-{self.index:05d}.json'
+        tokens.write_shard(self.folder, self.index, texts, tokenizer)
 
 
 def main(args: cli.Args) -> None:
@@ -79,29 +72,35 @@ def _main(args: cli.Args) -> None:
         for index, shard in enumerate(shards)
     ]
     with progress.Progress('tokenise', sum(s.text_bytes for s in shards), ' bytes') as bar:
-        records = _run(jobs, config.processes, bar)
-    manifest = tokens.write_manifest(folder, records, tokenizer, source)
-    for split, found in manifest['splits'].items():
+        _run(jobs, config.processes, bar)
+    records = [tokens.records(folder, job.index) for job in jobs]
+    if None in records:
+        raise errors.InputError(
+            f'shard {records.index(None)} of {folder} is not what was just written; look at that '
+            'disk, and run the same command again'
+        )
+    for split, found in tokens.write_manifest(folder, records, tokenizer, source).items():
         _log.info(
             'tokens %s, %s: %s tokens of %s documents, %s bytes',
             folder,
             split,
-            f'{sum(r["tokens"] for r in found):,}',
-            f'{sum(r["documents"] for r in found):,}',
-            f'{sum(r["text_bytes"] for r in found):,}',
+            f'{sum(r.tokens for r in found):,}',
+            f'{sum(r.documents for r in found):,}',
+            f'{sum(r.text_bytes for r in found):,}',
         )
 
 
-def _run(jobs: list[_Job], processes: int, bar: progress.Progress) -> list[dict]:
-    records: dict[int, dict] = {}
+def _run(jobs: list[_Job], processes: int, bar: progress.Progress) -> None:
+    """Tokenises the shards that are not there, or not whole."""
+    left = []
     for job in jobs:
-        if job.record_path().exists():
-            records[job.index] = json.loads(job.record_path().read_text())
+        if tokens.records(job.folder, job.index) is None:
+            left.append(job)
+        else:
             bar.advance(job.shard.text_bytes)
-    left = [job for job in jobs if job.index not in records]
     if processes == 1 or len(left) < 2:
         for job in left:
-            records[job.index] = job.run()
+            job.run()
             bar.advance(job.shard.text_bytes)
     else:
         with concurrent.futures.ProcessPoolExecutor(
@@ -112,12 +111,11 @@ def _run(jobs: list[_Job], processes: int, bar: progress.Progress) -> list[dict]
             running = {pool.submit(job.run): job for job in left}
             try:
                 for future in concurrent.futures.as_completed(running):
-                    records[running[future].index] = future.result()
+                    future.result()
                     bar.advance(running[future].shard.text_bytes)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    return [records[job.index] for job in jobs]
 
 
 def _leave_signals_to_the_parent() -> None:

@@ -72,7 +72,7 @@ def main(args: cli.Args) -> None:
     config, workdir, sections = args.config, pathlib.Path(args.workdir), Sections(args.config)
     with run_lib.Run(config, workdir, READS, sections.train, sections.checkpoint) as run:
         mesh = mesh_lib.Mesh(sections.mesh)
-        with progress.Progress('open tokens', None, ' tokens staged') as bar:
+        with progress.Progress('open tokens', None, ' tokens checked') as bar:
             data = inputs.open_all(
                 sections.data,
                 workdir / config.tokenizer.dir,

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from gptjax.configs import cli, errors
 from gptjax.data import documents
 from gptjax.runtime import program, progress
-from gptjax.storage import files
+from gptjax.storage import documents as documents_lib
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.text import vocabulary
 
@@ -37,20 +37,25 @@ def _main(args: cli.Args) -> None:
     recipe = f'{config.kind} {config.path} {config.n_vocab} {config.sample_bytes}\n'
     made = folder / _RECIPE
     if made.exists():
-        if made.read_text() != recipe:
+        before = _before(made)
+        if before != recipe:
             raise errors.InputError(
                 f'{folder} holds a tokenizer made from another config '
-                f'({made.read_text().strip()}); remove that folder or choose another tokenizer.dir'
+                f'({before.strip()}); remove that folder or choose another tokenizer.dir'
             )
-        _log.info('tokenizer %s is done already', folder)
-        return
+        try:
+            tokenizer_lib.load(folder)
+            _log.info('tokenizer %s is done already', folder)
+            return
+        except errors.InputError as e:
+            _log.warning('tokenizer %s is made again: %s', folder, e)
     total = sum(shard.text_bytes for shard in documents.shards(corpus))
     fraction = args.config.tokens.valid_fraction
     texts = documents.training_texts(corpus, fraction, config.sample_bytes)
     with progress.Progress('read', min(total, config.sample_bytes), ' bytes') as bar:
         tokenizer = vocabulary.train(config, _told(texts, bar))
     tokenizer_lib.save(tokenizer, folder)
-    files.replace(made, recipe)
+    documents_lib.write(made, {'recipe': recipe})
     _log.info(
         'tokenizer %s: %s, %s ids, fingerprint %s',
         folder,
@@ -58,6 +63,15 @@ def _main(args: cli.Args) -> None:
         f'{tokenizer.n_vocab:,}',
         tokenizer_lib.fingerprint(tokenizer)[:12],
     )
+
+
+def _before(made: pathlib.Path) -> str:
+    """What a tokenizer was made by; once a line of text."""
+    content = made.read_bytes()
+    if not content.startswith(b'{'):
+        return content.decode(errors='replace')
+    remedy = f'remove {made.parent}, and run this again'
+    return str(documents_lib.read(made, dict, remedy).get('recipe'))
 
 
 def _told(texts: Iterable[str], bar: progress.Progress) -> Iterator[str]:

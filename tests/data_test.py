@@ -2,7 +2,6 @@
 """Corpora, token shards, and the loader's promise about order."""
 
 import json
-import pathlib
 
 import numpy as np
 import pytest
@@ -12,6 +11,8 @@ from gptjax.configs import errors
 from gptjax.data import documents, loader, tokens
 from gptjax.data.sets import stdlib
 from gptjax.runtime import mesh as mesh_lib
+from gptjax.storage import documents as documents_lib
+from gptjax.storage import files
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.training import plan as plan_lib
 from tests import helpers
@@ -195,6 +196,10 @@ def test_an_id_beyond_the_vocabulary_is_one_line(tmp_path, corpus_file):
     shard = np.memmap(tmp_path / 'run' / 'tokens' / 'train-00000.bin', np.uint16, mode='r+')
     shard[40:] = 300
     shard.flush()
+    manifest = tmp_path / 'run' / 'tokens' / 'manifest.json'
+    said = documents_lib.read(manifest, dict, '')
+    said['splits']['train'][0]['sha256'] = files.sha256(manifest.parent / 'train-00000.bin')
+    documents_lib.write(manifest, said)
     token_set = tokens.open_set(tmp_path / 'run' / 'tokens', 'train')
     assert len(token_set.read(0, 40)) == 40
     said = 'tokens, train: the id 300 is beyond the 257 of manifest'
@@ -237,13 +242,11 @@ def test_staging_from_a_remote_file_system(prepared, tmp_path):
 def _numbers(first: int, length: int) -> tokens.TokenSet:
     """A token set of consecutive numbers."""
     array = np.arange(first, first + length)
-    return tokens.TokenSet(
-        pathlib.Path('numbers'), 'train', 0, 10**6, '', '', [array], [length], []
-    )
+    return helpers.token_set(array)
 
 
 def _config(weights=(0.7, 0.3)):
-    return loader.Config(('a', 'b')[: len(weights)], weights, (('a', 'a'),), 2, 'x')
+    return loader.Config(('a', 'b')[: len(weights)], weights, (('a', 'a'),), 2, 'x', 'changed')
 
 
 def _windows(plan, rows_of, steps, n_ctx, hosts, columns=1, start=0):

@@ -6,6 +6,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from gptjax.configs import base, cli, sizes
+from gptjax.data import tokens
 from gptjax.models import heads, kneser_ney, ngram
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.sampling import decode, options
@@ -59,6 +61,13 @@ def prepare(config: str, workdir: pathlib.Path, *flags: str) -> None:
 
     for program in (prepare_corpus, train_tokenizer, prepare_tokens):
         program.main(args(config, workdir, *flags))
+
+
+def token_set(array: np.ndarray) -> tokens.TokenSet:
+    """A training set of tokens in memory."""
+    shard = types.SimpleNamespace(tokens=array, read=lambda start, stop: array[start:stop])
+    named = (pathlib.Path('numbers'), 'train')
+    return tokens.TokenSet(*named, 0, 10**6, '', '', [shard], [len(array)])
 
 
 def prepared(folder: pathlib.Path, corpus: pathlib.Path) -> tuple[str, pathlib.Path]:

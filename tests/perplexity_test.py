@@ -114,6 +114,6 @@ def test_windows_are_counted(held_out):
 def test_bad_strides_and_empty_splits(held_out, tmp_path):
     with pytest.raises(errors.UsageError, match='would leave tokens unscored'):
         score(held_out, uniform, stride=17)
-    empty = tokens.TokenSet(tmp_path, 'valid', 256, 257, '', '', [], [], [])
+    empty = tokens.TokenSet(tmp_path, 'valid', 256, 257, '', '', [], [])
     with pytest.raises(errors.InputError, match='holds no held-out text'):
         score(empty, uniform)

@@ -5,6 +5,7 @@ One line a document: {"text": ..., "split": "train" | "valid" | ""}; an empty sp
 later, by the document's hash.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -14,12 +15,16 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from gptjax.configs import errors
+from gptjax.storage import documents as said
 from gptjax.storage import files
 
 MANIFEST, BAD = 'manifest.json', 'bad.jsonl'
+_REMEDY = 'run python -m gptjax.prepare_corpus again, which makes it whole'
 _SMALL = 1000  # documents; of more, hashes hold out about the right share
 
 
@@ -47,6 +52,9 @@ class Document:
     split: Literal['train', 'valid', '']
 
 
+_DECODER = msgspec.json.Decoder(Document)
+
+
 @dataclasses.dataclass(frozen=True)
 class Bad:
     """What a source holds instead of a document: where it stands, and what is wrong with it."""
@@ -55,14 +63,19 @@ class Bad:
     why: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
+class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One JSONL file: its name, documents, UTF-8 bytes of text, sha256 of the file."""
 
     name: str
     documents: int
     text_bytes: int
     sha256: str
+
+
+class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    source: dict[str, Any]
+    shards: list[Shard]
+    left_out: dict[str, int] = {}
 
 
 def write(
@@ -93,14 +106,16 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     started = folder / 'source.json'
     shards = _whole_shards(folder)
-    if shards and (before := json.loads(started.read_text(encoding='utf-8'))) != source:
+    before = _begun_from(folder) if shards else source
+    if before != source:
         raise errors.InputError(
             f'{folder} was begun from another source ({_difference(before, source)}); remove that '
             'folder or choose another --config.corpus.dir'
         )
-    files.replace(started, json.dumps(source) + '\n')
+    said.write(started, source)
     left_out = {'bad': 0, 'empty': 0, 'repeated': 0}
-    with (folder / BAD).open('w', encoding='utf-8') as bad:
+    (folder / BAD).unlink(missing_ok=True)
+    with files.open_(folder / BAD, 'x') as bad:
         texts = _kept(found, config, left_out, bad)
         rest = itertools.islice(texts, sum(s.documents for s in shards), None)
         while shard := _write_shard(folder, len(shards), rest, config.shard_bytes, progress):
@@ -108,17 +123,23 @@ def write(
     if not left_out['bad']:
         (folder / BAD).unlink()
     if not shards:
-        said = ''
+        why = ''
         if left_out['bad']:
             first = json.loads((folder / BAD).read_text(encoding='utf-8').split('\n')[0])
-            said = f'; {first["where"]} {first["why"]}'
+            why = f'; {first["where"]} {first["why"]}'
         raise errors.InputError(
-            f'the corpus is empty: no text in {source.get("path") or source.get("set")!r}{said}'
+            f'the corpus is empty: no text in {source.get("path") or source.get("set")!r}{why}'
         )
     manifest = {'source': source, 'left_out': left_out}
-    manifest |= {'shards': [dataclasses.asdict(s) for s in shards]}
-    files.replace(folder / MANIFEST, json.dumps(manifest, indent=1) + '\n')
+    said.write(folder / MANIFEST, manifest | {'shards': msgspec.to_builtins(shards)})
     return left_out
+
+
+def _begun_from(folder: pathlib.Path) -> dict[str, Any]:
+    """The source of a corpus; its manifest says so, too, where there is one."""
+    with contextlib.suppress(said.Damaged):
+        return said.read(folder / MANIFEST, _Manifest, '').source
+    return said.read(folder / 'source.json', dict, f'remove {folder}, then run this again')
 
 
 def _difference(before: dict, source: dict) -> str:
@@ -164,28 +185,43 @@ def _kept(
 
 def is_finished(folder: pathlib.Path, source: dict) -> bool:
     """Whether `folder` holds a whole corpus made from `source`."""
-    path = folder / MANIFEST
-    if not path.exists():
+    try:
+        found = said.read(folder / MANIFEST, _Manifest, '')
+    except said.Damaged:
         return False
-    before = json.loads(path.read_text(encoding='utf-8'))['source']
-    return before == {name: source[name] for name in before if name in source}  # of its day
+    before = found.source
+    if before != {name: source[name] for name in before if name in source}:  # of its day
+        return False
+    return all(_is_whole(folder, shard) for shard in found.shards)
 
 
 def shards(folder: pathlib.Path) -> list[Shard]:
-    """The shards of a finished corpus. Raises InputError where there is none."""
+    """The shards of a finished corpus. Raises InputError where there is none, or a damaged one."""
     path = folder / MANIFEST
     if not path.exists():
         raise errors.InputError(
             f'no finished corpus in {folder}; run python -m gptjax.prepare_corpus first'
         )
-    return [Shard(**shard) for shard in json.loads(path.read_text())['shards']]
+    found = said.read(path, _Manifest, _REMEDY).shards
+    for shard in found:
+        files.plain_name(shard.name, path)
+    return found
 
 
-def read(path: pathlib.Path) -> Iterator[Document]:
-    """The documents of one shard, in order."""
-    with path.open(encoding='utf-8') as f:
+def read(folder: pathlib.Path, shard: Shard) -> Iterator[Document]:
+    """The documents of one shard, in order. Raises InputError where it is damaged."""
+    if not _is_whole(folder, shard):
+        raise errors.InputError(
+            f'{folder / shard.name} is missing, or is not what {MANIFEST} says; {_REMEDY}'
+        )
+    with (folder / shard.name).open('rb') as f:
         for line in f:
-            yield Document(**json.loads(line))
+            yield _DECODER.decode(line)
+
+
+def _is_whole(folder: pathlib.Path, shard: Shard) -> bool:
+    path = folder / files.plain_name(shard.name, folder / MANIFEST)
+    return path.is_file() and files.remembered_sha256(path) == shard.sha256
 
 
 def split(folder: pathlib.Path, shard: Shard, valid_fraction: float) -> Iterator[Document]:
@@ -197,7 +233,7 @@ def split(folder: pathlib.Path, shard: Shard, valid_fraction: float) -> Iterator
     hashes up to that share, of the last one its end alone.
     """
     cuts = _cuts(folder, tuple(shards(folder)), valid_fraction)
-    for document in read(folder / shard.name):
+    for document in read(folder, shard):
         if document.split or cuts is None:
             yield Document(document.text, _decided(document, valid_fraction))
             continue
@@ -221,7 +257,7 @@ def _cuts(
     if valid_fraction <= 0 or sum(s.documents for s in found) > _SMALL:
         return None
     sizes = {}
-    for document in (document for shard in found for document in read(folder / shard.name)):
+    for document in (document for shard in found for document in read(folder, shard)):
         if document.split == 'valid':
             return None
         if not document.split:
@@ -264,9 +300,15 @@ def _hash(text: str) -> int:
 
 
 def _whole_shards(folder: pathlib.Path) -> list[Shard]:
-    found = []
-    while (record := folder / f'documents-{len(found):05d}.json').exists():
-        found.append(Shard(**json.loads(record.read_text())))
+    """The first shards that are whole: what comes after one that is not is written again."""
+    found: list[Shard] = []
+    with contextlib.suppress(said.Damaged):
+        while True:
+            name = f'documents-{len(found):05d}'
+            shard = said.read(folder / f'{name}.json', Shard, '')
+            if shard.name != f'{name}.jsonl' or not _is_whole(folder, shard):
+                break
+            found.append(shard)
     return found
 
 
@@ -279,7 +321,8 @@ def _write_shard(
 ) -> Shard | None:
     path = folder / f'documents-{index:05d}.jsonl'
     count = size = 0
-    with path.open('w', encoding='utf-8') as f:
+    path.unlink(missing_ok=True)
+    with files.open_(path, 'x') as f:
         for document in documents:
             f.write(json.dumps(dataclasses.asdict(document), ensure_ascii=False) + '\n')
             written = len(document.text.encode())
@@ -292,6 +335,6 @@ def _write_shard(
     if not count:
         path.unlink()
         return None
-    shard = Shard(path.name, count, size, files.sha256(path))
-    files.replace(path.with_suffix('.json'), json.dumps(dataclasses.asdict(shard)) + '\n')
+    shard = Shard(path.name, count, size, files.remembered_sha256(path))
+    said.write(path.with_suffix('.json'), msgspec.to_builtins(shard))
     return shard

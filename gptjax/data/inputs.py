@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run reads: its token sets, and the tokenizer they were made with."""
 
+import logging
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,6 +9,8 @@ from typing import NamedTuple
 from gptjax.configs import errors
 from gptjax.data import loader, tokens
 from gptjax.text import tokenizer as tokenizer_lib
+
+_log = logging.getLogger(__name__)
 
 
 class Inputs(NamedTuple):
@@ -30,14 +33,13 @@ def open_all(
     Args:
       own: where the run keeps its tokenizer, so that it travels with the weights.
       keep: whether this process writes it there.
-      staged: is told the tokens copied from elsewhere.
+      staged: is told the tokens copied from elsewhere, and those whose hashes were compared.
 
     Raises:
       InputError: a set is not finished, or was made with another tokenizer.
     """
-
     folders = (tokens.locate(name, workdir, config.stage_dir, staged) for name in config.sets)
-    sets = [tokens.open_set(folder, 'train') for folder in folders]
+    sets = [tokens.open_set(folder, 'train', config.verify, staged) for folder in folders]
     held_out = open_held_out(config, workdir, staged)
     tokenizer = tokenizer_lib.load(tokenizer_dir)
     print_ = tokenizer_lib.fingerprint(tokenizer)
@@ -48,13 +50,30 @@ def open_all(
                 f'({token_set.fingerprint[:12]}) than {tokenizer_dir} ({print_[:12]}); '
                 'prepare them again, or set --config.tokenizer.dir to the one they were made with'
             )
-    if not own.exists() and keep:
+        token_set.check_ids(tokenizer)
+    if keep and not _kept(own, print_):
         tokenizer_lib.save(tokenizer, own)
-    elif own.exists() and tokenizer_lib.fingerprint(tokenizer_lib.load(own)) != print_:
-        raise errors.InputError(
-            f'{own} holds another tokenizer than {tokenizer_dir}; use another --workdir'
-        )
     return Inputs(sets, held_out)
+
+
+def _kept(own: pathlib.Path, fingerprint: str) -> bool:
+    """Whether a run's tokenizer stands there whole; what is damaged or half written is not.
+
+    Raises:
+      InputError: it is another one.
+    """
+    try:
+        found = tokenizer_lib.fingerprint(tokenizer_lib.load(own)) if own.exists() else ''
+    except errors.InputError as e:
+        _log.warning('%s is written again: %s', own, e)
+        return False
+    if found in ('', fingerprint):
+        return bool(found)
+    if not tokenizer_lib.is_finished(own) and not (own.parent / 'checkpoints').exists():
+        return False  # a copy that was cut short
+    raise errors.InputError(
+        f'{own} holds another tokenizer than that of the tokens; use another --workdir'
+    )
 
 
 def open_held_out(
@@ -64,7 +83,7 @@ def open_held_out(
     found = {}
     for label, name in config.eval_sets:
         folder = tokens.locate(name, workdir, config.stage_dir, staged)
-        found[label] = tokens.open_set(folder, 'valid')
+        found[label] = tokens.open_set(folder, 'valid', config.verify, staged)
     return found
 
 

@@ -8,6 +8,7 @@ windows come in which order; a process merely reads the rows and columns that it
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import grain
 import ml_collections
@@ -29,6 +30,7 @@ class Config:
     eval_sets: tuple[tuple[str, str], ...]  # (label, folder)
     prefetch_steps: int
     stage_dir: str
+    verify: Literal['changed', 'always', 'never']
 
     def __post_init__(self) -> None:
         errors.require(bool(self.sets), 'data.sets is empty; name at least one folder of shards')
@@ -44,6 +46,7 @@ class Config:
             f'data.weights must be finite numbers above 0, got {self.weights}',
         )
         errors.require_between(self, 1, 1024, 'prefetch_steps')
+        errors.require_choice(self, 'verify', ('changed', 'always', 'never'))
         for label, folder in self.eval_sets:
             errors.require(
                 isinstance(folder, str) and bool(label) and '/' not in label,

@@ -54,7 +54,7 @@ def _found(wanted: frozenset[str], n: int, corpus: str) -> frozenset[str]:
     shards = documents.shards(folder)
     with progress.Progress('look for overlaps', sum(s.documents for s in shards), ' docs') as bar:
         for shard in shards:
-            for document in documents.read(folder / shard.name):
+            for document in documents.read(folder, shard):
                 found |= wanted.intersection(_grams(_words(document.text), n))
                 bar.advance()
     return frozenset(found)

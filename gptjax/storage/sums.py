@@ -2,7 +2,7 @@
 """A folder that is whole: SHA256SUMS, written last, as `sha256sum -c` reads it."""
 
 import pathlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from gptjax.configs import errors
 from gptjax.storage import files
@@ -21,11 +21,14 @@ def is_whole(folder: pathlib.Path) -> bool:
     return (folder / NAME).is_file()
 
 
-def check(folder: pathlib.Path, remedy: str) -> None:
+def check(
+    folder: pathlib.Path, remedy: str, concerns: Callable[[str], bool] = lambda name: True
+) -> None:
     """Compares a finished folder with its sums; one that has none is not compared.
 
     Args:
       remedy: what to do where it is damaged.
+      concerns: name of a file -> whether it is compared.
 
     Raises:
       InputError: a file is missing or has other bytes.
@@ -35,6 +38,8 @@ def check(folder: pathlib.Path, remedy: str) -> None:
     text = (folder / NAME).read_bytes().decode(errors='replace')
     for line in text.splitlines():
         digest, _, name = line.partition('  ')
+        if not concerns(name):
+            continue
         path = folder / files.plain_name(name, folder / NAME)
         if not path.is_file():
             raise errors.InputError(f'{path} is missing, which {NAME} lists; {remedy}')

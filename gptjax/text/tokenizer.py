@@ -21,7 +21,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from gptjax.configs import errors
-from gptjax.storage import files
+from gptjax.storage import files, sums
 from gptjax.text import described, gpt1
 
 END_OF_TEXT = '<|endoftext|>'
@@ -56,6 +56,12 @@ class Tokenizer(Protocol):
         """The vocabulary's files: name -> content."""
 
 
+_REMEDY = (
+    'run what made it again: python -m gptjax.train_tokenizer or train, or convert into a new '
+    'folder'
+)
+
+
 def fingerprint(tokenizer: Tokenizer) -> str:
     """sha256 over the vocabulary and the end of text: equal where texts become equal tokens."""
     digest = hashlib.sha256()
@@ -66,13 +72,21 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def save(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
-    """Writes the tokenizer's files into `folder`, made where missing."""
+    """Writes the tokenizer's files into `folder`, made where missing; their sums last."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in tokenizer.serialized().items():
-        (folder / name).write_bytes(content)
+    (folder / sums.NAME).unlink(missing_ok=True)
     (folder / described.CONFIG).unlink(missing_ok=True)
+    written = dict(tokenizer.serialized())
     if said := described.written(tokenizer.described):
-        files.replace(folder / described.CONFIG, said)
+        written[described.CONFIG] = said
+    for name, content in written.items():
+        files.replace(folder / name, content)
+    sums.write(folder, written)
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+    """Whether save() came to its end there."""
+    return sums.is_whole(folder)
 
 
 def find(folder: pathlib.Path) -> Tokenizer | None:
@@ -98,9 +112,10 @@ def load(path: str | pathlib.Path) -> Tokenizer:
     (GPT-1), and what save() wrote.
 
     Raises:
-      InputError: nothing known is there, or it cannot be read.
+      InputError: nothing known is there, it cannot be read, or is not what save() wrote.
     """
     path = pathlib.Path(path)
+    sums.check(path, _REMEDY, lambda name: not name.endswith('.safetensors'))
     for candidate in [path] if path.is_file() else _known_files(path):
         try:
             return _read(candidate)

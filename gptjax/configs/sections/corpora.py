@@ -35,4 +35,10 @@ DATA = {
     ),
     'prefetch_steps': free(4, 'batches made ahead of the device'),
     'stage_dir': free('staged', 'where remote shards are copied before training'),
+    'verify': free(
+        'changed',
+        'hashes of training shards compared: those of changed files, always or never; held-out '
+        'ones always are',
+        was='changed',
+    ),
 }
