@@ -158,7 +158,7 @@ def test_killed_between_a_save_and_its_evaluation(whole, tmp_path, monkeypatch):
     assert checkpoint.best(tmp_path / 'killed')[1:] == checkpoint.best(whole)[1:]
 
 
-@pytest.mark.parametrize('moment', ['scores.write', 'files.replace', 'Checkpoints.is_best'])
+@pytest.mark.parametrize('moment', ['scores.write', 'documents.write', 'Checkpoints.is_best'])
 def test_killed_while_a_score_is_kept(whole, tmp_path, monkeypatch, moment):
     """The first time that it comes to this, when it goes on the second time, and so on."""
 
@@ -167,7 +167,7 @@ def test_killed_while_a_score_is_kept(whole, tmp_path, monkeypatch, moment):
 
     owner, name = {
         'scores.write': (scores, 'write'),
-        'files.replace': (scores.files, 'replace'),
+        'documents.write': (scores.documents, 'write'),
         'Checkpoints.is_best': (checkpoint.Checkpoints, 'is_best'),
     }[moment]
     plain, left = getattr(owner, name), [0]

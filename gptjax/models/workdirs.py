@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights in workdirs of ours: read from their checkpoints, written as one."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -47,7 +48,24 @@ class Workdir(weights.Source):
         shardings: weights.Shardings | None,
         progress: weights.Progress,
     ) -> weights.Pretrained:
-        folder, meta = self._checkpoint
+        while True:
+            folder, meta = self._checkpoint
+            try:
+                return self._read(folder, meta, dtype, shardings, progress)
+            except Exception:
+                if self._step is not None or checkpoint.is_there(folder):
+                    raise
+                _log.info('%s was removed by its run; reading the newest again', folder)
+                del self._checkpoint
+
+    def _read(
+        self,
+        folder: pathlib.Path,
+        meta: dict[str, Any],
+        dtype: str | None,
+        shardings: weights.Shardings | None,
+        progress: weights.Progress,
+    ) -> weights.Pretrained:
         model = self._model(meta)
         target = weights.target(model, shardings)
         if self._item == _AVERAGE:
@@ -68,7 +86,8 @@ class Workdir(weights.Source):
         return weights.Pretrained(model, params, self._tokenizer(meta))
 
     def identity(self) -> str:
-        return f'{self._item} of {checkpoint.digest(self._checkpoint[0])}'
+        self._checkpoint  # noqa: B018  verified, and its digest known from then on
+        return f'{self._item} of {self._digest}'
 
     @property
     def provenance(self) -> str:
@@ -101,21 +120,31 @@ class Workdir(weights.Source):
     def wants_one_device(self) -> bool:
         return bool(self._meta) and self._meta['config']['model']['family'] == 'ngram'
 
-    @functools.cached_property
+    @property
     def _meta(self) -> dict[str, Any]:
-        """The meta of the checkpoint, not verified: empty where there is none."""
+        """The meta of the checkpoint, its arrays not yet verified: empty where there is none."""
+        if '_checkpoint' in self.__dict__:
+            return self._checkpoint[1]
+        return self._peeked
+
+    @functools.cached_property
+    def _peeked(self) -> dict[str, Any]:
         return checkpoint.peek(self._workdir, self._step)
 
     @functools.cached_property
     def _checkpoint(self) -> tuple[pathlib.Path, dict[str, Any]]:
-        if self._step is not None:
-            return checkpoint.at_step(self._workdir, self._step)
-        found = checkpoint.latest(self._workdir, put_aside=False)
-        if found is None:
-            raise errors.InputError(
-                f'no whole checkpoint in {self._workdir}; train on, or name another workdir'
-            )
-        return found
+        while True:
+            if self._step is not None:
+                found = checkpoint.at_step(self._workdir, self._step)
+            else:
+                found = checkpoint.latest(self._workdir, put_aside=False)
+            if found is None:
+                raise errors.InputError(
+                    f'no whole checkpoint in {self._workdir}; train on, or name another workdir'
+                )
+            with contextlib.suppress(FileNotFoundError):  # else its run removed it meanwhile
+                self._digest = checkpoint.digest(found[0])
+                return found
 
     def _average(self, folder: pathlib.Path, meta: dict[str, Any], target: Any) -> Any:
         """The averaged parameters, in float32; those that were frozen are their own average."""

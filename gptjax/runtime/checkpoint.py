@@ -24,12 +24,12 @@ import jax
 import orbax.checkpoint as ocp
 
 from gptjax.configs import errors, upgrade
-from gptjax.runtime import manifest, program
+from gptjax.runtime import listing, manifest, program
 from gptjax.runtime import meta as meta_lib
 from gptjax.runtime import scores as scores_lib
 from gptjax.storage import files, retry
 
-FOLDER = 'checkpoints'
+FOLDER = listing.FOLDER
 _log = logging.getLogger(__name__)
 
 
@@ -89,14 +89,13 @@ class Checkpoints:
         rule: scores_lib.Rule | None = None,
     ) -> None:
         """Args: keep: newest ones kept, beside those of keep_steps and the best by `rule`."""
-        self._folder = workdir.absolute() / FOLDER  # orbax takes no relative path
+        self._folder = listing.of(workdir)
         self._keep, self._keep_steps, self._rule = keep, keep_steps, rule
         self._orbax = ocp.AsyncCheckpointer(_handler())
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
         self._pending: concurrent.futures.Future | None = None
         if jax.process_index() == 0:
-            for unfinished in set(self._folder.glob('[0-9]*')) - set(_folders(self._folder)):
-                shutil.rmtree(unfinished, ignore_errors=True)  # cut short by a crash
+            listing.clear(self._folder)
 
     def save(self, step: int, items: dict[str, Any], meta: dict) -> None:
         """Starts saving; returns as soon as the arrays may be overwritten.
@@ -108,7 +107,7 @@ class Checkpoints:
         Raises:
           SaveError: this save could not start, or the one before it failed.
         """
-        target = self._folder / f'{step:08d}'
+        target = listing.at(self._folder, step)
         meta = meta | {'step': step, 'shapes': meta_lib.shapes(items)}
         error = None
         try:
@@ -116,13 +115,10 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
             _check_space(self._folder, items)
             if jax.process_index() == 0:
-                if target in _finished(self._folder):
+                if target in listing.finished(self._folder):
                     raise FileExistsError(f'{target} is there already')
-                shutil.rmtree(target, ignore_errors=True)  # of a save that failed
-                target.mkdir()
-                (target / meta_lib.NAME).write_text(
-                    json.dumps(meta, indent=1) + '\n', encoding='utf-8'
-                )
+                listing.begin(target)
+                files.replace(target / meta_lib.NAME, json.dumps(meta, indent=1) + '\n')
         except Exception as e:
             error = e
         if program.agreed(error is not None)[0]:  # else the others would wait for this host
@@ -149,21 +145,21 @@ class Checkpoints:
         """Removes checkpoints of later steps, for a run that goes back."""
         self.wait()
         if jax.process_index() == 0:
-            for later in (p for p in _finished(self._folder) if int(p.name) > step):
-                _remove(later)
+            for later in (p for p in listing.finished(self._folder) if int(p.name) > step):
+                listing.remove(later)
 
     def is_best(self, scores: Mapping[str, float]) -> bool:
         """Whether a checkpoint with these scores would be better than all that are kept."""
         if not self._rule:
             return False
-        found = scores_lib.best(_finished(self._folder), self._rule)
+        found = scores_lib.best(listing.finished(self._folder), self._rule)
         before = -math.inf if found is None else self._rule.worth(scores_lib.read(found))
         return bool(program.first_says(self._rule.worth(scores) > before))
 
     def scored(self, step: int, scores: Mapping[str, float]) -> None:
         """Keeps what a checkpoint scored, which may still be being saved."""
         if jax.process_index() == 0:
-            scores_lib.write(self._folder / f'{step:08d}', scores)
+            scores_lib.write(listing.at(self._folder, step), scores)
 
     def wait(self) -> None:
         """Returns when the last save is whole. Raises SaveError where it failed."""
@@ -183,7 +179,7 @@ class Checkpoints:
         try:
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
-                manifest.write(target)
+                listing.finish(target)
         except Exception as e:
             raise self._failed(target, e) from e
         if jax.process_index() == 0:
@@ -191,17 +187,19 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Removes those that nothing asks to keep."""
-        whole = _finished(self._folder)
+        whole = listing.finished(self._folder)
         best_ = scores_lib.best(whole, self._rule) if self._rule else None
         for old in whole[: -self._keep]:
             if int(old.name) not in self._keep_steps and old != best_:
-                _remove(old)
+                listing.remove(old)
 
     def _failed(self, target: pathlib.Path, error: Exception) -> SaveError:
         first = jax.process_index() == 0
-        if first and target not in _finished(self._folder):  # a whole one was there before us
+        if first and target not in listing.finished(
+            self._folder
+        ):  # a whole one was there before us
             shutil.rmtree(target, ignore_errors=True)  # orbax may write on: __init__ clears that
-        whole = _finished(self._folder)
+        whole = listing.finished(self._folder)
         kept = f'the checkpoint of step {int(whole[-1].name)} is whole' if whole else 'none is kept'
         if getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error):
             reason = 'no space is left on the disk; make room (or lower checkpoint.keep)'
@@ -222,36 +220,53 @@ def latest(
     there are, and each hashes its share of the files.
 
     A damaged one is named in a warning and, unless the run is not ours to change, put aside:
-    renamed to <step>.damaged.
+    renamed to <step>.damaged. One that its run removes meanwhile is none.
 
     Raises:
-      InputError: there are checkpoints, and all of them are damaged.
+      InputError: there are checkpoints, and all of them are damaged; none is put aside then.
     """
-    folder = pathlib.Path(workdir).absolute() / FOLDER
-    steps = [int(p.name) for p in _finished(folder) if int(p.name) <= until_step]
-    number = program.first_says(len(steps))
+    if put_aside:
+        listing.check(workdir)
+    folder = listing.of(workdir)
+    steps = [int(p.name) for p in listing.candidates(folder) if int(p.name) <= until_step]
+    number, damaged = program.first_says(len(steps)), []
     for place in range(number - 1, -1, -1):
         step = program.first_says(steps[place] if place < len(steps) else -1)
-        checkpoint = folder / f'{step:08d}'
-        damage = manifest.damage(checkpoint)
+        checkpoint = listing.at(folder, step)
+        damage, meta = _verified(checkpoint)
         if not program.agreed(bool(damage))[0]:
-            return checkpoint, meta_lib.read(checkpoint)
-        aside = checkpoint.with_name(checkpoint.name + '.damaged')
-        if put_aside and jax.process_index() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            checkpoint.rename(aside)
-        _log.warning(
-            'checkpoint %s is damaged (%s); going on from the one before it%s',
-            checkpoint,
-            damage or 'says another host',
-            f', this one put aside as {aside.name}' if put_aside else '',
-        )
+            for one, why in damaged:
+                _log.warning('checkpoint %s is damaged (%s)%s', one, why, _aside(one, put_aside))
+            return checkpoint, meta
+        if not program.agreed(checkpoint.exists())[0]:
+            return latest(workdir, put_aside, until_step)
+        damaged.append((checkpoint, damage or 'says another host'))
     if number:
+        said = ', '.join(f'{one.name}: {why}' for one, why in damaged)
         raise errors.InputError(
-            f'every checkpoint in {folder} is damaged; restore a copy'
-            + (' of what is now *.damaged, or run again to start afresh' if put_aside else '')
+            f'every checkpoint in {folder} is damaged ({said}); put a copy back'
+            + (', or remove that folder to start afresh' if put_aside else '')
         )
     return None
+
+
+def _verified(checkpoint: pathlib.Path) -> tuple[str, dict]:
+    """What is wrong with a checkpoint, and its meta where nothing is."""
+    damage = manifest.damage(checkpoint)
+    try:
+        return damage, {} if damage else manifest.read_meta(checkpoint)
+    except (OSError, ValueError) as e:  # removed since
+        return str(e), {}
+
+
+def _aside(damaged: pathlib.Path, put_aside: bool) -> str:
+    """Puts a damaged checkpoint aside where it is ours to change, and says so."""
+    if not put_aside:
+        return '; an older one is read'
+    name = f'{damaged.name}.damaged'
+    if jax.process_index() == 0:
+        listing.put_aside(damaged)
+    return f'; going on from an older one, this one put aside as {name}'
 
 
 def at_step(workdir: str | pathlib.Path, step: int) -> tuple[pathlib.Path, dict]:
@@ -260,13 +275,18 @@ def at_step(workdir: str | pathlib.Path, step: int) -> tuple[pathlib.Path, dict]
     Raises:
       InputError: there is none, or it is damaged.
     """
-    checkpoint = pathlib.Path(workdir).absolute() / FOLDER / f'{step:08d}'
-    if not (checkpoint / manifest.NAME).exists():
+    checkpoint = listing.at(listing.of(workdir), step)
+    if not is_there(checkpoint):
         raise errors.InputError(f'{workdir} has no checkpoint of step {step}')
-    damage = manifest.damage(checkpoint)
+    damage, meta = _verified(checkpoint)
     if program.agreed(bool(damage))[0]:
         raise errors.InputError(f'checkpoint {checkpoint} is damaged ({damage}); use another one')
-    return checkpoint, meta_lib.read(checkpoint)
+    return checkpoint, meta
+
+
+def is_there(checkpoint: pathlib.Path) -> bool:
+    """Whether a checkpoint is finished, and its run has not removed it."""
+    return (checkpoint / manifest.NAME).exists()
 
 
 def best(workdir: str | pathlib.Path) -> Best | None:
@@ -276,7 +296,7 @@ def best(workdir: str | pathlib.Path) -> Best | None:
     if not said or not said['keep_best']:
         return None
     rule = scores_lib.Rule(said['keep_best'], said['best_is'] == 'highest')
-    found = scores_lib.best(_finished(pathlib.Path(workdir).absolute() / FOLDER), rule)
+    found = scores_lib.best(listing.finished(listing.of(workdir)), rule)
     if found is None:
         return None
     return Best(int(found.name), rule.score, scores_lib.read(found)[rule.score])
@@ -288,13 +308,13 @@ def step_before(workdir: str | pathlib.Path, step: int, keep: int) -> int:
     Args:
       keep: so many newest ones are looked at; what is kept beside them may be far back.
     """
-    found = _finished(pathlib.Path(workdir).absolute() / FOLDER)[-keep:]
+    found = listing.finished(listing.of(workdir))[-keep:]
     steps = [int(p.name) for p in found]
     return max((s for s in steps if s <= step), default=min(steps, default=0))
 
 
 def peek(workdir: str | pathlib.Path, step: int | None = None) -> dict:
-    """The meta of a checkpoint, not verified: verifying reads every byte.
+    """The meta of a checkpoint that is whole itself; its arrays are not verified.
 
     Args:
       step: of the checkpoint; None = the newest.
@@ -302,12 +322,11 @@ def peek(workdir: str | pathlib.Path, step: int | None = None) -> dict:
     Returns:
       an empty dict where there is none that can be read: latest() and at_step() say why.
     """
-    found = _finished(pathlib.Path(workdir).absolute() / FOLDER)
+    found = listing.finished(listing.of(workdir))
     for checkpoint in reversed(found):
         if step in (None, int(checkpoint.name)):
             with contextlib.suppress(OSError, ValueError):
-                return meta_lib.read(checkpoint)
-            break
+                return manifest.read_meta(checkpoint)
     return {}
 
 
@@ -347,9 +366,16 @@ def restore(
         }
     )
     with ocp.Checkpointer(_handler()) as reader:
-        restored = retry.call(
-            'reading the checkpoint', lambda: reader.restore(checkpoint / 'state', args=wanted)
-        )
+
+        def read() -> Any:
+            try:
+                return reader.restore(checkpoint / 'state', args=wanted)
+            except Exception as e:
+                if is_there(checkpoint):
+                    raise
+                raise errors.InputError(f'{checkpoint} was removed while it was read') from e
+
+        restored = retry.call('reading the checkpoint', read)
     return {name: restored[name] for name in items}
 
 
@@ -367,22 +393,3 @@ def _check_space(folder: pathlib.Path, tree: Any) -> None:
     needed = sum(x.nbytes for x in jax.tree.leaves(tree))
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-
-
-def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    aside = list(folder.glob('*.damaged'))
-    return _finished(folder) + aside
-
-
-def _finished(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(
-        p.parent for p in folder.glob(f'[0-9]*/{manifest.NAME}') if p.parent.name.isdigit()
-    )
-
-
-def _remove(checkpoint: pathlib.Path) -> None:
-    try:
-        (checkpoint / manifest.NAME).unlink(missing_ok=True)  # first: half-deleted is unfinished
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    except OSError as e:
-        _log.warning('could not remove the old checkpoint %s: %s', checkpoint, e)

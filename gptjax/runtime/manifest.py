@@ -2,13 +2,15 @@
 """The manifest of a checkpoint: a sha256 of every file, written last, checked before a restore."""
 
 import concurrent.futures
+import hashlib
 import json
 import pathlib
+from typing import Any
 
 import jax
 
-from gptjax.runtime import scores
-from gptjax.storage import files, retry
+from gptjax.runtime import meta, scores
+from gptjax.storage import documents, files, retry
 
 NAME = 'manifest.json'
 _BESIDE = (NAME, scores.NAME)  # not covered by it
@@ -16,26 +18,54 @@ _BESIDE = (NAME, scores.NAME)  # not covered by it
 
 def write(checkpoint: pathlib.Path) -> None:
     """Hashes every file; with this a checkpoint is finished."""
-    found = (p for p in checkpoint.rglob('*') if p.is_file() and p.name not in _BESIDE)
-    names = (str(p.relative_to(checkpoint)) for p in found if not p.name.endswith('.partial'))
-    digests = _digests(checkpoint, sorted(names))
-    files.replace(checkpoint / NAME, json.dumps(digests, indent=1))
+    digests = _digests(checkpoint, sorted(_names(checkpoint)))
+    documents.write(checkpoint / NAME, digests)
 
 
 def damage(checkpoint: pathlib.Path) -> str:
     """What is wrong with this host's share of a finished checkpoint's files; '' if nothing."""
     try:
-        digests = json.loads((checkpoint / NAME).read_text(encoding='utf-8'))
-        share = list(digests)[jax.process_index() :: jax.process_count()]
+        listed = _read(checkpoint)
+        if unlisted := _names(checkpoint) - listed.keys():
+            return f'{NAME} does not list {min(unlisted)}'
+        share = sorted(listed)[jax.process_index() :: jax.process_count()]
         for name in share:
             if not (checkpoint / name).is_file():
                 return f'{name} is missing'
         for name, found in _digests(checkpoint, share).items():
-            if found != digests[name]:
+            if found != listed[name]:
                 return f'{name} does not have the bytes that were saved'
+        step = read_meta(checkpoint).get('step')
+        if step != int(checkpoint.name):
+            return f'it is that of step {step}'
     except (ValueError, OSError) as e:
-        return f'unreadable: {e}'
+        return str(e)
     return ''
+
+
+def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
+    """The meta of a finished checkpoint, verified. Raises OSError or ValueError."""
+    content = (checkpoint / meta.NAME).read_bytes()
+    if hashlib.sha256(content).hexdigest() != _read(checkpoint).get(meta.NAME):
+        raise ValueError(f'{meta.NAME} does not have the bytes that were saved')
+    return json.loads(content)
+
+
+def _read(checkpoint: pathlib.Path) -> dict[str, str]:
+    """Name -> hash; of every file that must be there."""
+    listed = documents.parse((checkpoint / NAME).read_bytes(), dict[str, str])
+    if meta.NAME not in listed or len(listed) < 2:
+        raise ValueError(f'{NAME} lists no checkpoint')
+    for name in listed:
+        for part in name.split('/'):
+            files.plain_name(part, checkpoint / NAME)
+    return listed
+
+
+def _names(checkpoint: pathlib.Path) -> set[str]:
+    """The files it covers: of the arrays, and the meta."""
+    found = [checkpoint / meta.NAME, *(checkpoint / 'state').rglob('*')]
+    return {p.relative_to(checkpoint).as_posix() for p in found if p.is_file()}
 
 
 def _digests(checkpoint: pathlib.Path, names: list[str]) -> dict[str, str]:

@@ -35,11 +35,6 @@ def of(
     return said | {'provenance': provenance, 'commit': program.commit(), **more}
 
 
-def read(checkpoint: pathlib.Path) -> dict[str, Any]:
-    """The meta of a checkpoint. Raises OSError or ValueError where it cannot be read."""
-    return json.loads((checkpoint / NAME).read_text(encoding='utf-8'))
-
-
 def has(said: Mapping[str, Any], *path: str) -> bool:
     """Whether a checkpoint holds the array at a path: an item, as 'average', and names in it."""
     return key(*path) in said['shapes']

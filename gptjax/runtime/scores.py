@@ -4,14 +4,13 @@
 It comes after the manifest, which does not cover it: a score that cannot be read is a missing one.
 """
 
-import json
 import logging
 import math
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from gptjax.storage import files
+from gptjax.storage import documents
 
 NAME = 'scores.json'
 OF_AVERAGE = 'eval_average'  # how names of scores begin that are the average's of the weights
@@ -35,7 +34,8 @@ def write(checkpoint: pathlib.Path, scores: Mapping[str, float]) -> None:
     """Keeps what a checkpoint scored, where there is such a checkpoint."""
     if checkpoint.is_dir():
         try:
-            files.replace(checkpoint / NAME, json.dumps(dict(scores), indent=1) + '\n')
+            said = {'step': int(checkpoint.name), 'scores': dict(scores)}
+            documents.write(checkpoint / NAME, said)
         except OSError as e:
             _log.warning('the scores of %s could not be kept: %s', checkpoint, e)
 
@@ -45,7 +45,10 @@ def read(checkpoint: pathlib.Path) -> dict[str, float]:
     path = checkpoint / NAME
     path = path if path.exists() else checkpoint.parent / _ONCE
     try:
-        found = json.loads(path.read_text(encoding='utf-8'))
+        found = documents.parse(path.read_bytes(), dict)
+        if 'scores' in found and found['step'] != int(checkpoint.name):
+            raise ValueError(f'they are of step {found["step"]}')
+        found = found.get('scores', found)  # once alone
         if path.name == _ONCE:
             found = {found['name']: found['value']} if int(checkpoint.name) == found['step'] else {}
         return {str(name): float(value) for name, value in found.items()}

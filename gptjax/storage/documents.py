@@ -9,7 +9,7 @@ import json
 import pathlib
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -18,7 +18,6 @@ from gptjax.storage import files
 
 CHECKSUM = 'checksum'
 _SAYS = 'crc32:'
-T = TypeVar('T')
 
 
 class Damaged(errors.InputError):
@@ -40,11 +39,11 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, CHECKSUM: _checksum(content)}
 
 
-def read(path: pathlib.Path, form: type[T], remedy: str) -> T:
+def read(path: pathlib.Path, form: Any, remedy: str) -> Any:
     """The document in a file.
 
     Args:
-      form: dict, or a msgspec.Struct with the fields it must have.
+      form: dict, or what msgspec can convert to: a Struct with the fields that it must have.
       remedy: what to do where it is damaged, as 'remove it and run python -m gptjax.X again'.
 
     Raises:
@@ -60,7 +59,7 @@ def read(path: pathlib.Path, form: type[T], remedy: str) -> T:
         raise Damaged(f'{path} is damaged ({e}); {remedy}') from e
 
 
-def parse(content: bytes, form: type[T]) -> T:
+def parse(content: bytes, form: Any) -> Any:
     """The document that is a text. Raises ValueError where it is damaged."""
     try:
         found = json.loads(content)

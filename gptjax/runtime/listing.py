@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checkpoints of a run as folders: which are finished, which were cut short, which are odd.
+
+A save begins with the file UNFINISHED in its folder and ends with the manifest; a removal begins
+with UNFINISHED, too. So a folder with neither was whole once: it is put aside, never removed.
+"""
+
+import logging
+import pathlib
+import shutil
+
+from gptjax.configs import errors
+from gptjax.runtime import manifest
+
+FOLDER = 'checkpoints'
+UNFINISHED = '.unfinished'
+_STATE = 'state'
+_log = logging.getLogger(__name__)
+
+
+def of(workdir: str | pathlib.Path) -> pathlib.Path:
+    """The folder of a run's checkpoints; absolute, as orbax takes no other."""
+    return pathlib.Path(workdir).absolute() / FOLDER
+
+
+def at(folder: pathlib.Path, step: int) -> pathlib.Path:
+    """Where the checkpoint of a step stands."""
+    return folder / f'{step:08d}'
+
+
+def finished(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Those with a manifest, in order."""
+    return [p for p in _numbered(folder) if (p / manifest.NAME).is_file()]
+
+
+def candidates(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Those that are finished, or were: their manifest is gone."""
+    return [p for p in _numbered(folder) if not _was_cut_short(p)]
+
+
+def clear(folder: pathlib.Path) -> None:
+    """Removes what a crash has cut short."""
+    for unfinished in filter(_was_cut_short, _numbered(folder)):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def begin(checkpoint: pathlib.Path) -> None:
+    """Makes the folder of a save, empty. What might have been whole there is put aside."""
+    if checkpoint in candidates(checkpoint.parent):
+        put_aside(checkpoint)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / UNFINISHED).touch()
+
+
+def finish(checkpoint: pathlib.Path) -> None:
+    """Hashes every file of a save; with this it is whole."""
+    manifest.write(checkpoint)
+    (checkpoint / UNFINISHED).unlink(missing_ok=True)
+
+
+def remove(checkpoint: pathlib.Path) -> None:
+    """Removes a checkpoint; half removed it is an unfinished one."""
+    try:
+        (checkpoint / UNFINISHED).touch()
+        (checkpoint / manifest.NAME).unlink(missing_ok=True)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    except OSError as e:
+        _log.warning('could not remove the old checkpoint %s: %s', checkpoint, e)
+
+
+def put_aside(checkpoint: pathlib.Path) -> pathlib.Path:
+    """Renames a damaged checkpoint, in place of one of that name put aside before."""
+    aside = checkpoint.with_name(checkpoint.name + '.damaged')
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+    return aside
+
+
+def check(workdir: str | pathlib.Path) -> None:
+    """Raises InputError where something stands in the place of checkpoints, or beside them."""
+    folder = of(workdir)
+    if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
+        raise errors.InputError(f'{folder} is no folder; move it away')
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.isdigit() and (not path.is_dir() or not _is_step(path.name)):
+            what = 'is no name of a checkpoint of ours' if path.is_dir() else 'is no folder'
+            raise errors.InputError(f'{path} {what}; move it away')
+
+
+def _numbered(folder: pathlib.Path) -> list[pathlib.Path]:
+    found = (p for p in folder.glob('[0-9]*') if _is_step(p.name) and p.is_dir())
+    return sorted(found, key=lambda p: int(p.name))
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdigit() and at(pathlib.Path(), int(name)).name == name
+
+
+def _was_cut_short(checkpoint: pathlib.Path) -> bool:
+    if (checkpoint / manifest.NAME).is_file():
+        return False
+    return (checkpoint / UNFINISHED).exists() or not (checkpoint / _STATE).is_dir()
