@@ -29,7 +29,7 @@ from gptjax.models import heads, kneser_ney, ngram, pretrained
 from gptjax.runtime import checkpoint, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import meta as meta_lib
-from gptjax.storage import files
+from gptjax.storage import documents
 from gptjax.training import claim
 from gptjax.training import step as step_lib
 
@@ -62,7 +62,7 @@ def main(args: cli.Args) -> None:
             perplexity.check(token_set, n_ctx, scoring)
         made_of = {'sets': [token_set.digest for token_set in data.train]}
         there = _matching(workdir, config, made_of)
-        if there and (workdir / RESULTS).exists():
+        if there and documents.is_whole(workdir / RESULTS):
             _log.info('counting in %s is done already', workdir)
             return
         began = time.monotonic()
@@ -81,8 +81,8 @@ def main(args: cli.Args) -> None:
         results |= {'commit': program.commit()}
         if noted := perplexity.notes(data.held_out, scoring):
             results['notes'] = noted
-        files.replace(workdir / base.OF_RUN, config.to_json(indent=1) + '\n')
-        files.replace(workdir / RESULTS, json.dumps(results, indent=1) + '\n')
+        documents.write(workdir / base.OF_RUN, json.loads(config.to_json()))
+        documents.write(workdir / RESULTS, results)
         counted = config.copy_and_resolve_references()
         with counted.unlocked():
             counted.model.entries = entries

@@ -13,7 +13,6 @@ TPU VM, one host; batches are spread over --config.mesh.data devices:
       --config.suite.batch_tokens=65536 --workdir=/data/scores
 """
 
-import json
 import logging
 import pathlib
 import sys
@@ -28,7 +27,7 @@ from gptjax.models import pretrained, sources, weights
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program, progress
 from gptjax.sampling import loaded as loaded_lib
-from gptjax.storage import files
+from gptjax.storage import documents, files
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.training import step as step_lib
 
@@ -39,6 +38,8 @@ _log = logging.getLogger('gptjax')
 
 def main(args: cli.Args) -> None:
     """Scores held-out text, or the tasks of the suite section where it names any."""
+    if program.is_first():
+        files.check_writable(pathlib.Path(args.workdir))
     (_suite if args.config.suite.tasks else _held_out)(args)
 
 
@@ -168,9 +169,8 @@ def _held_out(args: cli.Args) -> None:
                 )
             found[label] = {'folder': args.config.data.eval_sets[label], **score.report()}
     written = {'weights': source.said, 'commit': program.commit(), 'sets': found}
-    workdir.mkdir(parents=True, exist_ok=True)
     if program.is_first():
-        files.replace(workdir / EVALUATION, json.dumps(written, indent=1) + '\n')
+        documents.write(workdir / EVALUATION, written)
     print(f'{"weights":18} {source.said}')
     for one in found.values():
         for name, value in one.items():

@@ -7,7 +7,6 @@ Laptop, after a quickstart:
 TPU VM, the same.
 """
 
-import json
 import logging
 import pathlib
 
@@ -18,7 +17,7 @@ from gptjax.data import inputs, loader
 from gptjax.evals import context, perplexity
 from gptjax.models import ngram, pretrained, sources
 from gptjax.runtime import plots, program, progress
-from gptjax.storage import files
+from gptjax.storage import documents
 from gptjax.text import tokenizer as tokenizer_lib
 
 READS = ('data', 'evaluate')
@@ -76,7 +75,7 @@ def main(args: cli.Args) -> None:
     )
     report = {'set': config.data.eval_sets[label], 'protocol': protocol, 'runs': found}
     report |= {'commit': program.commit()}
-    files.replace(workdir / RESULTS, json.dumps(report, indent=1) + '\n')
+    documents.write(workdir / RESULTS, report)
     plots.forgetting(found, workdir / PICTURE)
     for name, values in found.items():
         losses = values['nats_by_context_tokens']

@@ -35,7 +35,7 @@ from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program, progress
 from gptjax.sampling import decode, engine, options, router, speculative, texts
 from gptjax.sampling import loaded as loaded_lib
-from gptjax.storage import files
+from gptjax.storage import documents, files
 
 READS = ('init_from', 'mesh', 'decode', 'engine')
 SAMPLES = 'samples.jsonl'
@@ -70,6 +70,7 @@ def main(args: cli.Args) -> None:
         name.endswith('.jsonl') and pathlib.PurePath(name).name == name,
         f'--samples={name} is no name of a file; give one as samples.jsonl, below --workdir',
     )
+    files.check_writable(pathlib.Path(args.workdir))
     wanted = _prompts(args)
     source = sources.open(args.config.init_from or args.workdir)
     published = loaded_lib.published(source)
@@ -191,13 +192,12 @@ class _Out:
             _log.info('%d of %d prompts were done before', self.done, len(jobs))
         for line in lines[:kept]:
             self._print(line)
-        text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines[:kept])
-        files.replace(self.path, text)
+        files.replace(self.path, documents.lines(lines[:kept]))
         self._open = contextlib.ExitStack()
         self._bar: progress.Progress | None = None
 
     def __enter__(self) -> '_Out':
-        self._file = self._open.enter_context(self.path.open('a', encoding='utf-8'))
+        self._file = self._open.enter_context(files.open_(self.path, 'a'))
         if not self._stream:
             bar = progress.Progress('generate', len(self._jobs), ' prompts', self.done)
             self._bar = self._open.enter_context(bar)
@@ -219,15 +219,13 @@ class _Out:
             ],
         )
         ours = True
-        lines = self.path.read_text(encoding='utf-8', errors='replace').split('\n')
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                ours = number == len(lines)  # the last line may be cut off
-                break
-            ours = isinstance(record, dict) and record.get('job') == self._fingerprint
-            place = (record['index'], record['sample']) if ours else None
+        lines = documents.read_lines(self.path)
+        if lines.bad:
+            _log.warning('%s: line %d is damaged', self.path, min(lines.bad))
+            ours = bool(lines.first)
+        for record in lines.first:
+            ours = record.get('job') == self._fingerprint
+            place = (record.get('index'), record.get('sample')) if ours else None
             if place not in expected[len(found) : len(found) + 1]:
                 break
             found.append(record)
@@ -246,10 +244,9 @@ class _Out:
         for sample, text in enumerate(found):
             line = self._record(prompt, asked, self._wanted[self.done]['prompt'], text)
             line |= {'index': self.done, 'sample': sample, 'job': self._fingerprint}
-            self._file.write(json.dumps(line, ensure_ascii=False) + '\n')
+            files.appended(self._file, documents.line(line), self.path)
             if not self._stream:
                 self._print(line)
-        self._file.flush()
         self.done += 1
         if self._bar:
             self._bar.advance(1)

@@ -24,7 +24,7 @@ import ml_collections
 
 from gptjax.configs import cli, errors
 from gptjax.runtime import plots, program
-from gptjax.storage import files
+from gptjax.storage import documents, files
 
 CONFIG = 'experiments/quickstart.py'
 # What the programs read that it runs.
@@ -51,6 +51,7 @@ READS = (
 # Short, so that they fit small contexts too.
 _PROMPTS = ('Return a list of', 'The following example', 'This module provides')
 REPORT, RESULTS = 'report.md', 'results.json'
+_PICTURES = ('loss.png', 'comparison.png')
 _SAMPLES = 'report_samples.jsonl'  # apart from those that people generate here later
 _LABELS = {'ngram': 'n-gram', 'lstm': 'LSTM', 'GPT': 'GPT'}
 # The programs in order, and what each leaves below the workdir when it has run to its end.
@@ -66,6 +67,7 @@ _OUTPUTS = {
 # The baselines, each in a folder of its own: variant of the config file -> the program that makes
 # it. A config file that does not know the variant has no baselines.
 _BASELINES = {'ngram': 'count_ngrams', 'lstm': 'train'}
+_AGAIN = 'run the same command again'
 _log = logging.getLogger('gptjax')
 
 
@@ -77,18 +79,30 @@ def main(args: cli.Args) -> None:
     steps = _steps(argv, args.config, workdir)
     began = time.monotonic()
     for number, step in enumerate(steps, 1):
-        stamp = json.dumps([args.config.to_json(), step.command[1:]])
+        made_by = [args.config.to_json(), step.command[1:]]
         done = step.folder / f'.done-{step.name}'
-        if (step.folder / step.output).exists() and done.exists() and done.read_text() == stamp:
+        if _is_done(done, made_by, [step.folder / step.output]):
             _log.info('%d/%d %s: done already', number, len(steps), step.name)
             continue
         _log.info('%d/%d %s', number, len(steps), shlex.join(['python', *step.command[1:]]))
         _run(step.command)
-        files.replace(done, stamp)
+        files.replace(done, _stamp(made_by, [step.folder / step.output]))
         (workdir / REPORT).unlink(missing_ok=True)
-    if not (workdir / REPORT).exists():
+    done, report = workdir / '.done-report', [workdir / name for name in (REPORT, *_PICTURES)]
+    if not _is_done(done, [], report):
         _report(args, workdir, argv[1:])
+        files.replace(done, _stamp([], report))
     _log.info('all done in %.0f s; read %s', time.monotonic() - began, workdir / REPORT)
+
+
+def _stamp(made_by: list, outputs: list[pathlib.Path]) -> str:
+    """What stands beside outputs that are whole: what they were made by, and their bytes."""
+    return json.dumps([*made_by, *(files.sha256(path) for path in outputs if path.is_file())])
+
+
+def _is_done(done: pathlib.Path, made_by: list, outputs: list[pathlib.Path]) -> bool:
+    stands = outputs[0].is_file() and done.is_file()
+    return stands and done.read_bytes() == _stamp(made_by, outputs).encode()
 
 
 class _Step(NamedTuple):
@@ -178,9 +192,9 @@ def _report(args: cli.Args, workdir: pathlib.Path, flags: list[str]) -> None:
     config = args.config
     label = next(label for label, folder in config.data.eval_sets.items() if folder)
     eval_name = f'eval/{label}/bits_per_byte'
-    plots.loss_curve(workdir, eval_name, workdir / 'loss.png')
-    results = json.loads((workdir / 'results.json').read_text())
-    evaluation = json.loads((workdir / 'evaluation.json').read_text())['sets'][label]
+    plots.loss_curve(workdir, eval_name, workdir / _PICTURES[0])
+    results = documents.read(workdir / RESULTS, dict, _AGAIN)
+    evaluation = documents.read(workdir / 'evaluation.json', dict, _AGAIN)['sets'][label]
     python = os.path.relpath(sys.executable)
     generate, evaluate = (
         shlex.join([python, '-m', f'gptjax.{name}', *cli.for_program(flags, name)])
@@ -240,14 +254,14 @@ def _comparison(workdir: pathlib.Path, eval_name: str) -> str:
     folders['GPT'] = workdir
     rows, runs = [], {}
     for name, folder in folders.items():
-        found = json.loads((folder / RESULTS).read_text())
+        found = documents.read(folder / RESULTS, dict, _AGAIN)
         speed = found['tokens'] / found['train_secs']
         rows.append(
             f'| {_LABELS[name]} | {found["parameters"]:,} | {found["tokens"]:,} | '
             f'{found[eval_name]:.4f} | {speed:,.0f} |'
         )
         runs[_LABELS[name]] = plots.Run(folder, found[eval_name], speed)
-    plots.comparison(runs, eval_name, workdir / 'comparison.png')
+    plots.comparison(runs, eval_name, workdir / _PICTURES[1])
     table = '\n'.join(rows)
     return f"""## Beside its baselines
 
@@ -269,8 +283,7 @@ def _samples(workdir: pathlib.Path) -> str:
         path = folder / _SAMPLES
         if not path.exists():
             continue
-        lines = path.read_text(encoding='utf-8').split('\n')
-        samples = [json.loads(line) for line in lines if line]
+        samples = documents.read_lines(path).rows
         quoted = (f'> **{s["prompt"]}**{_quoted(s["text"])}' for s in samples)
         shown.append(f'### {_LABELS[name]}\n\n' + '\n\n'.join(quoted))
     return '\n\n'.join(shown)

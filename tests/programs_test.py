@@ -13,6 +13,7 @@ from gptjax.configs import base, errors
 from gptjax.evals import perplexity
 from gptjax.models import pretrained, sources
 from gptjax.runtime import metrics
+from gptjax.storage import documents
 from gptjax.text import tokenizer as tokenizer_lib
 from tests import helpers
 
@@ -151,6 +152,7 @@ def test_tokenizer_travels_with_the_weights(trained, tmp_path):
     train.main(helpers.args(config, tmp_path, *flags))
     assert pretrained.load(str(tmp_path)).tokenizer.n_vocab == 257
     folder = tmp_path / 'tokenizer'
+    (folder / 'SHA256SUMS').unlink()  # as before there were sums
     (folder / 'bytes.json').rename(folder / 'tokenizer.json')
     with pytest.raises(errors.InputError, match='no tokenizer that can be read'):
         pretrained.load(str(tmp_path))
@@ -160,7 +162,8 @@ def test_other_shards_under_a_run_are_noticed(trained, tmp_path):
     config, workdir = trained
     shutil.copytree(workdir, tmp_path / 'run')
     manifest = tmp_path / 'run' / 'tokens' / 'manifest.json'
-    manifest.write_text(manifest.read_text() + ' ')
+    said = documents.read(manifest, dict, '')
+    documents.write(manifest, said | {'source': {'corpus': 'another'}})
     with pytest.raises(errors.InputError, match='trained on other token shards'):
         train.main(helpers.args(config, tmp_path / 'run'))
 

@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
-from gptjax.configs import base, errors, fields, mistakes, sizes, spec, upgrade
+from gptjax.configs import base, checksum, errors, fields, mistakes, sizes, spec, upgrade
 from gptjax.configs.sections import training
 
 _CONFIG = 'config'
@@ -161,10 +161,13 @@ def _written(path: str, colon: str) -> tuple[types.ModuleType, ml_collections.Co
     """A run's config.json as a config file."""
     errors.require(not colon, f'{path!r} takes no argument: it is a config, not a file of code')
     try:
-        found = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+        found = checksum.opened(json.loads(pathlib.Path(path).read_text(encoding='utf-8')))
         config = ml_collections.ConfigDict(upgrade.config(found))
-    except (ValueError, TypeError, AttributeError) as e:
-        raise errors.InputError(f'{path!r} is no config that a run has written: {e}') from e
+    except (ValueError, TypeError, AttributeError, RecursionError, OSError) as e:
+        raise errors.InputError(
+            f'{path!r} is no config that a run has written: {e}; where it was changed by hand, '
+            f'remove its field {checksum.FIELD!r}, else let the run write it again'
+        ) from e
     module = types.ModuleType('config_file')
     module.get_config = lambda: config
     return module, config

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Items of a suite on disk, one a line as they are scored, so that it goes on in the middle."""
 
-import json
+import logging
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gptjax.configs import errors
 from gptjax.evals import fewshot
-from gptjax.storage import files
+from gptjax.storage import documents, files
 
 Row = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 
 class Items:
@@ -33,15 +34,14 @@ class Items:
                 )
         self.rows = [also(row) for row in self.rows]
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace(path, _lines([header, *self.rows]))
-        self._file = path.open('a', encoding='utf-8')
+        files.replace(path, documents.lines([header, *self.rows]))
+        self._file = files.open_(path, 'a')
 
     def add(self, rows: Sequence[Row]) -> None:
         rows = [self._also(row) for row in rows]
         self.rows += rows
         if self._file is not None:
-            self._file.write(_lines(rows))
-            self._file.flush()
+            files.appended(self._file, documents.lines(rows), self.path)
 
     def __enter__(self) -> 'Items':
         return self
@@ -69,16 +69,10 @@ def with_texts(task: fewshot.Task, prompts: Sequence[fewshot.Prompt]) -> Callabl
     return also
 
 
-def _lines(rows: Sequence[Row]) -> str:
-    return ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-
-
 def read(path: pathlib.Path) -> tuple[Row, list[Row]]:
-    """Header and rows; a line that was cut off, and what follows, is left out."""
-    rows: list[Row] = []
-    for line in path.read_text(encoding='utf-8').split('\n'):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+    """Header and rows; a line that is cut off or damaged, and what follows, is left out."""
+    found = documents.read_lines(path)
+    if found.bad:
+        _log.warning('%s: line %d is damaged; what follows is scored anew', path, min(found.bad))
+    rows = found.first
     return (rows[0], rows[1:]) if rows else ({}, [])

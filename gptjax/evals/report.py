@@ -2,14 +2,13 @@
 """Results as people look at them: a Markdown table beside the papers' numbers, and pictures."""
 
 import collections
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptjax.evals import fewshot, papers, suite
 from gptjax.runtime import plots
-from gptjax.storage import files
+from gptjax.storage import documents, files
 
 Row = dict[str, Any]
 RESULTS, TABLE = 'results.jsonl', 'results.md'
@@ -33,8 +32,7 @@ def write(
     """
     whole = suite.over_seeds(rows)
     every = [*(row for row in rows if row not in whole), *whole]
-    text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in every)
-    files.replace(workdir / RESULTS, text)
+    files.replace(workdir / RESULTS, documents.lines(every))
     files.replace(workdir / TABLE, _table(whole, absent, comparisons))
     return [workdir / RESULTS, workdir / TABLE]
 
@@ -51,10 +49,19 @@ def draw(
 
 
 def read(workdir: pathlib.Path) -> list[Row]:
-    """The rows of a workdir's results; [] where there are none."""
+    """The rows of a workdir's results; [] where there are none.
+
+    Raises:
+      Damaged: a line is not what was written.
+    """
     path = workdir / RESULTS
-    lines = path.read_text(encoding='utf-8').split('\n') if path.exists() else []
-    return [json.loads(line) for line in lines if line]
+    found = documents.read_lines(path)
+    if found.bad or found.cut:
+        said = ', '.join(map(str, found.bad)) or 'the last'
+        raise documents.Damaged(
+            f'{path} is damaged, lines: {said}; run the evaluation of {workdir} again'
+        )
+    return found.rows
 
 
 def _table(rows: Sequence[Row], absent: Mapping[str, str], comparisons: Sequence[Row]) -> str:

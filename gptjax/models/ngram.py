@@ -20,6 +20,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from gptjax.configs import errors
 from gptjax.models import axes
+from gptjax.storage import files
 
 Tables = Mapping[str, Mapping[str, Any]]
 
@@ -158,7 +159,8 @@ def write_arpa(tables: Tables, path: pathlib.Path) -> None:
     """
     orders = [{n: np.asarray(x) for n, x in table.items()} for table in tables.values()]
     partial = path.with_name(path.name + '.partial')
-    with partial.open('w', encoding='utf-8') as file:
+    partial.unlink(missing_ok=True)
+    with files.open_(partial, 'x') as file:
         sizes = (f'ngram {k}={len(t["token"]) + 3 * (k == 1)}' for k, t in enumerate(orders, 1))
         file.write('\n'.join(['\\data\\', *sizes, '']))
         grams_NxK = np.zeros((1, 0), np.int32)

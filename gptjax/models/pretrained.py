@@ -14,7 +14,7 @@ from flax import linen as nn
 from gptjax.configs import errors
 from gptjax.models import gpt, heads, sources, weights, workdirs
 from gptjax.models.published import beside, families, layout, stream, tensors, tokenizer_files
-from gptjax.storage import files
+from gptjax.storage import files, sums
 from gptjax.text import tokenizer as tokenizer_lib
 
 TOKENIZER = workdirs.TOKENIZER  # folder below a workdir
@@ -73,7 +73,7 @@ def save(
     """Writes a Hugging Face folder: config.json, safetensors, tokenizer, generation_config.json.
 
     Besides the parameters, one file of at most `shard_bytes` is held in memory. config.json is
-    written last: a folder without one is unfinished.
+    the last but SHA256SUMS: a folder without one is unfinished.
 
     Args:
       note: what its provenance will say.
@@ -104,7 +104,7 @@ def save(
             yield prefix + place.name, size, functools.partial(get, place)
 
     path.mkdir(parents=True, exist_ok=True)
-    tensors.write(path, items(), shard_bytes, progress)
+    summed = tensors.write(path, items(), shard_bytes, progress)
     ends: dict[str, int] = {}
     found: dict[str, bytes] = {}
     if tokenizer is not None:
@@ -118,6 +118,8 @@ def save(
     ours = {'model_type': family.model_type, **family.published(config)}
     ours |= {'torch_dtype': config.param_dtype, sources.NOTE: note}
     files.replace(path / sources.CONFIG, _json(beside.config(kept or {}, ours, ends)))
+    described = tokenizer_lib.files_of(path)
+    sums.write(path, [*summed, *(p.name for p in described if p.parent == path), sources.CONFIG])
 
 
 def _json(said: Mapping[str, Any]) -> bytes:

@@ -16,11 +16,12 @@ from typing import Any
 from gptjax.configs import errors
 from gptjax.models import weights, workdirs
 from gptjax.models.published import beside, families, gguf, llama, stream, tensors
-from gptjax.storage import files
+from gptjax.storage import files, sums
 from gptjax.text import tokenizer as tokenizer_lib
 
 CONFIG = beside.CONFIG
 NOTE = 'gptjax_provenance'  # our field of it
+_CHANGED = f'convert it again; where it was changed by hand, remove {sums.NAME}'
 _WEIGHTS = ('*.safetensors', '*.bin', CONFIG)
 
 
@@ -64,6 +65,7 @@ class Published(weights.Source):
         shardings: weights.Shardings | None,
         progress: weights.Progress,
     ) -> weights.Pretrained:
+        sums.check(self.path, _CHANGED)
         kind = self._said['model_type']
         if kind not in list(families.ALL):
             known = ', '.join(families.ALL)

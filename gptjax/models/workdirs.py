@@ -19,7 +19,7 @@ from gptjax.models import heads, weights
 from gptjax.models.published import beside
 from gptjax.runtime import checkpoint
 from gptjax.runtime import meta as meta_lib
-from gptjax.storage import files
+from gptjax.storage import documents
 from gptjax.text import tokenizer as tokenizer_lib
 
 TOKENIZER = 'tokenizer'  # folder below a workdir
@@ -247,4 +247,4 @@ def save(
         checkpoints.save(0, {'params': params}, meta)
     finally:
         checkpoints.close()
-    files.replace(path / base.OF_RUN, config.to_json(indent=1) + '\n')
+    documents.write(path / base.OF_RUN, json.loads(config.to_json()))

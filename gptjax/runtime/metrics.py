@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.configs import errors
-from gptjax.storage import files
+from gptjax.storage import documents, files
 
 FILE = 'metrics.jsonl'
 _BOARD_BYTES = 2**20  # less free than this is a full disk
@@ -42,12 +42,17 @@ class Writer:
         self._wandb = _wandb(wandb, workdir) if wandb else None
         self._flops_per_token = flops_per_token
         self._row: dict[str, float] = {}
-        self._waiting: list[str] = []
+        self._waiting: list[dict[str, float]] = []
         self._path = workdir / FILE
-        kept = [row for row in read(workdir) if row['step'] <= start_step]
-        lines = [json.dumps(row) + '\n' for row in kept]
-        files.replace(self._path, ''.join(lines))
-        self._size = sum(map(len, lines))  # JSON is ASCII
+        rows, bad = _read(self._path)
+        if bad:
+            aside = self._path.with_name(f'{FILE}.bad')
+            files.replace(aside, ''.join(f'{line}\n' for line in bad.values()))
+            _log.warning('%s: damaged lines are set aside in %s', self._path, aside.name)
+        kept = [row for row in rows if row['step'] <= start_step]
+        lines = [documents.line(row).encode() for row in kept]
+        files.replace(self._path, b''.join(lines))
+        self._size = sum(map(len, lines))
         self._last: tuple[dict, int] = ({}, 0)  # the row written last, and where it begins
         if kept:
             self._last = kept[-1], self._size - len(lines[-1])
@@ -78,13 +83,14 @@ class Writer:
 
     def _emit(self) -> None:
         if self._row:
-            self._waiting.append(json.dumps(self._row) + '\n')
+            self._waiting.append(self._row)
             self._row = {}
         if not self._waiting:
             return
-        data = ''.join(self._waiting).encode()
+        lines = [documents.line(row).encode() for row in self._waiting]
+        data = b''.join(lines)
         try:
-            with self._path.open('r+b', buffering=0) as f:
+            with files.open_(self._path, 'r+b', buffering=0) as f:
                 f.seek(self._size)
                 if f.write(data) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -94,7 +100,7 @@ class Writer:
             _log.warning('%d rows of %s wait to be written: %s', len(self._waiting), FILE, e)
             return
         self._size += len(data)
-        self._last = json.loads(self._waiting[-1]), self._size - len(self._waiting[-1])
+        self._last = self._waiting[-1], self._size - len(lines[-1])
         self._waiting.clear()
 
     def close(self) -> None:
@@ -168,14 +174,21 @@ class Silent:
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a run; a last line cut short by a crash is left out."""
-    path = workdir / FILE
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding='utf-8').splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    """The rows of a run; lines that are damaged are said and left out, as is one cut by a crash."""
+    rows, bad = _read(workdir / FILE)
+    if bad:
+        said = ', '.join(map(str, bad))
+        _log.warning('%s: damaged lines are left out: %s', workdir / FILE, said)
     return rows
+
+
+def _read(path: pathlib.Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Rows of steps and numbers, and by number what is none."""
+    found = documents.read_lines(path)
+    rows, bad = [], dict(found.bad)
+    for number, row in found.numbered.items():
+        if type(row.get('step')) is int and all(type(x) in (int, float) for x in row.values()):
+            rows.append(row)
+        else:
+            bad[number] = json.dumps(row)
+    return rows, dict(sorted(bad.items()))

@@ -6,18 +6,15 @@ What was written before there were checksums has none: it is taken where it has 
 """
 
 import json
+import math
 import pathlib
-import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
-from gptjax.configs import errors
+from gptjax.configs import checksum, errors
 from gptjax.storage import files
-
-CHECKSUM = 'checksum'
-_SAYS = 'crc32:'
 
 
 class Damaged(errors.InputError):
@@ -29,14 +26,17 @@ def write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     files.replace(path, text(content))
 
 
+def is_whole(path: pathlib.Path) -> bool:
+    """Whether a document is there as it was written."""
+    try:
+        return bool(read(path, dict, ''))
+    except Damaged:
+        return False
+
+
 def text(content: Mapping[str, Any], indent: int | None = 1) -> str:
     """A document as it stands in its file."""
-    return json.dumps(sealed(content), indent=indent) + '\n'
-
-
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with its checksum behind it."""
-    return {**content, CHECKSUM: _checksum(content)}
+    return json.dumps(checksum.sealed(content), indent=indent) + '\n'
 
 
 def read(path: pathlib.Path, form: Any, remedy: str) -> Any:
@@ -65,9 +65,7 @@ def parse(content: bytes, form: Any) -> Any:
         found = json.loads(content)
     except RecursionError as e:
         raise ValueError('it is nested too deeply') from e
-    if not isinstance(found, dict):
-        raise ValueError(f'it is a {type(found).__name__}, not an object')
-    found = _opened(found)
+    found = checksum.opened(found)
     try:
         return found if form is dict else msgspec.convert(found, form)
     except msgspec.ValidationError as e:
@@ -77,14 +75,25 @@ def parse(content: bytes, form: Any) -> Any:
 class Lines(NamedTuple):
     """The rows of a file of JSON lines, and what stands in it that is none."""
 
-    rows: list[dict[str, Any]]
-    bad: list[tuple[int, str]]  # (number of the line, from 1; the line)
+    numbered: dict[int, dict[str, Any]]  # by number of the line, from 1
+    bad: dict[int, str]
     cut: bool  # the last line was not written to its end
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All that are whole."""
+        return list(self.numbered.values())
+
+    @property
+    def first(self) -> list[dict[str, Any]]:
+        """Those before the first bad line."""
+        end = min(self.bad, default=math.inf)
+        return [row for number, row in self.numbered.items() if number < end]
 
 
 def line(row: Mapping[str, Any]) -> str:
     """A row as a line with its checksum."""
-    return json.dumps(sealed(row), ensure_ascii=False) + '\n'
+    return json.dumps(checksum.sealed(row), ensure_ascii=False) + '\n'
 
 
 def lines(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -103,7 +112,7 @@ def read_lines(path: pathlib.Path) -> Lines:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        return Lines([], [], False)
+        return Lines({}, {}, False)
     found, bad, plain = {}, {}, {}
     whole, _, rest = content.rpartition(b'\n')
     for number, each in enumerate(whole.split(b'\n'), 1):
@@ -118,23 +127,8 @@ def read_lines(path: pathlib.Path) -> Lines:
     if len(plain) < len(found):
         found = {number: row for number, row in found.items() if number not in plain}
         bad |= plain
-    said = [(number, bad[number].decode(errors='replace')) for number in sorted(bad)]
-    return Lines(list(found.values()), said, bool(rest.strip()))
+    said = {number: bad[number].decode(errors='replace') for number in sorted(bad)}
+    return Lines(found, said, bool(rest.strip()))
 
 
-_CHECKSUM = json.dumps(CHECKSUM).encode()
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    canonical = json.dumps(content, sort_keys=True, separators=(',', ':'))
-    return f'{_SAYS}{zlib.crc32(canonical.encode()):08x}'
-
-
-def _opened(found: dict[str, Any]) -> dict[str, Any]:
-    """Without its checksum. Raises ValueError where that is another one, or its name is changed."""
-    said = found.pop(CHECKSUM, None)
-    if said is None and not any(str(value).startswith(_SAYS) for value in found.values()):
-        return found
-    if said != _checksum(found):
-        raise ValueError('it does not have the checksum that was written with it')
-    return found
+_CHECKSUM = json.dumps(checksum.FIELD).encode()

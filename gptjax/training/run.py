@@ -25,7 +25,7 @@ import ml_collections
 from gptjax.configs import base, errors
 from gptjax.runtime import checkpoint, clock, inventory, metrics, program, progress, saver
 from gptjax.runtime import meta as meta_lib
-from gptjax.storage import files
+from gptjax.storage import documents, files
 from gptjax.training import claim
 from gptjax.training import plan as plan_lib
 from gptjax.training import reader as reader_lib
@@ -148,11 +148,12 @@ class Run:
         self._check_best()
         found = checkpoint.latest(self._workdir, until_step=self._limit)
         self._claim(found[1] if found else None)
-        if found and found[1]['step'] >= self.total_steps and (self._workdir / RESULTS).exists():
+        results = self._workdir / RESULTS
+        if found and found[1]['step'] >= self.total_steps and documents.is_whole(results):
             _log.info('training in %s is done already', self._workdir)
             return None
         if not self._spikes and program.is_first():
-            (self._workdir / RESULTS).unlink(missing_ok=True)  # of a shorter run
+            results.unlink(missing_ok=True)  # of a shorter run
             params = step_lib.items(recipe.target)['params']
             frozen = recipe.options.frozen
             table = inventory.describe(recipe.target, params, frozen, self.total_steps)
@@ -262,7 +263,7 @@ class Run:
         if self._provenance:
             results['initialised_from'] = self._provenance
         if program.is_first():
-            files.replace(self._workdir / RESULTS, json.dumps(results, indent=1) + '\n')
+            documents.write(self._workdir / RESULTS, results)
         _log.info('done in %.0f s: %s', time.monotonic() - self._began, json.dumps(results))
         return results
 
@@ -276,7 +277,7 @@ class Run:
             if not self._spikes:
                 self._plan.restore(meta['step'], meta['data'])
         if program.is_first():
-            files.replace(self._workdir / base.OF_RUN, self._config.to_json(indent=1) + '\n')
+            documents.write(self._workdir / base.OF_RUN, json.loads(self._config.to_json()))
 
     def _prepare(self, step: int, totals: dict[str, float] | None) -> None:
         """Opens what a run writes to, and what watches it."""

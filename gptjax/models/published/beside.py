@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from gptjax.storage import files
+from gptjax.storage import files, sums
 
 CONFIG = 'config.json'
 GENERATION = 'generation_config.json'
@@ -43,6 +43,7 @@ def _others(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     for path in sorted([*folder.glob('*'), *folder.glob(f'{_TEMPLATES}/*.jinja')]):
         name = path.relative_to(folder).as_posix()
         tensors = name.lower().endswith((*_TENSORS, '.model')) or name in _VOCABULARY
+        tensors |= name == sums.NAME
         if not tensors and not name.startswith('.') and name != _TEMPLATES:
             found[name] = path
     return found

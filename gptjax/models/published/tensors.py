@@ -86,12 +86,15 @@ def write(
     tensors: Iterator[tuple[str, int, Callable[[], np.ndarray]]],
     shard_bytes: int,
     progress: Callable[[int], None],
-) -> None:
+) -> list[str]:
     """Writes safetensors in files of at most `shard_bytes`, with an index where there are several.
 
     Args:
       tensors: (name, bytes, how to get it); at most one file's worth is held at a time.
       progress: is told the bytes written.
+
+    Returns:
+      the names of the files.
     """
     shards: list[list] = [[]]
     held = 0
@@ -106,6 +109,7 @@ def write(
         one = len(shards) == 1
         path = f'model-{number:05d}-of-{len(shards):05d}.safetensors' if not one else _ONE
         partial = folder / f'{path}.partial'
+        partial.unlink(missing_ok=True)  # a link is not followed
         partial.touch()
         mode = partial.stat().st_mode  # as other files have it; save_file makes private ones
         safetensors_numpy.save_file(
@@ -119,6 +123,8 @@ def write(
         total = sum(size for shard in shards for _, size, _ in shard)
         text = json.dumps({'metadata': {'total_size': total}, 'weight_map': index}, indent=2)
         files.replace(folder / f'{_ONE}.index.json', text + '\n')
+        return [*sorted(set(index.values())), f'{_ONE}.index.json']
+    return sorted(set(index.values()))
 
 
 _ONE = 'model.safetensors'
