@@ -44,7 +44,7 @@ class Config:
     measures: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        errors.require_positive(self, 'batch_windows')
+        errors.require_between(self, 1, 2**20, 'batch_windows')
         errors.require_between(self, 0, 2**60, 'n_ctx', 'stride', 'max_tokens')
         names = [*_NAMES, *_further(self.measures)]
         twice = sorted({name for name in names if names.count(name) > 1})

@@ -52,7 +52,8 @@ class Config:
     download: bool
 
     def __post_init__(self) -> None:
-        errors.require_positive(self, 'batch_tokens', 'batch_prompts')
+        errors.require_between(self, 1, 2**30, 'batch_tokens')
+        errors.require_between(self, 1, 2**16, 'batch_prompts')
         errors.require_between(self, 0, 2**60, 'limit', 'n_ctx', 'stride')
         errors.require(bool(self.k) and min(self.k) >= -1, f'suite.k = {self.k}: 0 and more, or -1')
         errors.require(bool(self.seeds), 'suite.seeds names no seed')

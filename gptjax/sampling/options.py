@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from gptjax.configs import errors
 
+MOST_TEXTS = 2**14  # of one prompt
 MOST_LOGPROBS = 20  # alternatives a token, as in OpenAI's API
 
 
@@ -100,6 +101,8 @@ class Options:
             'num_beam_groups',
             'num_return_sequences',
         )
+        errors.require_between(self, 0.0, 1e9, 'repetition_penalty', 'encoder_repetition_penalty')
+        errors.require_between(self, 1, MOST_TEXTS, 'num_beams', 'num_return_sequences')
         errors.require_between(self, -2.0, 2.0, 'presence_penalty', 'frequency_penalty')
         errors.require_between(self, 0.0, 1e9, 'diversity_penalty')
         errors.require(
