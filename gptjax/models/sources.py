@@ -18,6 +18,7 @@ from gptjax.models import weights, workdirs
 from gptjax.models.published import beside, families, gguf, llama, stream, tensors
 from gptjax.storage import files
 from gptjax.text import tokenizer as tokenizer_lib
+from gptjax.text import trial
 
 CONFIG = beside.CONFIG
 NOTE = 'gptjax_provenance'  # our field of it
@@ -132,9 +133,13 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
     """What a damaged file makes libraries raise, as one clear line."""
     try:
         yield
+    except errors.UsageError as e:  # of a Config that it makes
+        raise errors.InputError(f'{path} makes {e}') from e
     except errors.InputError:
         raise
     except KeyError as e:
         raise errors.InputError(f'{path} has no field {e}; fetch it again') from e
-    except Exception as e:
+    except BaseException as e:
+        if not trial.is_of_library(e):
+            raise
         raise errors.InputError(f'cannot read {path}: {e}; fetch it again') from e

@@ -151,15 +151,15 @@ class Subwords:
 
     def __init__(self, backend: tokenizers.Tokenizer, said: described.Described = _NOTHING) -> None:
         said.add_to(backend)
-        self._content = backend.to_str().encode()
-        self._plain = tokenizers.Tokenizer.from_str(self._content.decode())
-        self._plain.encode_special_tokens = True  # spelt-out special tokens stay text
-        self._special = backend
         self.n_vocab = 1 + max(backend.get_vocab(with_added_tokens=True).values())
         if self.n_vocab > trial.MOST_IDS:
             raise errors.InputError(
                 f'a tokenizer has the id {self.n_vocab - 1}; ids are below {trial.MOST_IDS}'
             )
+        self._content = backend.to_str().encode()
+        self._plain = tokenizers.Tokenizer.from_str(self._content.decode())
+        self._plain.encode_special_tokens = True  # spelt-out special tokens stay text
+        self._special = backend
         added = backend.get_added_tokens_decoder().items()
         self.special = frozenset(i for i, token in added if token.special)
         found = (backend.token_to_id(name) for name in _END_NAMES)

@@ -26,7 +26,7 @@ from gptjax.storage import files
 MOST_IDS = 2**24  # of a vocabulary
 _VERSION = 1  # of what is tried: what passed an older one is tried again
 _MOST_BYTES = 2**27  # of a file; the largest published ones have a quarter of that
-_MEMORY, _CPU_SECS, _WALL_SECS = 2**31, 20, 300
+_MEMORY, _CPU_SECS, _WALL_SECS = 2**30, 10, 300
 _LONGEST = 2**16  # characters of a token
 _GROWTH = 64  # tokens a character of text, at most
 _PRINTED = [c for c in string.printable if c.isprintable()]
@@ -85,9 +85,7 @@ def _try(path: pathlib.Path, content: bytes) -> None:
     if code in (-signal.SIGXCPU, -signal.SIGKILL):
         said = f'it takes more than {_CPU_SECS} s on a short text'
     elif not said:
-        said = (
-            f'its library ends with signal {-code}, out of {_MEMORY / 2**30:.0f} GiB or by a fault'
-        )
+        said = f'its library ends with signal {-code}, as for want of memory'
     raise errors.InputError(f'{path} is no tokenizer that can be read: {said}; fetch it again')
 
 
@@ -132,9 +130,10 @@ def _try_json(content: bytes) -> None:
     backend.no_truncation()
     backend.no_padding()
     words = [*_texts({name: said.get(name) for name in said if name not in ('model', 'version')})]
-    longest = max(map(len, backend.get_vocab(with_added_tokens=True)), default=0)
-    if longest > _LONGEST:
-        raise ValueError(f'one of its tokens has {longest} characters')
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    longest, last = max(map(len, vocabulary), default=0), max(vocabulary.values(), default=0)
+    if longest > _LONGEST or last >= MOST_IDS:
+        raise ValueError(f'it has a token of {longest} characters, or with the id {last}')
     for part in (part for name in ('normalizer', 'pre_tokenizer') for part in _parts(said[name])):
         _check_replacements(part.get('precompiled_charsmap') or '')
     samples = [*_SAMPLE, ' '.join(word[:1000] for word in words)[: 2**16]]
