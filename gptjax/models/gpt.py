@@ -53,6 +53,7 @@ class Config(attention.Config, mlp.Config):
     def __post_init__(self) -> None:
         errors.require_numbers(vars(self), 2**31 - 1)
         errors.require_positive(self, 'n_layers', 'n_ctx', 'n_vocab', 'norm_eps')
+        errors.require_between(self, 1e-30, 1e30, 'norm_eps')  # normal numbers of float32
         attention.Config.__post_init__(self)
         mlp.Config.__post_init__(self)
         errors.require_choice(self, 'family', ('gpt',))

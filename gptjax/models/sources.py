@@ -134,9 +134,11 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except errors.UsageError as e:  # of a Config that it makes
-        raise errors.InputError(f'{path} makes {e}') from e
-    except errors.InputError:
-        raise
+        raise errors.InputError(f'{path} describes no model: {e}; mend it') from e
+    except errors.InputError as e:
+        if str(path) in str(e):
+            raise
+        raise errors.InputError(f'{path}: {e}') from e
     except KeyError as e:
         raise errors.InputError(f'{path} has no field {e}; fetch it again') from e
     except BaseException as e:
