@@ -70,6 +70,7 @@ class Config(attention.Config, mlp.Config):
             not (self.parallel_residual and self.norm == 'post'),
             "parallel_residual = True has one norm before both branches; set norm = 'pre'",
         )
+        errors.require_between(self, 0, 2**31 - 1, 'mup_base_width')
         layer = self.d_model * (4 * self.n_heads * self.d_head + 3 * self.d_ff)
         errors.require(
             self.n_layers <= 10_000 and self.n_layers * layer + self.d_model * self.n_vocab < 1e15,

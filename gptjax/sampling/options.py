@@ -101,7 +101,7 @@ class Options:
             'num_beam_groups',
             'num_return_sequences',
         )
-        errors.require_between(self, 0.0, 1e9, 'repetition_penalty', 'encoder_repetition_penalty')
+        errors.require_between(self, 1e-9, 1e9, 'repetition_penalty', 'encoder_repetition_penalty')
         errors.require_between(self, 1, MOST_TEXTS, 'num_beams', 'num_return_sequences')
         errors.require_between(self, -2.0, 2.0, 'presence_penalty', 'frequency_penalty')
         errors.require_between(self, 0.0, 1e9, 'diversity_penalty')
@@ -136,7 +136,7 @@ class Options:
                 f'suppress_tokens holds all of {list(forced)}, one of which is forced; take it out',
             )
         decay = self.exponential_decay_length_penalty
-        pair = len(decay) == 2 and decay[0] >= 0 and decay[0] % 1 == 0 and decay[1] > 0
+        pair = len(decay) == 2 and decay[0] >= 0 and decay[0] % 1 == 0 and 1e30 > decay[1] > 0
         errors.require(
             not decay or pair,
             'exponential_decay_length_penalty is (whole number of tokens, factor above 0), got '
