@@ -79,7 +79,7 @@ def check_room(n_bytes: int, what: str, advice: str) -> None:
     """Raises UsageError where all devices, or the host in their place, have less memory in all."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', 0)
     host = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    most = limit * jax.device_count() or host
+    most = limit * jax.device_count() or host * jax.process_count()
     errors.require(
         n_bytes <= most,
         f'{what} would take {size(n_bytes)} of memory; there are {size(most)} in all. {advice}',

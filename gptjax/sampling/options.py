@@ -105,10 +105,7 @@ class Options:
         errors.require_between(self, 1, MOST_TEXTS, 'num_beams', 'num_return_sequences')
         errors.require_between(self, -2.0, 2.0, 'presence_penalty', 'frequency_penalty')
         errors.require_between(self, 0.0, 1e9, 'diversity_penalty')
-        errors.require(
-            math.isfinite(self.length_penalty),
-            f'length_penalty must be finite, got {self.length_penalty}',
-        )
+        errors.require_between(self, -1e3, 1e3, 'length_penalty')
         errors.require_choice(self, 'early_stopping', (False, True, 'never'))
         errors.require_choice(self, 'beyond_context', ('error', 'slide'))
         errors.require_between(self, -1, MOST_LOGPROBS, 'logprobs')
