@@ -9,7 +9,7 @@ import pytest
 from gptjax.configs import base, cli, errors
 from gptjax.data import loader
 from gptjax.models import heads
-from gptjax.runtime import streams
+from gptjax.runtime import program, streams
 from gptjax.sampling import decode, engine, loaded, router
 from gptjax.training import optim
 from tests import configs_test, helpers
@@ -81,11 +81,25 @@ def test_options_beyond_any_text_are_obeyed(name, beams):
     assert len(text.tokens) == 2
 
 
-@pytest.mark.parametrize('name', ['num_beams', 'num_return_sequences'])
-@pytest.mark.parametrize('value', [2**14 + 1, 2**31 - 1])
-def test_texts_of_a_prompt_are_not_any_number(name, value):
-    with pytest.raises(errors.UsageError, match=f'{name} must be from 1 to 16384'):
-        helpers.asked(do_sample=True, **{name: value})
+@pytest.mark.parametrize(('name', 'most'), [('num_beams', 2**10), ('num_return_sequences', 2**14)])
+def test_texts_of_a_prompt_are_not_any_number(name, most):
+    for value in (most + 1, 2**31 - 1):
+        with pytest.raises(errors.UsageError, match=f'{name} must be from 1 to {most}'):
+            helpers.asked(do_sample=True, **{name: value})
+
+
+def test_a_program_out_of_memory_ends_in_a_line(capsys):
+    def jax_does() -> None:
+        raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating\n9 bytes.')
+
+    def numpy_does() -> None:
+        raise MemoryError('Unable to allocate 64.0 PiB')
+
+    for work in (jax_does, numpy_does):
+        assert program._exit_code(work) == program.FAILED
+        said = capsys.readouterr().err
+        assert said.startswith('error: out of memory: ')
+        assert said.count('\n') == 1
 
 
 def test_a_cache_beyond_the_memory_is_told():

@@ -119,6 +119,12 @@ def _exit_code(work: Callable[[], None]) -> int:
             streams.silence()
         print(f'error: {streams.one_line(str(e))}', file=sys.stderr)
         return FAILED
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(e):
+            raise
+        said = streams.one_line(str(e)[:200])
+        print(f'error: out of memory: {said}; lower batches, texts or sizes', file=sys.stderr)
+        return FAILED
     except Preempted:
         print('stopped; run the same command again to go on', file=sys.stderr)
         return PREEMPTED

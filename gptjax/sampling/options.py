@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from gptjax.configs import errors
 
+MOST_BEAMS = 2**10
 MOST_TEXTS = 2**14  # of one prompt
 MOST_LOGPROBS = 20  # alternatives a token, as in OpenAI's API
 
@@ -102,7 +103,8 @@ class Options:
             'num_return_sequences',
         )
         errors.require_between(self, 1e-9, 1e9, 'repetition_penalty', 'encoder_repetition_penalty')
-        errors.require_between(self, 1, MOST_TEXTS, 'num_beams', 'num_return_sequences')
+        errors.require_between(self, 1, MOST_BEAMS, 'num_beams')
+        errors.require_between(self, 1, MOST_TEXTS, 'num_return_sequences')
         errors.require_between(self, -2.0, 2.0, 'presence_penalty', 'frequency_penalty')
         errors.require_between(self, 0.0, 1e9, 'diversity_penalty')
         errors.require_between(self, -1e3, 1e3, 'length_penalty')
