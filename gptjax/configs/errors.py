@@ -35,7 +35,7 @@ def require_numbers(values: Mapping[str, Any], most: int) -> None:
     for field, value in values.items():
         for x in value if isinstance(value, tuple) else (value,):
             if type(x) is int:
-                require(abs(x) <= most, f'{field} must be at most {most}, got {x}')
+                require(abs(x) <= most, f'{field} must be from {-most} to {most}, got {x}')
             elif type(x) is float:
                 require(math.isfinite(x), f'{field} must be finite, got {x}')
 
