@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import ml_collections
 
 from gptjax.configs import cli, errors, fields, lookup
@@ -21,7 +22,7 @@ from gptjax.data import inputs, loader, tokens
 from gptjax.evals import during, perplexity, suite
 from gptjax.models import heads, pretrained, sources, weights
 from gptjax.models.published import beside
-from gptjax.runtime import checkpoint, program, progress
+from gptjax.runtime import checkpoint, inventory, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.training import loop, losses, optim, parameters
@@ -104,6 +105,7 @@ def _train(
     trained = {path: about for path, about in described.items() if path not in options.frozen}
     optimizer = optim.make(sections.optim, plan, trained)
     target = step_lib.abstract(model.init_params, optimizer, mesh.shardings, options)
+    _check_room(sections, plan, target)
     objective, asked = sections.objective
     loss = losses.with_sown(objective.make, model.apply, asked)
     train_step = step_lib.make_train_step(
@@ -180,6 +182,21 @@ def _check_batches(
     mesh.check_batch(sections.evaluate.batch_windows, scored_ctx)
     for token_set in data.held_out.values():
         perplexity.check(token_set, scored_ctx, sections.evaluate)
+
+
+def _check_room(sections: Sections, plan: plan_lib.Plan, target: Any) -> None:
+    """Raises UsageError where a run cannot fit the memory, by what it holds at least."""
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target))
+    inventory.check_room(
+        state, 'parameters and optimizer', 'Lower the sizes of --config.model, or add devices'
+    )
+    batch = max(plan.sizes()) * sections.model.n_ctx
+    read = batch * 12 * sections.data.prefetch_steps  # inputs, targets, weights
+    inventory.check_room(
+        read + batch // sections.batch.accum_steps * sections.model.d_model * 2,
+        f'a batch of {batch} tokens',
+        'Lower --config.batch.batch_tokens, or raise accum_steps',
+    )
 
 
 def _options(sections: Sections, described: parameters.Described) -> step_lib.Options:

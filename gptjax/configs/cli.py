@@ -104,7 +104,7 @@ def parse(
     except SystemExit as e:
         raise errors.UsageError(f'the config file stopped the program: {e}') from e
     except Exception as e:  # a config file is code: it may raise anything
-        raise errors.UsageError(mistakes.explain(e, argv, values, config)) from e
+        raise errors.UsageError(mistakes.explain(e, argv, values, named, config)) from e
     if rest:
         raise errors.UsageError(f'unexpected argument {rest[0]!r}; flags look like --name=value')
     errors.require(bool(values.workdir), 'give --workdir=<folder of the run>')
@@ -128,11 +128,8 @@ def load(named: str) -> tuple[str, types.ModuleType, ml_collections.ConfigDict]:
       UsageError: there is no such file, or it gives no config. Exception: what the file raises.
     """
     path, colon, arg = named.partition(':')
-    said = 'it is a folder' if pathlib.Path(path).is_dir() else 'it is not there'
-    errors.require(
-        pathlib.Path(path).is_file(),
-        f'cannot read the config file {path!r}: {said}{mistakes.no_file(path)}',
-    )
+    wrong = mistakes.of_file(path)
+    errors.require(not wrong, f'cannot read the config file {path!r}: {wrong}')
     if path.endswith('.json'):
         return path, *_written(path, colon)
     found = importlib.util.spec_from_file_location('config_file', path)
@@ -163,11 +160,14 @@ def _written(path: str, colon: str) -> tuple[types.ModuleType, ml_collections.Co
     try:
         found = checksum.opened(json.loads(pathlib.Path(path).read_text(encoding='utf-8')))
         config = ml_collections.ConfigDict(upgrade.config(found))
-    except (ValueError, TypeError, AttributeError, RecursionError, OSError) as e:
+        wrong = mistakes.in_tree(config)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError, OSError) as e:
+        wrong = f'{type(e).__name__}: {e}'
+    if wrong:
         raise errors.InputError(
-            f'{path!r} is no config that a run has written: {e}; where it was changed by hand, '
+            f'{path!r} is no config that a run has written: {wrong}; where it was changed by hand, '
             f'remove its field {checksum.FIELD!r}, else let the run write it again'
-        ) from e
+        )
     module = types.ModuleType('config_file')
     module.get_config = lambda: config
     return module, config

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user did wrong, said in one line: what was got, what is allowed, what to do."""
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 
 class InputError(ValueError):
     """Bad input: a file, a corpus, a checkpoint. Programs print it as one line and exit with 1."""
@@ -24,6 +28,16 @@ def require(condition: bool, message: str) -> None:
     """Raises UsageError with `message` unless `condition` holds."""
     if not condition:
         raise UsageError(message)
+
+
+def require_numbers(values: Mapping[str, Any], most: int) -> None:
+    """Raises UsageError unless numbers, also in tuples, are finite, whole ones up to `most`."""
+    for field, value in values.items():
+        for x in value if isinstance(value, tuple) else (value,):
+            if type(x) is int:
+                require(abs(x) <= most, f'{field} must be from {-most} to {most}, got {x}')
+            elif type(x) is float:
+                require(math.isfinite(x), f'{field} must be finite, got {x}')
 
 
 def require_positive(config: object, *fields: str) -> None:

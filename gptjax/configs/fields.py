@@ -10,6 +10,7 @@ import ml_collections
 
 from gptjax.configs import errors
 
+_MOST = 2**60  # of whole numbers; sums and products of two still fit int64, or nearly
 ALWAYS = object()  # stands for "the field has been there from the beginning"
 T = TypeVar('T')
 
@@ -77,6 +78,7 @@ def make(owner: type[T], values: Values, name: str) -> T:
         if known and not all(type(x) in allowed for x in value):
             raise errors.UsageError(f'{name}.{field} = {value!r} must hold {kind.__name__} values')
     try:
+        errors.require_numbers(dict(values.items()), _MOST)
         return owner(**values)
     except errors.UsageError as e:
         said = str(e)

@@ -2,7 +2,10 @@
 """What is wrong with a command line, in one line, where absl and ml_collections say it in many."""
 
 import difflib
+import os
 import pathlib
+import stat
+import sysconfig
 from collections.abc import Iterable
 
 import ml_collections
@@ -10,6 +13,8 @@ from absl import flags
 
 from gptjax.configs import base, errors, fields, upgrade
 
+_LIBRARY = sysconfig.get_path('stdlib')
+_MOST_BYTES = 2**24  # of a config file
 _PACKAGE = pathlib.Path(__file__).parents[1]
 
 
@@ -17,6 +22,7 @@ def explain(
     error: Exception,
     argv: list[str],
     values: flags.FlagValues,
+    named: str,
     config: ml_collections.ConfigDict | None,
 ) -> str:
     """One line for an exception.
@@ -24,6 +30,7 @@ def explain(
     Args:
       argv: the command line.
       values: the flags there are.
+      named: what --config names.
       config: what was loaded, as far as it was.
     """
     cause: BaseException | None = error
@@ -46,8 +53,9 @@ def explain(
                 return f'unknown field --config.{field}{hint}'
     if isinstance(error, flags.Error):
         return _first_line(error)
-    said = _of_tree(error) or f'{type(error).__name__}: {_first_line(error)}'
-    return said + _where(error)
+    said = _of_tree(error) or f'{type(error).__name__}: {_all_lines(error)}'.rstrip(': ')
+    where = _where(error)
+    return f'{named}: {said}' if config is None and not where else said + where
 
 
 def in_tree(config: ml_collections.ConfigDict) -> str:
@@ -61,9 +69,21 @@ def in_tree(config: ml_collections.ConfigDict) -> str:
     family = family if family in base.models.FAMILIES else 'gpt'
     for path in _fields(config):
         section, _, leaf = path.rpartition('.')
-        if path not in base.SECTIONS and base.field_of(path, family) is None:
+        if path in base.SECTIONS:
+            continue
+        field = base.field_of(path, family)
+        if field is None:
             return _no_field(section, leaf, config[section] if section else config)
+        value = (config[section] if section else config)[leaf]
+        if f'{section}.{leaf}' != base.LABELS and section != base.LABELS:
+            kinds = _KINDS.get(type(field.default), (type(field.default),))
+            if type(value) not in (*kinds, *((float,) if leaf.endswith('_epochs') else ())):
+                return f'{path} = {value!r} must be a {kinds[0].__name__}'
     return ''
+
+
+# A default's type -> those of values in its place, the first of them what it is called.
+_KINDS = {float: (float, int), tuple: (tuple, list), bool: (bool, str)}
 
 
 def _of_tree(error: BaseException) -> str:
@@ -116,7 +136,21 @@ def _meant(asked: Iterable[str], config: fields.Values) -> list[str]:
     return found[:3]
 
 
-def no_file(path: str) -> str:
+def of_file(path: str) -> str:
+    """What makes a path no config file that can be read; '' = nothing does."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as e:
+        missing = isinstance(e, FileNotFoundError | NotADirectoryError)
+        return 'it is not there' + _no_file(path) if missing else str(e)
+    if stat.S_ISDIR(mode):
+        return 'it is a folder' + _no_file(path)
+    if not stat.S_ISREG(mode):
+        return 'it is no file but a pipe or a device'
+    return '' if os.stat(path).st_size <= _MOST_BYTES else 'it is too large to be one'
+
+
+def _no_file(path: str) -> str:
     """The config files that may have been meant by one that is not there: a sentence's end."""
     meant: dict[str, list[str]] = {}  # as it may be written -> files
     folder = pathlib.Path('experiments')
@@ -149,6 +183,11 @@ def _first_line(error: Exception) -> str:
     return ' '.join(text.splitlines()[0].split()) if text else type(error).__name__
 
 
+def _all_lines(error: Exception) -> str:
+    text = ' '.join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + '...'
+
+
 def _where(error: Exception) -> str:
     """The config file's own line, when the error was raised in one."""
     frame, found = error.__traceback__, ''
@@ -157,6 +196,7 @@ def _where(error: Exception) -> str:
         if (
             'site-packages' not in path
             and 'importlib' not in path
+            and not path.startswith((_LIBRARY, '<'))
             and _PACKAGE not in pathlib.Path(path).parents
         ):
             found = f' (at {path}:{frame.tb_lineno})'

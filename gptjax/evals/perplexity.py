@@ -21,6 +21,7 @@ import numpy as np
 
 from gptjax.configs import errors, lookup
 from gptjax.data import tokens
+from gptjax.runtime import inventory
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.training.objectives import next_token
 
@@ -44,7 +45,7 @@ class Config:
     measures: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        errors.require_positive(self, 'batch_windows')
+        errors.require_between(self, 1, 2**20, 'batch_windows')
         errors.require_between(self, 0, 2**60, 'n_ctx', 'stride', 'max_tokens')
         names = [*_NAMES, *_further(self.measures)]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -112,9 +113,14 @@ def check(token_set: tokens.TokenSet, n_ctx: int, config: Config) -> None:
     """Warns of little held-out text.
 
     Raises:
-      InputError: there is none. UsageError: the stride is beyond n_ctx.
+      InputError: there is none. UsageError: the stride is beyond n_ctx, or a batch beyond memory.
     """
     _require(token_set, n_ctx, config)
+    inventory.check_room(
+        config.batch_windows * n_ctx * 12,  # inputs, targets, weights
+        f'scoring {config.batch_windows} windows of {n_ctx} tokens',
+        'Lower --config.evaluate.batch_windows or n_ctx',
+    )
     number = _n_scored(token_set, config)
     if number < _LITTLE:
         _log.warning(

@@ -52,10 +52,14 @@ class Config:
     download: bool
 
     def __post_init__(self) -> None:
-        errors.require_positive(self, 'batch_tokens', 'batch_prompts')
+        errors.require_between(self, 1, 2**30, 'batch_tokens')
+        errors.require_between(self, 1, 2**16, 'batch_prompts')
         errors.require_between(self, 0, 2**60, 'limit', 'n_ctx', 'stride')
         errors.require(bool(self.k) and min(self.k) >= -1, f'suite.k = {self.k}: 0 and more, or -1')
-        errors.require(bool(self.seeds), 'suite.seeds names no seed')
+        errors.require(
+            bool(self.seeds) and 0 <= min(self.seeds) <= max(self.seeds) < 2**31,
+            f'suite.seeds = {self.seeds} names no seed, or one that is not from 0 to 2**31 - 1',
+        )
         for name in self.tasks:
             fewshot.find(name)
 

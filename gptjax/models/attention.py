@@ -36,6 +36,7 @@ class Config:
 
     def __post_init__(self) -> None:
         errors.require_positive(self, 'd_model', 'n_heads', 'd_head', 'rotary_base')
+        errors.require_between(self, 1e-30, 1e30, 'rotary_base')
         errors.require_choice(self, 'positions', ('learned', 'rotary'))
         errors.require_between(self, 0.0, 0.99, 'attention_dropout')
         errors.require(
@@ -49,9 +50,9 @@ class Config:
             f'from 2 to d_head = {self.d_head} for rotary positions, 0 for learned ones',
         )
         errors.require(
-            len(self.rotary_scaling) in (0, 4),
+            len(self.rotary_scaling) in (0, 4) and all(x > 0 for x in self.rotary_scaling),
             'rotary_scaling must be empty or (factor, low_freq_factor, high_freq_factor, '
-            f'original n_ctx), got {self.rotary_scaling}',
+            f'original n_ctx), all above 0, got {self.rotary_scaling}',
         )
         errors.require(bool(self.attention), 'attention is a pattern of one form or more')
         errors.require(

@@ -51,7 +51,9 @@ class Config(attention.Config, mlp.Config):
     remat: stack.Remat
 
     def __post_init__(self) -> None:
+        errors.require_numbers(vars(self), 2**31 - 1)
         errors.require_positive(self, 'n_layers', 'n_ctx', 'n_vocab', 'norm_eps')
+        errors.require_between(self, 1e-30, 1e30, 'norm_eps')  # normal numbers of float32
         attention.Config.__post_init__(self)
         mlp.Config.__post_init__(self)
         errors.require_choice(self, 'family', ('gpt',))
@@ -67,6 +69,14 @@ class Config(attention.Config, mlp.Config):
         errors.require(
             not (self.parallel_residual and self.norm == 'post'),
             "parallel_residual = True has one norm before both branches; set norm = 'pre'",
+        )
+        errors.require_between(self, 0, 2**31 - 1, 'mup_base_width')
+        layer = self.d_model * (4 * self.n_heads * self.d_head + 3 * self.d_ff)
+        errors.require(
+            self.n_layers <= 10_000 and self.n_layers * layer + self.d_model * self.n_vocab < 1e15,
+            f'n_layers = {self.n_layers}, d_model = {self.d_model}, d_ff = {self.d_ff}, n_heads x '
+            f'd_head = {self.n_heads} x {self.d_head}, n_vocab = {self.n_vocab}: no model is of '
+            'such a size; lower them',
         )
         errors.require(
             self.n_layers % len(self.attention) == 0,

@@ -37,6 +37,8 @@ class Config:
 
     def __post_init__(self) -> None:
         errors.require_positive(self, 'order', 'n_ctx', 'n_vocab')
+        errors.require_numbers(vars(self), 2**31 - 1)
+        errors.require_between(self, 1, 64, 'order')
         errors.require_choice(self, 'family', ('ngram',))
         errors.require(
             len(self.entries) in (0, self.order),

@@ -41,6 +41,13 @@ class Config:
 
     def __post_init__(self) -> None:
         errors.require_positive(self, 'n_layers', 'd_model', 'n_ctx', 'n_vocab')
+        errors.require_numbers(vars(self), 2**31 - 1)
+        size = self.d_model * (8 * self.n_layers * self.d_model + self.n_vocab)
+        errors.require(
+            self.n_layers <= 10_000 and size < 1e15,
+            f'n_layers = {self.n_layers}, d_model = {self.d_model}, n_vocab = {self.n_vocab}: no '
+            'model is of such a size; lower them',
+        )
         errors.require_choice(self, 'family', ('rnn',))
         errors.require_choice(self, 'cell', tuple(_GATES))
         for field in ('param_dtype', 'compute_dtype'):

@@ -18,6 +18,7 @@ from gptjax.models import weights, workdirs
 from gptjax.models.published import beside, families, gguf, llama, stream, tensors
 from gptjax.storage import files, sums
 from gptjax.text import tokenizer as tokenizer_lib
+from gptjax.text import trial
 
 CONFIG = beside.CONFIG
 NOTE = 'gptjax_provenance'  # our field of it
@@ -134,9 +135,15 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
     """What a damaged file makes libraries raise, as one clear line."""
     try:
         yield
-    except errors.InputError:
-        raise
+    except errors.UsageError as e:  # of a Config that it makes
+        raise errors.InputError(f'{path} describes no model: {e}; mend it') from e
+    except errors.InputError as e:
+        if str(path) in str(e):
+            raise
+        raise errors.InputError(f'{path}: {e}') from e
     except KeyError as e:
         raise errors.InputError(f'{path} has no field {e}; fetch it again') from e
-    except Exception as e:
+    except BaseException as e:
+        if not trial.is_of_library(e):
+            raise
         raise errors.InputError(f'cannot read {path}: {e}; fetch it again') from e

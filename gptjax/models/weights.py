@@ -9,14 +9,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 
+from gptjax.configs import errors
 from gptjax.models import axes, heads
 from gptjax.text import tokenizer as tokenizer_lib
 
 Shardings = Callable[[Any], Any]  # boxed abstract parameters -> shardings, as runtime.mesh's
 Progress = Callable[[int], None]  # is told the parameters read
+_CHECKED = 2**15  # numbers at a time, which stay in the processor's cache
 OBJECTIVE = 'next_token'  # of weights that do not say another
 
 
@@ -97,6 +102,42 @@ def target(model: nn.Module, shardings: Shardings | None) -> Any:
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plain, placed
     )
+
+
+def check_finite(params: Any, path: pathlib.Path) -> None:
+    """Raises InputError where a parameter holds NaN or infinite numbers; it names the first."""
+    flat = traverse_util.flatten_dict(params, sep='/')
+    floats = {name: x for name, x in flat.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    on_host = jax.devices()[0].platform == 'cpu'  # numpy is faster than a program there
+    finite = _are_finite_here(floats) if on_host else jax.device_get(_are_finite(floats))
+    wrong = [name for name, right in finite.items() if not right]
+    if wrong:
+        raise errors.InputError(
+            f'{path}: {wrong[0]} holds NaN or infinite numbers, as do {len(wrong)} of '
+            f'{len(floats)} parameters; use weights from before'
+        )
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no number is NaN or infinite: no exponent has every bit set."""
+    unsigned = np.dtype(f'u{array.dtype.itemsize}')
+    infinity = np.array(np.inf, array.dtype).view(unsigned)
+    no_sign = unsigned.type(2 ** (8 * unsigned.itemsize - 1) - 1)
+    flat = array.ravel('K').view(unsigned)
+    return all(
+        (flat[start : start + _CHECKED] & no_sign).max() < infinity
+        for start in range(0, flat.size, _CHECKED)
+    )
+
+
+def _are_finite_here(flat: dict[str, jax.Array]) -> dict[str, bool]:
+    shards = {name: [s.data for s in x.addressable_shards] for name, x in flat.items()}
+    return {name: all(is_finite(np.asarray(s)) for s in each) for name, each in shards.items()}
+
+
+@jax.jit
+def _are_finite(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.isfinite(x).all() for name, x in flat.items()}
 
 
 def with_dtype(config: Any, dtype: str) -> Any:

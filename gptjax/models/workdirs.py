@@ -73,6 +73,8 @@ class Workdir(weights.Source):
             dtype = dtype or model.config.param_dtype
         else:
             params = checkpoint.restore(folder, meta, params=target)['params']
+        if model.config.family != 'ngram':  # its tables hold logarithms of 0
+            weights.check_finite(params, self.path)
         if dtype and not hasattr(model.config, 'param_dtype'):
             raise errors.InputError(
                 f'{self.path} holds a model of family {model.config.family!r}: no dtype'

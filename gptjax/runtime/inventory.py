@@ -3,10 +3,13 @@
 
 import logging
 import math
+import os
 from collections.abc import Collection
 from typing import Any
 
 import jax
+
+from gptjax.configs import errors
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +73,17 @@ def memory() -> str:
     if 'bytes_limit' not in stats:
         return ''
     return f' ({size(stats.get("bytes_in_use", 0))} of {size(stats["bytes_limit"])} in use)'
+
+
+def check_room(n_bytes: int, what: str, advice: str) -> None:
+    """Raises UsageError where all devices, or the host in their place, have less memory in all."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', 0)
+    host = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    most = limit * jax.device_count() or host * jax.process_count()
+    errors.require(
+        n_bytes <= most,
+        f'{what} would take {size(n_bytes)} of memory; there are {size(most)} in all. {advice}',
+    )
 
 
 def size(n_bytes: int) -> str:

@@ -109,7 +109,7 @@ def _exit_code(work: Callable[[], None]) -> int:
         work()
         sys.stdout.flush()
     except errors.InputError as e:
-        print(f'error: {e}', file=sys.stderr)
+        print(f'error: {streams.one_line(str(e))}', file=sys.stderr)
         return WRONG_USAGE if isinstance(e, errors.UsageError) else FAILED
     except OSError as e:
         if isinstance(e, BrokenPipeError) and not streams.is_read():
@@ -117,7 +117,13 @@ def _exit_code(work: Callable[[], None]) -> int:
             return CLOSED
         if e.errno == errno.ENOSPC:
             streams.silence()
-        print(f'error: {e}', file=sys.stderr)
+        print(f'error: {streams.one_line(str(e))}', file=sys.stderr)
+        return FAILED
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(e):
+            raise
+        said = streams.one_line(str(e)[:200])
+        print(f'error: out of memory: {said}; lower batches, texts or sizes', file=sys.stderr)
         return FAILED
     except Preempted:
         print('stopped; run the same command again to go on', file=sys.stderr)
@@ -159,7 +165,7 @@ def _warn(message: Warning | str, category: type[Warning], filename: str, *where
     """Our own warnings as a line; other people's with their place in the code."""
     ours = pathlib.Path(filename).is_relative_to(pathlib.Path(__file__).parents[1])
     said = str(message) if ours else warnings.formatwarning(message, category, filename, where[0])
-    _log.warning('%s', said)
+    _log.warning('%s', ' '.join(said.split('\n')).strip())
     logging.captureWarnings(True)
 
 

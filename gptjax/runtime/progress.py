@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progress of long work: a bar on a terminal, a line now and then in a log."""
 
+import copy
 import logging
 import sys
 import time
 from types import TracebackType
 
 import tqdm
+
+from gptjax.runtime import streams
 
 LOG_SECS = 30.0
 _NOTED = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]'
@@ -86,7 +89,9 @@ class Progress:
 
 
 class Handler(logging.Handler):
-    """Log lines on stderr that leave a running bar whole."""
+    """Log lines on stderr that leave a running bar whole; a message is one of them."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        record = copy.copy(record)
+        record.msg, record.args = streams.one_line(record.getMessage()), None
         tqdm.tqdm.write(self.format(record), file=sys.stderr)

@@ -46,3 +46,14 @@ def is_read() -> bool:
 def silence() -> None:
     """Standard output to os.devnull: else Python says again, when it ends, what went wrong."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def one_line(text: str) -> str:
+    """A text with what does not print as its escape: it may quote files and flags.
+
+    >>> one_line('a\\nb\\x1b[2J')
+    'a\\\\nb\\\\x1b[2J'
+    """
+    if text.isprintable():
+        return text
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

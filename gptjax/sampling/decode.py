@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gptjax.configs import errors
 from gptjax.models import heads
+from gptjax.runtime import inventory
 from gptjax.sampling import options, processors
 
 _WIDTH = 32  # prompts and texts are made room for in multiples of it, doubling
@@ -128,7 +129,22 @@ def _keys(seeds_B: jax.Array, copies_B: jax.Array) -> Any:
 
 
 def empty(decoder: Decoder, rows: int, room: int, context: int, n_top: int) -> State:
-    """State of rows that do nothing: T = room tokens, of which `context` are seen at a time."""
+    """State of rows that do nothing: T = room tokens, of which `context` are seen at a time.
+
+    Raises:
+      UsageError: it is larger than the memory.
+    """
+    made = functools.partial(_empty, decoder, rows, room, context, n_top)
+    wanted = jax.tree.leaves(jax.eval_shape(made))
+    inventory.check_room(
+        sum(x.size * x.dtype.itemsize for x in wanted),
+        f'decoding {rows} texts of up to {room} tokens',
+        'Lower --config.engine.slots and max_tokens, or the tokens and texts that are asked for',
+    )
+    return made()
+
+
+def _empty(decoder: Decoder, rows: int, room: int, context: int, n_top: int) -> State:
     return State(
         decoder.empty_cache(rows, context),
         jnp.zeros((rows, room), jnp.int32),

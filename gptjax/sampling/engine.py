@@ -39,8 +39,10 @@ class Config:
     draft_tokens: int
 
     def __post_init__(self) -> None:
-        errors.require_positive(self, 'slots', 'chunk_tokens', 'steps', 'draft_tokens')
-        errors.require_between(self, 0, 2**31 - 1, 'max_tokens')
+        errors.require_between(self, 1, 2**16, 'slots')
+        errors.require_between(self, 1, 2**30, 'chunk_tokens', 'steps')
+        errors.require_between(self, 0, 2**30, 'max_tokens')
+        errors.require_between(self, 1, 1024, 'draft_tokens')
         errors.require_choice(self, 'weights', quantize.WEIGHTS)
         errors.require_choice(self, 'dtype', ('', 'float32', 'bfloat16', 'float16'))
         errors.require_choice(self, 'cache_dtype', ('', 'int8'))

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from gptjax.configs import errors
 
+MOST_BEAMS = 2**10
+MOST_TEXTS = 2**14  # of one prompt
 MOST_LOGPROBS = 20  # alternatives a token, as in OpenAI's API
 
 
@@ -100,12 +102,12 @@ class Options:
             'num_beam_groups',
             'num_return_sequences',
         )
+        errors.require_between(self, 1e-9, 1e9, 'repetition_penalty', 'encoder_repetition_penalty')
+        errors.require_between(self, 1, MOST_BEAMS, 'num_beams')
+        errors.require_between(self, 1, MOST_TEXTS, 'num_return_sequences')
         errors.require_between(self, -2.0, 2.0, 'presence_penalty', 'frequency_penalty')
         errors.require_between(self, 0.0, 1e9, 'diversity_penalty')
-        errors.require(
-            math.isfinite(self.length_penalty),
-            f'length_penalty must be finite, got {self.length_penalty}',
-        )
+        errors.require_between(self, -1e3, 1e3, 'length_penalty')
         errors.require_choice(self, 'early_stopping', (False, True, 'never'))
         errors.require_choice(self, 'beyond_context', ('error', 'slide'))
         errors.require_between(self, -1, MOST_LOGPROBS, 'logprobs')
@@ -133,7 +135,7 @@ class Options:
                 f'suppress_tokens holds all of {list(forced)}, one of which is forced; take it out',
             )
         decay = self.exponential_decay_length_penalty
-        pair = len(decay) == 2 and decay[0] >= 0 and decay[0] % 1 == 0 and decay[1] > 0
+        pair = len(decay) == 2 and decay[0] >= 0 and decay[0] % 1 == 0 and 1e30 > decay[1] > 0
         errors.require(
             not decay or pair,
             'exponential_decay_length_penalty is (whole number of tokens, factor above 0), got '

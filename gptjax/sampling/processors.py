@@ -141,17 +141,20 @@ def settings(
         **{field: _list(asked, name, n_listed) for field, name in _LISTS.items()},
         keep_B=np.array(keep, np.int32),
         encoder_repetition_B=np.array(inverse, np.float32),
-        min_length_B=np.array(least, np.int32),
+        min_length_B=_int32(least),
         last_B=np.array(limits, np.int32) - 1,
         decay_B=np.array([math.log(factor) for _, factor in decays], np.float32),
-        decay_start_B=np.array(
-            [n + start for n, (start, _) in zip(prompts, decays, strict=True)], np.int32
-        ),
+        decay_start_B=_int32([n + start for n, (start, _) in zip(prompts, decays, strict=True)]),
         begin_B=np.array(begin, np.int32),
         end_BxE=_list(asked, 'eos_token_id', n_ends),
         words_BxWxS=words_BxWxS,
         bias_BxW=bias_BxW,
     )
+
+
+def _int32(numbers: Sequence[float]) -> np.ndarray:
+    """Lengths, of which the largest stand for those that no text has."""
+    return np.array([min(n, 2**31 - 1) for n in numbers], np.int32)
 
 
 def _column(asked: Sequence[options.Options], name: str, dtype: type) -> np.ndarray:
@@ -347,6 +350,7 @@ def _repeats(
 ) -> jax.Array:
     """Which tokens would complete an n-gram that the first known_B tokens have already."""
     place_T = jnp.arange(tokens_BxT.shape[1])
+    size_B = jnp.minimum(size_B, len(place_T) + 2)  # longer than any text
 
     def compare(back: jax.Array, same_BxT: jax.Array) -> jax.Array:
         """Whether the token `back + 1` before a place is the one that far back from the end."""

@@ -89,16 +89,16 @@ class Described:
     def add_to(self, backend: tokenizers.Tokenizer) -> None:
         """Makes tokens added, and special, that are said to be; warns of those that do not fit."""
         size = backend.get_vocab_size(with_added_tokens=False)
+        known = {i: token.content for i, token in backend.get_added_tokens_decoder().items()}
+        end = max([size, *(i + 1 for i in known)])
         for i, token in self.added.items():
-            known = backend.get_added_tokens_decoder()
             if i in known:
-                fits = known[i].content == token.content
+                fits = known[i] == token.content
             else:
-                fits = i in (
-                    backend.token_to_id(token.content),
-                    max([size, *(k + 1 for k in known)]),
-                )
+                fits = i in (backend.token_to_id(token.content), end)
                 backend.add_tokens([token] if fits else [])
+                known |= {i: token.content} if fits else {}
+                end = max(end, i + 1) if fits else end
             if not fits:
                 _log.warning('the added token %r cannot have id %d: left out', token.content, i)
         known = {token.content for token in backend.get_added_tokens_decoder().values()}

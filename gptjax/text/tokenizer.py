@@ -8,13 +8,14 @@ The text '<|endoftext|>' is ordinary text unless special tokens are allowed, as 
 user writes: a corpus cannot end a document by spelling it.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import logging
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import tokenizers
@@ -22,7 +23,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from gptjax.configs import errors
 from gptjax.storage import files, sums
-from gptjax.text import described, gpt1
+from gptjax.text import described, gpt1, trial
+from gptjax.text import merges as merges_lib
 
 END_OF_TEXT = '<|endoftext|>'
 # What published tokenizers call the token between documents, in order of preference.
@@ -81,6 +83,7 @@ def save(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
         written[described.CONFIG] = said
     for name, content in written.items():
         files.replace(folder / name, content)
+        trial.remember(content)
     sums.write(folder, written)
 
 
@@ -99,8 +102,8 @@ def files_of(folder: pathlib.Path) -> list[pathlib.Path]:
     found = _known_files(folder)[:1]
     if found and found[0].name == 'gpt1.json':
         found.append(folder / 'vocab.json')
-    if found and found[-1].name in _MERGES:
-        found.append(folder / _MERGES[found[-1].name])
+    if found and found[-1].name in merges_lib.FILES:
+        found.append(folder / merges_lib.FILES[found[-1].name])
     return [*filter(pathlib.Path.is_file, found), *described.files_of(folder)]
 
 
@@ -121,7 +124,9 @@ def load(path: str | pathlib.Path) -> Tokenizer:
             return _read(candidate)
         except errors.InputError:
             raise
-        except Exception as e:  # the libraries raise bare Exceptions
+        except BaseException as e:  # the libraries raise bare Exceptions
+            if not trial.is_of_library(e):
+                raise
             raise errors.InputError(f'{candidate} is no tokenizer that can be read: {e}') from e
     raise errors.InputError(
         f'no tokenizer at {path}; expected tokenizer.json, *.model, encoder.json with vocab.bpe, '
@@ -161,11 +166,15 @@ class Subwords:
 
     def __init__(self, backend: tokenizers.Tokenizer, said: described.Described = _NOTHING) -> None:
         said.add_to(backend)
+        self.n_vocab = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+        if self.n_vocab > trial.MOST_IDS:
+            raise errors.InputError(
+                f'a tokenizer has the id {self.n_vocab - 1}; ids are below {trial.MOST_IDS}'
+            )
         self._content = backend.to_str().encode()
         self._plain = tokenizers.Tokenizer.from_str(self._content.decode())
         self._plain.encode_special_tokens = True  # spelt-out special tokens stay text
         self._special = backend
-        self.n_vocab = 1 + max(backend.get_vocab(with_added_tokens=True).values())
         added = backend.get_added_tokens_decoder().items()
         self.special = frozenset(i for i, token in added if token.special)
         found = (backend.token_to_id(name) for name in _END_NAMES)
@@ -182,10 +191,12 @@ class Subwords:
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         backend = self._special if allow_special else self._plain
-        return backend.encode(check_text(text), add_special_tokens=False).ids
+        with _no_panic():
+            return backend.encode(check_text(text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._plain.decode(list(ids), skip_special_tokens=False)
+        with _no_panic():
+            return self._plain.decode(list(ids), skip_special_tokens=False)
 
     def serialized(self) -> dict[str, bytes]:
         return {'tokenizer.json': self._content}
@@ -303,6 +314,17 @@ class SentencePiece:
         return {'tokenizer.model': self._model}
 
 
+@contextlib.contextmanager
+def _no_panic() -> Iterator[None]:
+    """What ends the library of a vocabulary, as a pattern that goes back and forth, as one line."""
+    try:
+        yield
+    except BaseException as e:
+        if not trial.is_of_library(e) or isinstance(e, Exception):
+            raise
+        raise errors.InputError(f'the tokenizer fails on a text: {e}; use another one') from e
+
+
 def _variant(end: int, usual_end: int, added: Mapping[int, str] | None = None) -> str:
     """What a fingerprint holds beside the vocabulary's files."""
     parts = [f'end_of_text\0{end}'] if end != usual_end else []
@@ -343,31 +365,26 @@ def _is_gpt1(vocabulary: pathlib.Path) -> bool:
 def _read(path: pathlib.Path) -> Tokenizer:
     if path.name == 'bytes.json':
         return Bytes()
-    if path.name in _MERGES:
-        vocabulary, merges = _vocab(path), _merges(path.with_name(_MERGES[path.name]))
+    if path.name in merges_lib.FILES:
+        vocabulary, merges = (
+            merges_lib.vocabulary(path),
+            merges_lib.merges(path.with_name(merges_lib.FILES[path.name])),
+        )
         said = described.read(path.parent)
         if '.</w>' in vocabulary:
             return Gpt1(vocabulary, merges, '', said)
         return Subwords(_gpt2(vocabulary, merges, said), said)
     if path.name == 'gpt1.json':
-        vocabulary = _vocab(path.with_name('vocab.json'))
+        vocabulary = merges_lib.vocabulary(path.with_name('vocab.json'))
         kind = json.loads(files.decoded(path.read_bytes()))['words']
-        merges = _merges(path.with_name('merges.txt'))
+        merges = merges_lib.merges(path.with_name('merges.txt'))
         return Gpt1(vocabulary, merges, kind, described.read(path.parent))
     if path.suffix == '.model':
-        return SentencePiece(path.read_bytes(), described.read(path.parent))
-    backend = tokenizers.Tokenizer.from_str(files.decoded(path.read_bytes()))
+        return SentencePiece(trial.tried(path), described.read(path.parent))
+    backend = tokenizers.Tokenizer.from_str(files.decoded(trial.tried(path)))
     backend.no_truncation()
     backend.no_padding()
     return Subwords(backend, described.read(path.parent))
-
-
-# A vocabulary's file -> that of its merges.
-_MERGES = {
-    'vocab.json': 'merges.txt',
-    'encoder.json': 'vocab.bpe',
-    'encoder_bpe_40000.json': 'vocab_40000.bpe',
-}
 
 
 def _gpt2(
@@ -383,14 +400,3 @@ def _gpt2(
     said.add_to(backend)
     described.frame(backend, said)
     return backend
-
-
-def _vocab(path: pathlib.Path) -> dict[str, int]:
-    return json.loads(files.decoded(path.read_bytes()))
-
-
-def _merges(path: pathlib.Path) -> list[tuple[str, str]]:
-    if not path.is_file():
-        raise errors.InputError(f'{path} is missing; it belongs beside the vocabulary')
-    lines = files.decoded(path.read_bytes()).split('\n')[1:]  # after the version line
-    return [tuple(line.split(' ')) for line in lines if line.count(' ') == 1]

@@ -11,6 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gptjax.configs import errors
 from gptjax.text import tokenizer as tokenizer_lib
+from gptjax.text import trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Config:
 
     def __post_init__(self) -> None:
         errors.require_choice(self, 'kind', ('bpe', 'sentencepiece', 'bytes', 'file'))
-        errors.require_positive(self, 'n_vocab', 'sample_bytes')
+        errors.require_positive(self, 'sample_bytes')
+        errors.require_between(self, 1, trial.MOST_IDS, 'n_vocab')
         errors.require(
             self.kind != 'bpe' or self.n_vocab > 257,
             f'n_vocab = {self.n_vocab} is too small for byte-level BPE: 256 bytes and end-of-text '

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A GGUF file as a published model: its config, its tensors (dequantised), its tokenizer."""
 
+import functools
 import json
 import logging
 import pathlib
@@ -14,11 +15,14 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from gptjax.configs import errors
 from gptjax.models import gpt
-from gptjax.models.published import llama
+from gptjax.models.published import gguf_header, llama
 from gptjax.models.published.tensors import Stored
 from gptjax.text import described
 from gptjax.text import tokenizer as tokenizer_lib
 
+_KINDS = gguf.GGMLQuantizationType
+_HALVES = {_KINDS.F16: np.dtype(np.float16), _KINDS.BF16: np.dtype(ml_dtypes.bfloat16)}
+_PLAIN = {_KINDS.F32: np.dtype(np.float32), **_HALVES}
 _CONTROL = 3  # tokenizer.ggml.token_type of special tokens
 _USER_DEFINED = 4
 
@@ -66,34 +70,28 @@ class File:
     """An opened GGUF file. Raises InputError where it is none, or of an unknown architecture."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        try:
-            self._reader = gguf.GGUFReader(path)
-        except (OSError, ValueError, IndexError) as e:
-            raise errors.InputError(f'cannot read {path} as GGUF: {e}') from e
         self._path = path
-        self._fields = dict(self._reader.fields)
+        self._fields, self._places = gguf_header.read(path)
         architecture = self._value('general.architecture')
         if architecture != 'llama':
             raise errors.InputError(f'{path} holds a {architecture!r}; of GGUF only llama is read')
 
     def tensors(self) -> dict[str, Stored]:
         """Every tensor; quantised ones are read as float32, float16 and bfloat16 as they are."""
-        found = {}
-        for tensor in self._reader.tensors:
-            shape = tuple(int(n) for n in reversed(tensor.shape))
-            dtype = {'F16': np.float16, 'BF16': ml_dtypes.bfloat16}.get(
-                tensor.tensor_type.name, np.float32
+        return {
+            name: Stored(
+                place.shape,
+                np.dtype(_HALVES.get(place.kind, np.float32)),
+                functools.partial(_read, self._path, place),
             )
-            found[tensor.name] = Stored(
-                shape, np.dtype(dtype), lambda tensor=tensor, dtype=dtype: _read(tensor, dtype)
-            )
-        return found
+            for name, place in self._places.items()
+        }
 
     def quantisation(self) -> str:
         """The file's kind, as 'Q4_1'; say it beside every score."""
         number = self._value('general.file_type', None)
         if number not in list(gguf.LlamaFileType):
-            kinds = sorted({tensor.tensor_type.name for tensor in self._reader.tensors})
+            kinds = sorted({place.kind.name for place in self._places.values()})
             return ', '.join(kinds)
         kind = gguf.LlamaFileType(number)
         return kind.name.removeprefix('MOSTLY_').removeprefix('ALL_')
@@ -217,20 +215,24 @@ class File:
 
     def _value(self, name: str, *default: Any) -> Any:
         if name in self._fields:
-            return self._fields[name].contents()
+            found = self._fields[name]
+            return found.tolist() if isinstance(found, np.ndarray) else found
         if default:
             return default[0]
         raise errors.InputError(f'{self._path} has no field {name}; it is damaged or too old')
 
 
-def _read(tensor: Any, dtype: Any) -> np.ndarray:
-    if dtype is np.float32:
-        try:
-            return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as e:
-            raise errors.InputError(f'cannot dequantise {tensor.name}: {e}') from e
-    shape = tuple(int(n) for n in reversed(tensor.shape))
-    return np.asarray(tensor.data).view(dtype).reshape(shape)
+def _read(path: pathlib.Path, place: gguf_header.Place) -> np.ndarray:
+    stored = np.fromfile(path, np.uint8, place.size, offset=place.start)
+    if len(stored) != place.size:
+        raise errors.InputError('it is cut short; fetch it again')
+    if place.kind in _PLAIN:
+        return stored.view(_PLAIN[place.kind]).reshape(place.shape)
+    rows = stored.reshape(*place.shape[:-1], -1)
+    try:
+        return gguf.quants.dequantize(rows, place.kind).reshape(place.shape)
+    except NotImplementedError as e:
+        raise errors.InputError(f'its kind {place.kind.name} is not known here') from e
 
 
 def _pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:

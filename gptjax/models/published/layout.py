@@ -17,6 +17,8 @@ import numpy as np
 from gptjax.configs import errors, sizes
 from gptjax.models import gpt
 
+_LAYER = re.compile(r'\.(0|[1-9][0-9]{0,8})\.')
+
 
 class Tensor(NamedTuple):
     """One published tensor, or one for every layer where its name has a {}."""
@@ -90,11 +92,33 @@ class Layout:
                 else:
                     yield Place(tensor, tensor.name, -1)
 
+    def place(self, name: str) -> Place | None:
+        """Where a published tensor would go; None where the family has none of the name."""
+        pattern = _LAYER.sub('.{}.', name, 1)
+        layer = _LAYER.search(name)
+        for tensor in self.tensors:
+            if tensor.name == pattern:
+                return Place(tensor, name, int(layer[1]) if layer else -1)
+        return None
+
     def shape(self, tensor: Tensor, config: gpt.Config) -> tuple[int, ...]:
         """The shape of the published tensor."""
         sizes_ = _sizes(tensor, config)
         left = groups(tensor.pattern.split(' -> ')[0])
         return tuple(math.prod(sizes_[letter] for letter in group.split()) for group in left)
+
+    def check_shape(self, tensor: Tensor, found: tuple[int, ...], config: gpt.Config) -> None:
+        """Raises InputError where a published tensor's shape is not what the config says."""
+        shape = self.shape(tensor, config)
+        if found != shape:
+            axes = zip(groups(tensor.pattern.split(' -> ')[0]), shape, found, strict=False)
+            wrong = ' '.join(letters for letters, ours, theirs in axes if ours != theirs)
+            names = (self.fields.get(letter) for letter in wrong.split())
+            fields = ', '.join(dict.fromkeys(filter(None, names)))
+            raise errors.InputError(
+                f'its shape is {found} where its config says {shape}'
+                + (f' (by {fields})' if fields else '')
+            )
 
     def ours(self, tensor: Tensor, array: np.ndarray, config: gpt.Config) -> list[np.ndarray]:
         """Views of a published tensor as our parameters, one for each of its paths.
@@ -102,18 +126,9 @@ class Layout:
         Raises:
           InputError: its shape is not what the config says.
         """
+        self.check_shape(tensor, array.shape, config)
         sizes_ = _sizes(tensor, config)
         left, right = tensor.pattern.split(' -> ')
-        shape = self.shape(tensor, config)
-        if array.shape != shape:
-            axes = zip(groups(left), shape, array.shape, strict=False)
-            wrong = ' '.join(letters for letters, ours, theirs in axes if ours != theirs)
-            names = (self.fields.get(letter) for letter in wrong.split())
-            fields = ', '.join(dict.fromkeys(filter(None, names)))
-            raise errors.InputError(
-                f'its shape is {array.shape} where its config says {shape}'
-                + (f' (by {fields})' if fields else '')
-            )
         found = einops.rearrange(array, f'{left} -> {right}', **_used(sizes_, left))
         if tensor.rotated and self.neighbours:
             found = found[..., _order(config)]

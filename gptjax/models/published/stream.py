@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -48,6 +49,7 @@ def read(
     embedding, head = family.tensors[0].name, _head(family)
     if config.tied_embedding and embedding not in stored and head in stored:
         stored[embedding] = stored.pop(head)  # as safetensors.torch.save_model leaves them
+    _check_sizes(path, family, config, stored)
     config = weights.with_dtype(config, dtype or _dtype(stored))
     model = heads.LanguageModel(config)
     flat = flatten(weights.target(model, shardings))
@@ -66,13 +68,17 @@ def read(
     leaves = {name: _Leaf(x) for name, x in flat.items()}
     for place in places:
         try:
-            parts = family.ours(place.tensor, stored[place.name].read(), config)
+            array = stored[place.name].read()
+            if jnp.issubdtype(array.dtype, jnp.floating) and not weights.is_finite(array):
+                kind = 'NaN' if np.isnan(array).any() else 'infinite numbers'
+                raise errors.InputError(f'it holds {kind}; fetch it again, or make it again')
+            parts = family.ours(place.tensor, array, config)
         except (errors.InputError, OSError, ValueError) as e:
             raise errors.InputError(f'{path}: {place.name}: {e}') from e
         for name, part in zip(place.tensor.paths, parts, strict=True):
             leaves[name].fill(part, place.layer)
             progress(part.size)
-        del part, parts  # before the next one is read
+        del array, part, parts  # before the next one is read
         if place.name == embedding and tied:
             _check_tied(path, stored[tied], stored[place.name])
     params = {_NETWORK + name: leaf.array() for name, leaf in leaves.items()}
@@ -92,13 +98,35 @@ def _named(
     }
 
 
+def _check_sizes(
+    path: pathlib.Path,
+    family: layout.Layout,
+    config: gpt.Config,
+    stored: Mapping[str, tensors.Stored],
+) -> None:
+    """Holds the config against the tensors there are, before anything is made of its sizes."""
+    places = [place for name in stored if (place := family.place(name))]
+    for place in sorted(places, key=lambda place: family.tensors.index(place.tensor)):
+        try:
+            family.check_shape(place.tensor, stored[place.name].shape, config)
+        except errors.InputError as e:
+            raise errors.InputError(f'{path}: {place.name}: {e}') from e
+    layers = {place.layer for place in places}
+    missing = next(i for i in range(len(layers) + 1) if i not in layers)
+    if missing < config.n_layers:
+        norm = min(tensor.name for tensor in family.tensors if '{}' in tensor.name)
+        name = norm.format(missing)
+        said = _said(family, config, stored, name)
+        raise errors.InputError(f'{path} lacks the tensor {name}{said}; fetch it again')
+
+
 def _said(
     family: layout.Layout, config: gpt.Config, stored: Mapping[str, tensors.Stored], name: str
 ) -> str:
     """The field of the config by which a tensor should be there, or should not; '' = none."""
 
     def layer(name: str) -> int:
-        found = re.search(r'\.(\d+)\.', name)
+        found = re.search(r'\.(\d{1,9})\.', name)
         return int(found[1]) if found else -1
 
     def bias(kind: str) -> bool:

@@ -6,8 +6,8 @@ Files are read, not mapped: mapped pages would count as memory in use.
 
 import io
 import json
+import math
 import pathlib
-import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from gptjax.configs import errors
+from gptjax.models.published import pickled
 from gptjax.storage import files
 
 _DTYPES = {
@@ -32,19 +33,6 @@ _DTYPES = {
     'I8': np.int8,
     'U8': np.uint8,
     'BOOL': np.bool_,
-}
-# torch storages that a weight file may name -> dtype; anything else is refused.
-_STORAGES = {
-    'DoubleStorage': np.float64,
-    'FloatStorage': np.float32,
-    'HalfStorage': np.float16,
-    'BFloat16Storage': ml_dtypes.bfloat16,
-    'LongStorage': np.int64,
-    'IntStorage': np.int32,
-    'ShortStorage': np.int16,
-    'CharStorage': np.int8,
-    'ByteStorage': np.uint8,
-    'BoolStorage': np.bool_,
 }
 
 
@@ -137,7 +125,8 @@ def _shards(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
     index = folder / f'{name}.index.json'
     if not index.is_file():
         return []
-    names = sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
+    said = json.loads(files.decoded(index.read_bytes()))['weight_map']
+    names = sorted(files.plain_name(shard, index) for shard in set(said.values()))
     for shard in names:
         if not (folder / shard).is_file():
             raise errors.InputError(f'{index} names {shard}, which is missing; fetch it')
@@ -159,65 +148,6 @@ def _safetensors(path: pathlib.Path) -> dict[str, Stored]:
     return found
 
 
-class _Kind(NamedTuple):
-    """What stands for a storage class."""
-
-    name: str
-
-
-class _Storage(NamedTuple):
-    """A flat array of a torch file, by its key there."""
-
-    dtype: np.dtype
-    key: str
-
-
-class _Strided(NamedTuple):
-    """A tensor over a storage, as torch pickles it."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class _Unpickler(pickle.Unpickler):
-    """Rebuilds dictionaries of tensors, and refuses every other global."""
-
-    def __init__(self, file: Any, path: pathlib.Path) -> None:
-        super().__init__(file, encoding='utf-8')
-        self._path = path
-        self.itemsizes: dict[str, int] = {}  # of the storages named so far
-
-    def find_class(self, module: str, name: str) -> Any:
-        # Everything handed out is made anew: a pickle may set attributes of what it is given.
-        if module == 'torch' and name in _STORAGES:
-            return _Kind(name)
-        known = {
-            ('collections', 'OrderedDict'): type('OrderedDict', (dict,), {}),
-            ('torch._utils', '_rebuild_tensor_v2'): lambda *args: _rebuild_tensor(*args),
-            ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
-        }
-        if (module, name) not in known:
-            raise errors.InputError(
-                f'{self._path} wants {module}.{name}, which is no weight; only tensors are read. '
-                'Save it as safetensors where you trust it'
-            )
-        return known[module, name]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage, key, _, _, *view = pid
-        if kind != 'storage' or any(view) or not isinstance(storage, _Kind):
-            raise errors.InputError(f'{self._path} holds a storage of an unknown kind')
-        dtype = np.dtype(_STORAGES[storage.name])
-        self.itemsizes[key] = dtype.itemsize
-        return _Storage(dtype, key)
-
-
-def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> Any:
-    return _Strided(storage, offset, tuple(shape), tuple(strides))
-
-
 def _torch(path: pathlib.Path) -> dict[str, Stored]:
     """A state dict of torch.save, in its zip form or the one before torch 1.6."""
     with path.open('rb') as file:
@@ -227,18 +157,18 @@ def _torch(path: pathlib.Path) -> dict[str, Stored]:
             with zipfile.ZipFile(file) as archive:
                 tree, spans = _zipped(archive, path)
     length = path.stat().st_size
-    if not isinstance(tree, dict) or not all(isinstance(x, _Strided) for x in tree.values()):
+    if not isinstance(tree, dict) or not all(isinstance(x, pickled.Strided) for x in tree.values()):
         raise errors.InputError(f'{path} is no plain state dict: names to tensors')
 
-    def stored(tensor: _Strided) -> Stored:
+    def stored(tensor: pickled.Strided) -> Stored:
         dtype = tensor.storage.dtype
         start, size = spans[tensor.storage.key]
         last = tensor.offset + sum(
             (n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)
         )
         elements = 0 if 0 in tensor.shape else last + 1 - tensor.offset
-        inside = min((tensor.offset, *tensor.shape, *tensor.strides)) >= 0
-        if not inside or (last + 1) * dtype.itemsize > size or start + size > length:
+        most = max(last + 1, math.prod(tensor.shape))  # of which none is another
+        if most * dtype.itemsize > size or start + size > length:
             raise errors.InputError(f'{path}: a tensor reaches beyond its storage; fetch it again')
 
         def read() -> np.ndarray:
@@ -258,40 +188,48 @@ _Spans = dict[str, tuple[int, int]]
 
 
 def _zipped(archive: zipfile.ZipFile, path: pathlib.Path) -> tuple[Any, _Spans]:
-    pickled = next(name for name in archive.namelist() if name.endswith('/data.pkl'))
-    tree = _Unpickler(io.BytesIO(archive.read(pickled)), path).load()
-    root = pickled.removesuffix('data.pkl') + 'data/'
+    infos = {info.filename: info for info in archive.infolist()}
+    name = next((name for name in infos if name.endswith('/data.pkl')), '')
+    if not name:
+        raise errors.InputError(f'cannot read {path}: it holds no data.pkl; fetch it again')
+    root = name.removesuffix('data.pkl') + 'data/'
+    wanted = {key: info for key, info in infos.items() if key == name or key.startswith(root)}
+    if any(info.compress_type != zipfile.ZIP_STORED for info in wanted.values()):
+        raise errors.InputError(f'{path} is compressed; torch does not write such files')
+    if infos[name].file_size > pickled.MOST_BYTES:
+        raise errors.InputError(f'{path} describes its tensors in {infos[name].file_size:,} bytes')
+    tree = pickled.Unpickler(io.BytesIO(archive.read(name)), path).load()
     spans = {}
-    for info in archive.infolist():
-        if info.filename.startswith(root):
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise errors.InputError(f'{path} is compressed; torch does not write such files')
-            # The local header's name and extra field may be longer than the directory's.
-            archive.fp.seek(info.header_offset + 26)
-            name, extra = struct.unpack('<HH', archive.fp.read(4))
-            spans[info.filename.removeprefix(root)] = (
-                info.header_offset + 30 + name + extra,
-                info.file_size,
-            )
+    for key, info in wanted.items():
+        # The local header's name and extra field may be longer than the directory's.
+        archive.fp.seek(info.header_offset + 26)
+        lengths = struct.unpack('<HH', archive.fp.read(4))
+        start = info.header_offset + 30 + sum(lengths)
+        spans[key.removeprefix(root)] = (start, info.file_size)
     return tree, spans
 
 
 def _legacy(file: Any, path: pathlib.Path) -> tuple[Any, _Spans]:
-    magic = _Unpickler(file, path).load()
+    head = io.BytesIO(file.read(pickled.MOST_BYTES))
+    if head.getvalue()[:2] == b'PK':
+        raise errors.InputError(f'{path} is a zip file that is cut short; fetch it again')
+    magic = pickled.Unpickler(head, path).load()
     if magic != 0x1950A86A20F9469CFC6C:
         raise errors.InputError(f'{path} is no file of torch.save')
-    _Unpickler(file, path).load()  # protocol version
-    _Unpickler(file, path).load()  # sizes of C types
-    unpickler = _Unpickler(file, path)
-    tree = unpickler.load()
-    spans = {}
-    for key in _Unpickler(file, path).load():
-        (elements,) = struct.unpack('<q', file.read(8))
-        size = elements * unpickler.itemsizes[key]
-        spans[key] = (file.tell(), size)
-        if file.seek(0, io.SEEK_END) < sum(spans[key]):
+    pickled.Unpickler(head, path).load()  # protocol version
+    pickled.Unpickler(head, path).load()  # sizes of C types
+    unpickler = pickled.Unpickler(head, path)
+    tree, keys = unpickler.load(), pickled.Unpickler(head, path).load()
+    spans, place, end = {}, head.tell(), file.seek(0, io.SEEK_END)
+    if not isinstance(keys, list) or not all(type(key) is str for key in keys):
+        raise errors.InputError(f'{path} holds storages without names')
+    for key in keys:
+        file.seek(place)
+        (elements,) = struct.unpack('<Q', file.read(8))
+        spans[key] = (place + 8, elements * unpickler.itemsizes[key])
+        place = sum(spans[key])
+        if place > end:
             raise errors.InputError(f'{path} is cut short; fetch it again')
-        file.seek(sum(spans[key]))
     return tree, spans
 
 
