@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from gptjax.configs import errors
 from gptjax.data import loader, tokens
+from gptjax.storage import sums
 from gptjax.text import tokenizer as tokenizer_lib
 
 _log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def _kept(own: pathlib.Path, fingerprint: str) -> bool:
         return False
     if found in ('', fingerprint):
         return bool(found)
-    if not tokenizer_lib.is_finished(own) and not (own.parent / 'checkpoints').exists():
+    if not sums.is_whole(own) and not (own.parent / 'checkpoints').exists():
         return False  # a copy that was cut short
     raise errors.InputError(
         f'{own} holds another tokenizer than that of the tokens; use another --workdir'

@@ -87,11 +87,6 @@ def save(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
     sums.write(folder, written)
 
 
-def is_finished(folder: pathlib.Path) -> bool:
-    """Whether save() came to its end there."""
-    return sums.is_whole(folder)
-
-
 def find(folder: pathlib.Path) -> Tokenizer | None:
     """The tokenizer of a folder of weights; None where it has none. Errors as load()."""
     return load(folder) if _known_files(folder) else None
