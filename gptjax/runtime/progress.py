@@ -3,10 +3,13 @@
 
 import logging
 import sys
+import threading
 import time
 from types import TracebackType
 
 import tqdm
+
+from gptjax.runtime import signals, streams
 
 LOG_SECS = 30.0
 _NOTED = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]'
@@ -39,6 +42,7 @@ class Progress:
                 leave=True,
                 dynamic_ncols=True,
             )
+            signals.bar_drawn(1)
             self._bar.set_postfix_str(first)
         elif first:
             _log.info('%s: %s', what, first)
@@ -70,6 +74,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+            signals.bar_drawn(-1)
         elif self._begun:
             self._log()
 
@@ -86,7 +91,20 @@ class Progress:
 
 
 class Handler(logging.Handler):
-    """Log lines on stderr that leave a running bar whole."""
+    """Log lines on stderr that leave a running bar whole.
+
+    One that cannot be written is no mistake: a run goes on with a full disk. Without a reader, as
+    under `2>&1 | head`, a run is asked to stop, and any other program ends as if its output were
+    closed.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.tqdm.write(self.format(record), file=sys.stderr)
+        except BrokenPipeError:
+            if signals.unread():
+                streams.silence(2)
+            elif threading.current_thread() is threading.main_thread():
+                raise
+        except OSError:
+            pass
