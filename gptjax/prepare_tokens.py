@@ -9,22 +9,14 @@ TPU VM, once, on one host; then copy the folder to a bucket and train with
       --config.tokens.processes=96
 """
 
-import concurrent.futures
-import contextlib
-import ctypes
 import dataclasses
 import json
 import logging
-import multiprocessing
-import os
 import pathlib
-import signal
-import sys
-from collections.abc import Iterator
 
 from gptjax.configs import cli, errors
 from gptjax.data import documents, tokens
-from gptjax.runtime import program, progress
+from gptjax.runtime import program, progress, workers
 from gptjax.storage import files
 from gptjax.text import tokenizer as tokenizer_lib
 
@@ -109,59 +101,10 @@ def _run(jobs: list[_Job], processes: int, bar: progress.Progress) -> list[dict]
             records[job.index] = job.run()
             bar.advance(job.shard.text_bytes)
     else:
-        for job, record in _side_by_side(left, processes):
+        for job, record in workers.each(_Job.run, left, processes):
             records[job.index] = record
             bar.advance(job.shard.text_bytes)
     return [records[job.index] for job in jobs]
-
-
-def _side_by_side(jobs: list[_Job], processes: int) -> Iterator[tuple[_Job, dict]]:
-    """Jobs and their records, as they end.
-
-    Raises:
-      InputError: a process died.
-    """
-    with _signals_blocked():  # all processes begin here, and keep what is blocked
-        pool = concurrent.futures.ProcessPoolExecutor(
-            min(processes, len(jobs)),
-            multiprocessing.get_context('spawn'),
-            initializer=_die_with_parent,
-            initargs=(os.getpid(),),
-        )
-        running = {pool.submit(job.run): job for job in jobs}
-    try:
-        for future in concurrent.futures.as_completed(running):
-            yield running[future], future.result()
-    except concurrent.futures.BrokenExecutor as e:
-        raise errors.InputError(
-            'a process that tokenises was killed, perhaps for want of memory; give fewer '
-            '--config.tokens.processes, and run the same command again: whole shards are kept'
-        ) from e
-    finally:
-        for child in multiprocessing.active_children():  # idle, but where something failed
-            child.kill()
-        pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """In this thread, and in the processes that it starts meanwhile: the parent speaks for all."""
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    )
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _die_with_parent(parent: int) -> None:
-    """Ends this process with the one that waits for it, on Linux; nothing half done is seen."""
-    if sys.platform == 'linux':
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 if __name__ == '__main__':

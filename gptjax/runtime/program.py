@@ -83,8 +83,8 @@ def run(
         code = _exit_code(lambda: _help(doc, reads, told, default_config))
     else:
         code = _exit_code(lambda: _main(main, reads, told, default_config, uses_jax))
-    signals.ignore()
     streams.settle()
+    signals.ended(code)
     sys.exit(code)
 
 

@@ -7,6 +7,7 @@ with exit code STOPPED, or, while there is something to save, asks for that by s
 Nothing heavy is imported: gptjax/__init__.py installs this before a program's imports begin.
 """
 
+import atexit
 import contextlib
 import os
 import select
@@ -33,6 +34,7 @@ class _State:
     bars = 0  # drawn on the terminal now
     handler: Callable[[], None] | None = None
     at_end: list[Callable[[], None]] = []
+    code: int | None = None  # of a program that has ended
     leaving = threading.Lock()  # never released: only one thread ends the process
 
 
@@ -49,6 +51,7 @@ def install() -> None:
     if _State.write_end < 0:
         read_end, _State.write_end = os.pipe()
         os.set_blocking(_State.write_end, False)
+        atexit.register(_leave_at_last)  # the first that is registered is called last
         threading.Thread(target=_listen, args=(read_end,), name='signals', daemon=True).start()
     signal.set_wakeup_fd(_State.write_end, warn_on_full_buffer=False)
 
@@ -113,11 +116,9 @@ def unread() -> bool:
     return _State.graceful
 
 
-def ignore() -> None:
-    """Lets signals pass by, where a program has ended and only takes itself down."""
-    if _State.write_end >= 0 and threading.current_thread() is threading.main_thread():
-        for number in _NUMBERS:
-            signal.signal(number, signal.SIG_IGN)
+def ended(code: int) -> None:
+    """Says what the process, which now takes itself down, will end with."""
+    _State.code = code
 
 
 def leave(code: int, line: str = LINE) -> None:
@@ -137,6 +138,14 @@ def leave(code: int, line: str = LINE) -> None:
     if line:
         _say(line)
     os._exit(code)
+
+
+def _leave_at_last() -> None:
+    """Ends the process where Python would begin with destructors: a signal is heard until here."""
+    if _State.code is not None and _State.alone:
+        _State.leaving.acquire()
+        _flush()
+        os._exit(_State.code)
 
 
 def _nothing(number: int, frame: object) -> None:
