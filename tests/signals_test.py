@@ -36,13 +36,13 @@ with signals.graceful():
 """
 
 
-def start(code, *argv, **how):
+def start(code, *argv, begin=helpers.heed_signals):
     process = subprocess.Popen(
         [sys.executable, '-c', _BEGIN + code, *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **how,
+        preexec_fn=begin,
     )
     assert process.stdout.readline() == 'ready\n'
     return process
@@ -85,7 +85,7 @@ def test_what_is_ignored_from_the_start_stays_so():
     def ignoring():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    process = start(_GRACEFUL, 'saves', preexec_fn=ignoring)
+    process = start(_GRACEFUL, 'saves', begin=ignoring)
     process.send_signal(signal.SIGHUP)
     time.sleep(0.2)
     assert process.poll() is None

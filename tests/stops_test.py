@@ -167,6 +167,7 @@ class Ready:
             text=True,
             env=env,
             start_new_session=True,
+            preexec_fn=helpers.heed_signals,
         )
 
     def end(self, case: Case, workdir: pathlib.Path) -> Any:
@@ -201,22 +202,26 @@ def listens(process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
-def send(process: subprocess.Popen, moment: Moment) -> None:
-    if process.poll() is None:
-        (os.killpg if moment.group else os.kill)(process.pid, moment.number)
+def send(process: subprocess.Popen, moment: Moment) -> bool:
+    """Sends a signal to what is still there; whether it was."""
+    if process.poll() is not None:
+        return False
+    flags = pathlib.Path(f'/proc/{process.pid}/stat').read_text().rpartition(')')[2].split()[6]
+    (os.killpg if moment.group else os.kill)(process.pid, moment.number)
+    return not int(flags) & 4  # PF_EXITING of linux/sched.h
 
 
 def stopped(process: subprocess.Popen, moment: Moment, secs: float) -> int:
     """Stops a process `secs` after it listens; its exit code."""
     listens(process)
     time.sleep(secs)
-    send(process, moment)
+    running = send(process, moment)
     if moment.gap is not None:
         time.sleep(moment.gap)
         send(process, moment)
     said = process.communicate()[1]
     print(f'{secs:.2f} s', moment, process.returncode, said[-300:], sep='\n')
-    assert process.returncode in (signals.STOPPED, 0)
+    assert process.returncode == (signals.STOPPED if running else 0)
     assert 'Traceback' not in said
     if process.returncode:
         assert said.count('run the same command again') == 1
