@@ -5,6 +5,7 @@ Into a workdir, from a Hugging Face folder or a GGUF file:
   python -m gptjax.convert --config.init_from=gpt2/ --workdir=runs/gpt2
 Into a Hugging Face folder, from a workdir of ours or a GGUF file:
   python -m gptjax.convert --config.init_from=runs/quickstart --workdir=exported --to=huggingface
+Stopped, the same command begins again.
 """
 
 import logging
@@ -17,6 +18,7 @@ from gptjax.configs import base, cli, errors
 from gptjax.models import pretrained, sources
 from gptjax.models.published import beside
 from gptjax.runtime import program, progress
+from gptjax.storage import unfinished
 
 READS = ('init_from',)
 _DTYPES = ('stored', 'float32', 'bfloat16', 'float16')
@@ -36,18 +38,19 @@ def main(args: cli.Args) -> None:
     errors.require(
         bool(args.config.init_from), 'give --config.init_from=<folder or .gguf file to read>'
     )
-    if target.exists() and any(target.iterdir()):
-        raise errors.InputError(f'{target} is not empty; choose another --workdir, or remove it')
+    unfinished.check_free(target)
     source = sources.open(args.config.init_from)
     dtype = None if args.flags.dtype == 'stored' else args.flags.dtype
-    with progress.Progress('read', None, ' parameters') as bar:
-        found = pretrained.load(source, dtype, progress=bar.advance)
-    about = {'note': source.provenance, 'kept': source.beside}
-    if args.flags.to == 'huggingface':
-        with progress.Progress('write', None, ' bytes') as bar:
-            pretrained.save(target, *found, **about, progress=bar.advance)
-    else:
-        pretrained.save_workdir(target, *found, **about, objective=source.objective)
+    with program.only_one(target, whole=False):
+        unfinished.check_free(target)  # another's, which was waited for
+        with progress.Progress('read', None, ' parameters') as bar:
+            found = pretrained.load(source, dtype, progress=bar.advance)
+        about = {'note': source.provenance, 'kept': source.beside}
+        if args.flags.to == 'huggingface':
+            with progress.Progress('write', None, ' bytes') as bar:
+                pretrained.save(target, *found, **about, progress=bar.advance)
+        else:
+            pretrained.save_workdir(target, *found, **about, objective=source.objective)
     left = beside.left_behind(source.path) if isinstance(source, sources.Published) else []
     if left:
         _log.warning('left behind of %s: %s', source.path, ', '.join(left))

@@ -26,7 +26,7 @@ from gptjax.configs import base, cli, errors
 from gptjax.data import inputs, loader, tokens
 from gptjax.evals import perplexity
 from gptjax.models import heads, kneser_ney, ngram, pretrained
-from gptjax.runtime import checkpoint, program, progress
+from gptjax.runtime import checkpoint, manifest, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import meta as meta_lib
 from gptjax.storage import documents
@@ -89,6 +89,7 @@ def main(args: cli.Args) -> None:
         tokenizer = data.train[0].fingerprint
         meta = meta_lib.of(counted, heads.name_of(model), tokenizer, data=made_of)
         if there:
+            (there / manifest.NAME).unlink()  # first: half removed is unfinished
             shutil.rmtree(there)  # the same tables, counted again for the results
         checkpoints = checkpoint.Checkpoints(workdir, keep=2)
         try:

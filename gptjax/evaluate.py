@@ -53,7 +53,7 @@ def _suite(args: cli.Args) -> None:
     for other in config.beside:
         errors.require(bool(report.read(pathlib.Path(other))), f'{other} holds no results.jsonl')
     jobs, absent = _at_hand(config, args.config.data_dir)
-    with mesh.scope(), program.only_one(workdir), program.graceful_stop():
+    with mesh.scope(), program.only_one(workdir):  # items are kept as they are scored
         with progress.Progress('read', None, ' parameters') as bar:
             loaded = loaded_lib.load(source, mesh=mesh, progress=bar.advance, raw=True)
         respondent = suite.respondent(config, loaded, mesh.rows())

@@ -32,7 +32,7 @@ from absl import flags
 from gptjax.configs import base, cli, errors
 from gptjax.models import sources, weights
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.runtime import program, progress
+from gptjax.runtime import program, progress, signals
 from gptjax.sampling import decode, engine, options, router, speculative, texts
 from gptjax.sampling import loaded as loaded_lib
 from gptjax.storage import documents, files
@@ -95,6 +95,7 @@ def main(args: cli.Args) -> None:
             found = sender.streamed(left, config, out) if streams else sender.each(left, config)
             for texts_ in found:
                 out.write(texts_)
+                signals.unsaved('texts that are not whole')
                 if program.stop_requested():
                     raise program.Preempted
     _log.info('wrote %s', out.path)

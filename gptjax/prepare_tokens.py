@@ -9,16 +9,13 @@ TPU VM, once, on one host; then copy the folder to a bucket and train with
       --config.tokens.processes=96
 """
 
-import concurrent.futures
 import dataclasses
 import logging
-import multiprocessing
 import pathlib
-import signal
 
 from gptjax.configs import cli, errors
 from gptjax.data import documents, tokens
-from gptjax.runtime import program, progress
+from gptjax.runtime import program, progress, workers
 from gptjax.text import tokenizer as tokenizer_lib
 
 READS = ('corpus', 'tokenizer', 'tokens')
@@ -103,23 +100,8 @@ def _run(jobs: list[_Job], processes: int, bar: progress.Progress) -> None:
             job.run()
             bar.advance(job.shard.text_bytes)
     else:
-        with concurrent.futures.ProcessPoolExecutor(
-            min(processes, len(left)),
-            multiprocessing.get_context('spawn'),
-            initializer=_leave_signals_to_the_parent,
-        ) as pool:
-            running = {pool.submit(job.run): job for job in left}
-            try:
-                for future in concurrent.futures.as_completed(running):
-                    future.result()
-                    bar.advance(running[future].shard.text_bytes)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def _leave_signals_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for job, _ in workers.each(_Job.run, left, processes):
+            bar.advance(job.shard.text_bytes)
 
 
 if __name__ == '__main__':

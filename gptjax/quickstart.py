@@ -23,7 +23,7 @@ from typing import NamedTuple
 import ml_collections
 
 from gptjax.configs import cli, errors
-from gptjax.runtime import plots, program
+from gptjax.runtime import plots, program, signals
 from gptjax.storage import documents, files
 
 CONFIG = 'experiments/quickstart.py'
@@ -162,17 +162,23 @@ def _baseline_flags(
 
 def _run(command: list[str]) -> None:
     """Runs one program; a signal to us is passed on, and its exit code becomes ours."""
-    # A group of its own: Ctrl-C reaches us alone, and is passed on once.
-    child = subprocess.Popen(command, preexec_fn=_die_with_parent, process_group=0)
-    try:
+    child: subprocess.Popen | None = None
+    asked = False
+
+    def pass_on() -> None:
+        nonlocal asked
+        asked = True
+        if child is not None:
+            child.send_signal(signal.SIGTERM)
+
+    with signals.handled(pass_on):
+        # A group of its own: Ctrl-C reaches us alone, and is passed on once.
+        child = subprocess.Popen(command, preexec_fn=_die_with_parent, process_group=0)
+        if asked:  # before there was a child; twice is as once
+            pass_on()
         code = child.wait()
-    except program.Preempted:
-        child.send_signal(signal.SIGTERM)
-        code = child.wait()
-        if code in (0, program.PREEMPTED, -signal.SIGTERM):
-            raise
-    if code == program.PREEMPTED:
-        raise program.Preempted
+    if code == program.PREEMPTED or (asked and code in (0, -signal.SIGTERM)):
+        raise program.Preempted(said=code == program.PREEMPTED)
     if code:
         errors_class = errors.UsageError if code == program.WRONG_USAGE else errors.InputError
         raise errors_class(

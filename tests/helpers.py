@@ -4,6 +4,7 @@
 import functools
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import types
@@ -165,6 +166,12 @@ def run_program(name: str, *flags: str, **kwargs) -> subprocess.CompletedProcess
     """A program in a process of its own."""
     command = [sys.executable, '-m', f'gptjax.{name}', *flags]
     return subprocess.run(command, capture_output=True, text=True, **kwargs)
+
+
+def heed_signals() -> None:
+    """Undoes what nohup and & have children ignore, for Popen(preexec_fn=...)."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def asked(**given) -> options.Options:

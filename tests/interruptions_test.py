@@ -337,6 +337,30 @@ def test_an_average_beside_frozen_weights_goes_on_bit_equal(ready, workdir, tmp_
     np.testing.assert_array_equal(trained['token_embedding'], average['token_embedding'])
 
 
+def test_rows_of_a_run_that_was_stopped_between_two_of_them(ready, workdir, tmp_path, monkeypatch):
+    """Means go on with the steps that were read before the stop, and so do counts."""
+    flags = ('--config.train.log_every_steps=4', '--config.checkpoint.every_steps=0')
+    whole = helpers.fresh(tmp_path / 'whole', ready[1])
+    run(ready, whole, *flags)
+    seen = [0]
+
+    def requested():
+        seen[0] += 1
+        return seen[0] in (6, 13)
+
+    monkeypatch.setattr(program, 'stop_requested', requested)
+    for _ in range(2):
+        with pytest.raises(program.Preempted):
+            run(ready, workdir, *flags)
+    run(ready, workdir, *flags)
+    rows = [
+        [{k: v for k, v in row.items() if not k.startswith('perf/')} for row in metrics.read(w)]
+        for w in (workdir, whole)
+    ]
+    assert [row['step'] for row in rows[0]] == [3, 4, 6, 8, 9, 12, 15, 16, 18, 20]
+    assert rows[0] == rows[1]
+
+
 def test_the_best_average_is_what_best_stands_for(ready, workdir):
     from gptjax.models import pretrained
 

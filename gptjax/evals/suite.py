@@ -20,7 +20,6 @@ from gptjax.configs import errors
 from gptjax.data.labelled import sets
 from gptjax.evals import answers, contamination, fewshot, measures, papers
 from gptjax.evals import kept as kept_lib
-from gptjax.runtime import program
 from gptjax.sampling import loaded as loaded_lib
 from gptjax.sampling import texts
 
@@ -201,8 +200,6 @@ def run(
             for rows in respondent.rows(job.task, left[start : start + _CHUNK], job.seed):
                 items.add(rows)
                 progress(len(rows))
-                if kept and program.stop_requested():
-                    raise program.Preempted
         rows = sorted(items.rows, key=lambda row: row['i'])
     clean = None
     if config.clean_against:

@@ -7,8 +7,10 @@ the uniform distribution, so that no token is impossible. Text begins with a bou
 a preceding token but is never predicted.
 """
 
+import contextlib
 import dataclasses
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -50,7 +52,8 @@ def estimate(
       n_vocab: ids are below it.
       memory_tokens: n-grams counted in memory at once; more are sorted in runs on disk and merged.
         The distinct n-grams themselves must fit.
-      folder: where the runs go; None = the system's temporary folder.
+      folder: where the runs go, in a folder that nobody else uses; None = the system's temporary
+        one.
       progress: is told the tokens counted.
 
     Raises:
@@ -100,7 +103,7 @@ def _count(
     sequences: Any, keys: Any, memory_tokens: int, folder: Any, progress: Callable[[int], None]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distinct n-grams, packed and sorted, and how often each occurs."""
-    with tempfile.TemporaryDirectory(prefix='ngrams-', dir=folder) as runs:
+    with _runs_folder(folder) as runs:
         paths: list[pathlib.Path] = []
         held: list[np.ndarray] = []
         for rows in _rows(sequences, keys, memory_tokens):
@@ -117,6 +120,22 @@ def _count(
             paths.append(_write_run(pathlib.Path(runs), len(paths), _distinct(keys, held)))
         merged = list(_merge([_Run(path) for path in paths]))
     return np.concatenate([r for r, _ in merged]), np.concatenate([c for _, c in merged])
+
+
+@contextlib.contextmanager
+def _runs_folder(folder: pathlib.Path | None) -> Iterator[str]:
+    """A folder for runs, removed afterwards; what an ended process left of it goes first."""
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix='ngrams-') as runs:
+            yield runs
+        return
+    own = folder / '.ngrams'
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True)
+    try:
+        yield str(own)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def _rows(sequences: Any, keys: Any, memory_tokens: int) -> Iterator[np.ndarray]:

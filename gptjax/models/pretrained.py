@@ -14,7 +14,7 @@ from flax import linen as nn
 from gptjax.configs import errors
 from gptjax.models import gpt, heads, sources, weights, workdirs
 from gptjax.models.published import beside, families, layout, stream, tensors, tokenizer_files
-from gptjax.storage import files, sums
+from gptjax.storage import files, sums, unfinished
 from gptjax.text import tokenizer as tokenizer_lib
 
 TOKENIZER = workdirs.TOKENIZER  # folder below a workdir
@@ -72,8 +72,8 @@ def save(
 ) -> None:
     """Writes a Hugging Face folder: config.json, safetensors, tokenizer, generation_config.json.
 
-    Besides the parameters, one file of at most `shard_bytes` is held in memory. config.json is
-    the last but SHA256SUMS: a folder without one is unfinished.
+    Besides the parameters, one file of at most `shard_bytes` is held in memory. Until all is
+    written the folder is marked as unfinished; called again, what is there is written afresh.
 
     Args:
       note: what its provenance will say.
@@ -83,8 +83,6 @@ def save(
       InputError: no published layout holds this model, or the folder is not empty.
     """
     path = pathlib.Path(path)
-    if path.exists() and any(path.iterdir()):
-        raise errors.InputError(f'{path} is not empty; choose another folder, or remove it')
     config = model.config
     if not isinstance(config, gpt.Config):
         raise errors.InputError(f'no published layout holds a model of family {config.family!r}')
@@ -103,23 +101,23 @@ def save(
             size = dtype.itemsize * int(np.prod(family.shape(place.tensor, config)))
             yield prefix + place.name, size, functools.partial(get, place)
 
-    path.mkdir(parents=True, exist_ok=True)
-    summed = tensors.write(path, items(), shard_bytes, progress)
-    ends: dict[str, int] = {}
-    found: dict[str, bytes] = {}
-    if tokenizer is not None:
-        if tokenizer.end_of_text >= 0:
-            ends = {'bos_token_id': tokenizer.beginning, 'eos_token_id': tokenizer.end_of_text}
-        found = tokenizer_files.of(tokenizer, config.n_ctx)
-    found[beside.GENERATION] = _json(ends)
-    found |= kept or {}
-    found.pop(sources.CONFIG, None)
-    beside.write(path, found)
-    ours = {'model_type': family.model_type, **family.published(config)}
-    ours |= {'torch_dtype': config.param_dtype, sources.NOTE: note}
-    files.replace(path / sources.CONFIG, _json(beside.config(kept or {}, ours, ends)))
-    described = tokenizer_lib.files_of(path)
-    sums.write(path, [*summed, *(p.name for p in described if p.parent == path), sources.CONFIG])
+    with unfinished.writing(path):
+        summed = tensors.write(path, items(), shard_bytes, progress)
+        ends: dict[str, int] = {}
+        found: dict[str, bytes] = {}
+        if tokenizer is not None:
+            if tokenizer.end_of_text >= 0:
+                ends = {'bos_token_id': tokenizer.beginning, 'eos_token_id': tokenizer.end_of_text}
+            found = tokenizer_files.of(tokenizer, config.n_ctx)
+        found[beside.GENERATION] = _json(ends)
+        found |= kept or {}
+        found.pop(sources.CONFIG, None)
+        beside.write(path, found)
+        ours = {'model_type': family.model_type, **family.published(config)}
+        ours |= {'torch_dtype': config.param_dtype, sources.NOTE: note}
+        files.replace(path / sources.CONFIG, _json(beside.config(kept or {}, ours, ends)))
+        summed += [p.name for p in tokenizer_lib.files_of(path) if p.parent == path]
+        sums.write(path, [*summed, sources.CONFIG])
 
 
 def _json(said: Mapping[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any
 from gptjax.configs import errors
 from gptjax.models import weights, workdirs
 from gptjax.models.published import beside, families, gguf, llama, stream, tensors
-from gptjax.storage import files, sums
+from gptjax.storage import files, sums, unfinished
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.text import trial
 
@@ -30,9 +30,10 @@ def open(path: str | pathlib.Path) -> weights.Source:
     """The source of the weights at a path.
 
     Raises:
-      InputError: there are none.
+      InputError: there are none, or a conversion that was to write them is unfinished.
     """
     path = pathlib.Path(path)
+    unfinished.refuse(path)
     if path.suffix == '.gguf' and path.is_file():
         return Gguf(path)
     if workdir := workdirs.find(path):

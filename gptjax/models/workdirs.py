@@ -19,7 +19,7 @@ from gptjax.models import heads, weights
 from gptjax.models.published import beside
 from gptjax.runtime import checkpoint
 from gptjax.runtime import meta as meta_lib
-from gptjax.storage import documents
+from gptjax.storage import documents, unfinished
 from gptjax.text import tokenizer as tokenizer_lib
 
 TOKENIZER = 'tokenizer'  # folder below a workdir
@@ -40,6 +40,7 @@ class Workdir(weights.Source):
           step: of the checkpoint; None = the newest.
         """
         super().__init__(path)
+        unfinished.refuse(workdir)
         self._workdir, self._item, self._step = workdir, item, step
 
     def load(
@@ -195,7 +196,7 @@ def find(path: pathlib.Path) -> Workdir | None:
     average is that average.
 
     Raises:
-      InputError: it has no such checkpoint.
+      InputError: it has no such checkpoint, or is unfinished.
     """
     item, below = ('average', path.parent) if path.name == _AVERAGE else ('params', path)
     if (below / checkpoint.FOLDER).is_dir():
@@ -222,7 +223,9 @@ def save(
     kept: beside.Files | None = None,
     objective: str = weights.OBJECTIVE,
 ) -> None:
-    """Writes a workdir whose only checkpoint, of step 0, holds the weights; config.json is last.
+    """Writes a workdir whose only checkpoint, of step 0, holds the weights.
+
+    Until all is written it is marked as unfinished; called again, it is written afresh.
 
     Args:
       note: what its provenance will say.
@@ -233,20 +236,19 @@ def save(
       InputError: the folder is not empty, or cannot be written.
     """
     path = pathlib.Path(path)
-    if path.exists() and any(path.iterdir()):
-        raise errors.InputError(f'{path} is not empty; choose another folder, or remove it')
     config = base.get_config()
     config.model = dataclasses.asdict(model.config)
     config.train.objective = objective
-    fingerprint = ''
-    if tokenizer is not None:
-        tokenizer_lib.save(tokenizer, path / TOKENIZER)
-        fingerprint = tokenizer_lib.fingerprint(tokenizer)
-    beside.write(path / beside.FOLDER, kept or {})
-    meta = meta_lib.of(config, heads.name_of(model), fingerprint, note)
-    checkpoints = checkpoint.Checkpoints(path, keep=2)
-    try:
-        checkpoints.save(0, {'params': params}, meta)
-    finally:
-        checkpoints.close()
-    documents.write(path / base.OF_RUN, json.loads(config.to_json()))
+    with unfinished.writing(path):
+        fingerprint = ''
+        if tokenizer is not None:
+            tokenizer_lib.save(tokenizer, path / TOKENIZER)
+            fingerprint = tokenizer_lib.fingerprint(tokenizer)
+        beside.write(path / beside.FOLDER, kept or {})
+        meta = meta_lib.of(config, heads.name_of(model), fingerprint, note)
+        checkpoints = checkpoint.Checkpoints(path, keep=2)
+        try:
+            checkpoints.save(0, {'params': params}, meta)
+        finally:
+            checkpoints.close()
+        documents.write(path / base.OF_RUN, json.loads(config.to_json()))

@@ -11,9 +11,10 @@ import shutil
 
 from gptjax.configs import errors
 from gptjax.runtime import manifest
+from gptjax.storage import unfinished
 
 FOLDER = 'checkpoints'
-UNFINISHED = '.unfinished'
+UNFINISHED = unfinished.MARK
 _STATE = 'state'
 _log = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ def candidates(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def clear(folder: pathlib.Path) -> None:
     """Removes what a crash has cut short."""
-    for unfinished in filter(_was_cut_short, _numbered(folder)):
-        shutil.rmtree(unfinished, ignore_errors=True)
+    for checkpoint in filter(_was_cut_short, _numbered(folder)):
+        shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def begin(checkpoint: pathlib.Path) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How every program starts and ends: flags, JAX set-up, signals, exit codes.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 75 preempted with everything saved, 141 standard output
+Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped with everything saved, 141 standard output
 closed by its reader.
 """
 
@@ -16,22 +16,23 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from absl import flags
 
 from gptjax.configs import base, cli, errors
 from gptjax.configs import help as help_lib
-from gptjax.runtime import progress, streams
-from gptjax.storage import files
+from gptjax.runtime import progress, signals, streams
+from gptjax.storage import files, unfinished
 
 _log = logging.getLogger(__name__)
 
-FAILED, WRONG_USAGE, PREEMPTED, CLOSED = 1, 2, 75, 141
+FAILED, WRONG_USAGE, PREEMPTED, CLOSED = 1, 2, signals.STOPPED, 141
 LOCK_SECS = 60.0
 _HEARTBEAT_SECS = 60  # after which a lost host ends the others, which would wait for ever
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
@@ -40,11 +41,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 class Preempted(BaseException):
     """The program was told to stop and has saved everything it needs to go on."""
 
+    def __init__(self, said: bool = False) -> None:
+        """Args: said: whether the user was told already."""
+        super().__init__()
+        self.said = said
 
-class _Stop:
+
+class _Profile:
     requested = False
-    graceful = False
-    profile = False
+
+
+stop_requested = signals.stop_requested
+graceful_stop = signals.graceful
 
 
 def run(
@@ -65,16 +73,19 @@ def run(
       default_config: the config file where the command line names none, as cli.parse() takes it.
       uses_jax: whether to set JAX up.
     """
+    signals.install()
     streams.set_up()
     set_up_logging()
-    signal.signal(signal.SIGTERM, _on_signal)
-    signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGUSR1, _on_profile)
     asks_help = bool({'--help', '-h', '-help'} & set(sys.argv[1:]))
     told = functools.partial(_define, define=define, uses_jax=uses_jax)
     if asks_help:
-        sys.exit(_exit_code(lambda: _help(doc, reads, told, default_config)))
-    sys.exit(_exit_code(lambda: _main(main, reads, told, default_config, uses_jax)))
+        code = _exit_code(lambda: _help(doc, reads, told, default_config))
+    else:
+        code = _exit_code(lambda: _main(main, reads, told, default_config, uses_jax))
+    streams.settle()
+    signals.ended(code)
+    sys.exit(code)
 
 
 def _help(
@@ -105,30 +116,38 @@ def _main(
 
 
 def _exit_code(work: Callable[[], None]) -> int:
+    """What a program's work ends with; alone and stopped, the process ends here."""
     try:
         work()
         sys.stdout.flush()
+        return _stopped(said=False) if stop_requested() else 0
     except errors.InputError as e:
-        print(f'error: {streams.one_line(str(e))}', file=sys.stderr)
+        streams.say(f'error: {e}')
         return WRONG_USAGE if isinstance(e, errors.UsageError) else FAILED
     except OSError as e:
         if isinstance(e, BrokenPipeError) and not streams.is_read():
-            print('standard output was closed; what was written to files stays', file=sys.stderr)
+            streams.say('standard output was closed; what was written to files stays')
             return CLOSED
         if e.errno == errno.ENOSPC:
             streams.silence()
-        print(f'error: {streams.one_line(str(e))}', file=sys.stderr)
+        streams.say(f'error: {e}')
         return FAILED
     except (MemoryError, RuntimeError) as e:
         if not isinstance(e, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(e):
             raise
-        said = streams.one_line(str(e)[:200])
-        print(f'error: out of memory: {said}; lower batches, texts or sizes', file=sys.stderr)
+        streams.say(f'error: out of memory: {str(e)[:200]}; lower batches, texts or sizes')
         return FAILED
-    except Preempted:
-        print('stopped; run the same command again to go on', file=sys.stderr)
-        return PREEMPTED
-    return 0
+    except Preempted as e:
+        return _stopped(e.said)
+
+
+def _stopped(said: bool) -> int:
+    line = '' if said else signals.LINE
+    if signals.is_alone():
+        signals.leave(PREEMPTED, line)
+    if line:
+        streams.say(line)
+    return PREEMPTED
 
 
 def _define(
@@ -159,6 +178,19 @@ def set_up_logging() -> None:
     # orbax and grain log through absl, page after page, what they also raise; we say it in a line.
     logging.getLogger('absl').setLevel(logging.CRITICAL)
     warnings.showwarning = _warn
+    threading.excepthook = _thread_died
+    sys.unraisablehook = _unraisable
+
+
+def _thread_died(died: threading.ExceptHookArgs) -> None:
+    """A line in place of a traceback: whoever waits for the thread says what that means."""
+    name = died.thread.name if died.thread else 'a thread'
+    _log.warning('%s ended early: %s: %s', name, died.exc_type.__name__, died.exc_value)
+
+
+def _unraisable(what: Any) -> None:
+    """Of destructors, which nobody can do anything about."""
+    _log.debug('%s: %r', what.err_msg or 'in a destructor', what.exc_value)
 
 
 def _warn(message: Warning | str, category: type[Warning], filename: str, *where: Any) -> None:
@@ -174,7 +206,8 @@ def set_up_jax(given: flags.FlagValues) -> None:
     import jax
 
     keep_memory()
-    jax.config.update('jax_compilation_cache_dir', str(files.cache_dir() / 'xla'))
+    jax.config.update('jax_compilation_cache_dir', str(_compiled()))
+    signals.at_end(_forget_newest)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
     if given.distributed or given.coordinator:
@@ -187,6 +220,21 @@ def set_up_jax(given: flags.FlagValues) -> None:
                 'VMs, under Slurm and under Open MPI; elsewhere give --coordinator=<host>:<port>, '
                 '--processes and --process'
             ) from e
+        signals.several_hosts()
+        signals.install()  # the connection takes SIGTERM for itself
+
+
+def _compiled() -> pathlib.Path:
+    return files.cache_dir() / 'xla'
+
+
+def _forget_newest() -> None:
+    """Removes compiled programs of this very moment: one may be half written, and be kept so."""
+    newest = time.time() - 2.0
+    with os.scandir(_compiled()) as found:
+        for entry in found:
+            if entry.stat().st_mtime > newest:
+                os.unlink(entry.path)
 
 
 def keep_memory() -> None:
@@ -202,14 +250,9 @@ def keep_memory() -> None:
         libc.mallopt(_M_ARENA_MAX, 1)
 
 
-def stop_requested() -> bool:
-    """Whether SIGTERM or SIGINT has arrived inside graceful_stop()."""
-    return _Stop.requested
-
-
 def profile_requested() -> bool:
     """Whether SIGUSR1 has arrived since this was last asked."""
-    requested, _Stop.profile = _Stop.profile, False
+    requested, _Profile.requested = _Profile.requested, False
     return requested
 
 
@@ -270,29 +313,25 @@ def commit() -> str:
 
 
 @contextlib.contextmanager
-def graceful_stop() -> Iterator[None]:
-    """While open, a signal only sets stop_requested(); a second one ends the program at once."""
-    _Stop.requested, _Stop.graceful = False, True
-    try:
-        yield
-    finally:
-        _Stop.graceful = False
-
-
-@contextlib.contextmanager
-def only_one(workdir: pathlib.Path) -> Iterator[None]:
+def only_one(workdir: pathlib.Path, whole: bool = True) -> Iterator[None]:
     """Keeps a second run out of a workdir, waiting for the first to end, and saying so at once.
 
     On several hosts the first of them holds the workdir for all; programs without JAX have one.
 
+    Args:
+      whole: refuse a folder that is unfinished.
+
     Raises:
-      InputError: another process holds it for longer than a stop with saving takes.
+      InputError: another process holds it for longer than a stop with saving takes, or it is
+        unfinished.
     """
     if 'jax' in sys.modules and not is_first():
         yield
         return
+    if whole:
+        unfinished.refuse(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / '.lock').open('a+') as f:
+    with _lock_file(workdir / unfinished.LOCK) as f:
         deadline, holder = time.monotonic() + LOCK_SECS, ''
         while True:
             try:
@@ -316,16 +355,15 @@ def only_one(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def _lock_file(path: pathlib.Path) -> IO:
+    try:
+        return files.open_(path, 'a+')
+    except OSError as e:
+        if path.is_symlink():
+            raise errors.InputError(f'{path} is a symbolic link; remove it') from e
+        raise
+
+
 def _on_profile(number: int, frame: object) -> None:
     del number, frame
-    _Stop.profile = True
-
-
-def _on_signal(number: int, frame: object) -> None:
-    del frame
-    if _Stop.graceful and not _Stop.requested:
-        _Stop.requested = True
-        name = signal.Signals(number).name
-        _log.warning('%s: finishing this step and saving; once more to stop at once', name)
-        return
-    raise Preempted
+    _Profile.requested = True

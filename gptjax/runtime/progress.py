@@ -4,12 +4,13 @@
 import copy
 import logging
 import sys
+import threading
 import time
 from types import TracebackType
 
 import tqdm
 
-from gptjax.runtime import streams
+from gptjax.runtime import signals, streams
 
 LOG_SECS = 30.0
 _NOTED = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]'
@@ -42,6 +43,7 @@ class Progress:
                 leave=True,
                 dynamic_ncols=True,
             )
+            signals.bar_drawn(1)
             self._bar.set_postfix_str(first)
         elif first:
             _log.info('%s: %s', what, first)
@@ -73,6 +75,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+            signals.bar_drawn(-1)
         elif self._begun:
             self._log()
 
@@ -89,9 +92,22 @@ class Progress:
 
 
 class Handler(logging.Handler):
-    """Log lines on stderr that leave a running bar whole; a message is one of them."""
+    """Log lines on stderr that leave a running bar whole; a message is one of them.
+
+    One that cannot be written is no mistake: a run goes on with a full disk. Without a reader, as
+    under `2>&1 | head`, a run is asked to stop, and any other program ends as if its output were
+    closed.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         record = copy.copy(record)
         record.msg, record.args = streams.one_line(record.getMessage()), None
-        tqdm.tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.tqdm.write(self.format(record), file=sys.stderr)
+        except BrokenPipeError:
+            if signals.unread():
+                streams.silence(2)
+            elif threading.current_thread() is threading.main_thread():
+                raise
+        except OSError:
+            pass

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text in and out of a process, whatever its locale: every character, or its escape."""
 
+import contextlib
 import os
 import select
 import sys
@@ -43,9 +44,9 @@ def is_read() -> bool:
     return False
 
 
-def silence() -> None:
-    """Standard output to os.devnull: else Python says again, when it ends, what went wrong."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def silence(number: int = 1) -> None:
+    """A standard stream to os.devnull: else Python says again, when it ends, what went wrong."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def one_line(text: str) -> str:
@@ -57,3 +58,17 @@ def one_line(text: str) -> str:
     if text.isprintable():
         return text
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def say(line: str) -> None:
+    """A line on standard error; where it cannot be written, nothing."""
+    with contextlib.suppress(OSError):
+        print(one_line(line), file=sys.stderr, flush=True)
+
+
+def settle() -> None:
+    """Standard error, before Python ends: what it cannot take would change the exit code."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        silence(2)

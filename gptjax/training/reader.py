@@ -43,6 +43,16 @@ class Reader:
         self._skipped = self._in_a_row = 0
         self._note = self._evaluation = ''
 
+    def since_row(self) -> dict[str, Any]:
+        """What the next row says of steps that were read: to be kept with a checkpoint."""
+        counts = {'skipped': self._skipped, 'in_a_row': self._in_a_row}
+        return {'means': {name: list(some) for name, some in self._means.items()}, **counts}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Goes on from since_row(); from nothing where a checkpoint is older than that."""
+        self._means = {name: list(some) for name, some in kept.get('means', {}).items()}
+        self._skipped, self._in_a_row = kept.get('skipped', 0), kept.get('in_a_row', 0)
+
     def push(self, step: int, found: Mapping[str, Any]) -> str:
         """Takes a step's metrics, reads those of the step before; what to show behind a bar.
 

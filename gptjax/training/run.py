@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import ml_collections
 
 from gptjax.configs import base, errors
-from gptjax.runtime import checkpoint, clock, inventory, metrics, program, progress, saver
+from gptjax.runtime import checkpoint, clock, inventory, metrics, program, progress, saver, signals
 from gptjax.runtime import meta as meta_lib
 from gptjax.storage import documents, files
 from gptjax.training import claim
@@ -34,6 +34,7 @@ from gptjax.training import step as step_lib
 RESULTS = 'results.json'
 Spike = reader_lib.Spike
 _MOST_ROLLBACKS = 10  # of one process: then it is not the batches
+_UNSAVED = 'the steps since the last checkpoint'
 _log = logging.getLogger(__name__)
 
 
@@ -166,7 +167,7 @@ class Run:
             _log.info('going on from step %d', int(state.step))
         else:
             state, self._provenance = fresh()
-        self._prepare(int(state.step), found[1]['clock'] if found else None)
+        self._prepare(int(state.step), found[1] if found else {})
         self._clock.pause()
         self._catch_up(state)
         self._clock.go_on()
@@ -204,6 +205,7 @@ class Run:
         note = self._reader.push(step, found)
         tokens = self._plan.tokens(step) - self._plan.tokens(step - 1)
         self._clock.trained(tokens, time.monotonic() - self._mark)
+        signals.unsaved(_UNSAVED)
         self._bar.advance(tokens, note)
         last = step == self._plan.total_steps
         due = self._save_due(step) or self._saver.due() or step in self._kept.keep_steps
@@ -279,12 +281,12 @@ class Run:
         if program.is_first():
             documents.write(self._workdir / base.OF_RUN, json.loads(self._config.to_json()))
 
-    def _prepare(self, step: int, totals: dict[str, float] | None) -> None:
-        """Opens what a run writes to, and what watches it."""
+    def _prepare(self, step: int, meta: Mapping[str, Any]) -> None:
+        """Opens what a run writes to, and what watches it. meta: of its checkpoint, if any."""
         train, plan, flops = self._train, self._plan, self._recipe.flops_per_token
         self._clock = clock.Clock(flops)
-        if totals:
-            self._clock.restore(totals)
+        if meta:
+            self._clock.restore(meta['clock'])
         rows = metrics.read(self._workdir)
         self._clock.lost(max((row.get('perf/total_secs', 0.0) for row in rows), default=0.0))
         self._scores = {
@@ -308,6 +310,7 @@ class Run:
         self._reader = reader_lib.Reader(
             train.log_every_steps, train.on_spike == 'skip', plan, self._writer, self._clock
         )
+        self._reader.restore(meta.get('since_row', {}))
         ahead = (plan.tokens(plan.total_steps), ' tokens', plan.tokens(step))
         self._bar = self._open.enter_context(progress.Progress('train', *ahead, 'compiling ...'))
         self._watchdog = clock.Watchdog('the next batch: the data pipeline is slow, or dead')
@@ -343,8 +346,10 @@ class Run:
             self._provenance,
             data={**self._plan.saved(step), **self._recipe.data},
             clock=self._clock.totals(),
+            since_row=self._reader.since_row(),
         )
         (self._saver.insist if wait else self._saver.save)(step, step_lib.items(state), meta)
+        signals.unsaved('' if wait else _UNSAVED)
 
     def _evaluate(self, step: int, state: step_lib.State, saved: bool) -> None:
         """Scores a state; a mistake costs no step, and nothing that is not finite is kept."""

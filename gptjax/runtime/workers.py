@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs side by side in processes that end with this one, whatever ends it.
+
+Signals are this process's to hear: in the others they are blocked from the start.
+"""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection, process, resource_tracker
+from typing import TypeVar
+
+from gptjax.configs import errors
+
+Job = TypeVar('Job')
+Result = TypeVar('Result')
+
+
+def each(
+    work: Callable[[Job], Result], jobs: Sequence[Job], processes: int
+) -> Iterator[tuple[Job, Result]]:
+    """Jobs and their results, as they come.
+
+    Args:
+      work: a function of a module; job -> result, both of which can be pickled.
+
+    Raises:
+      InputError: a process was killed. What work() raises.
+    """
+    left, busy, workers = iter(jobs), {}, []
+    try:
+        for place, worker in _begin(work, min(processes, len(jobs))):
+            workers.append(worker)
+            busy[place] = job = next(left)
+            _send(place, job)
+        while busy:
+            for place in connection.wait(list(busy)):
+                job = busy.pop(place)
+                yield job, _received(place)
+                for following in left:
+                    busy[place] = following
+                    _send(place, following)
+                    break
+    finally:
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join()
+
+
+def _begin(work: Callable, number: int) -> list[tuple[connection.Connection, process.BaseProcess]]:
+    """Processes that wait for jobs."""
+    context, begun = multiprocessing.get_context('spawn'), []
+    resource_tracker.ensure_running()  # which unblocks signals as it begins
+    with _signals_blocked():
+        for _ in range(number):
+            here, there = context.Pipe()
+            worker = context.Process(target=_work, args=(work, there, os.getpid()), daemon=True)
+            worker.start()
+            there.close()
+            begun.append((here, worker))
+    return begun
+
+
+def _send(place: connection.Connection, job: object) -> None:
+    with _naming_death():
+        place.send(job)
+
+
+def _received(place: connection.Connection) -> object:
+    with _naming_death():
+        found = place.recv()
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+@contextlib.contextmanager
+def _naming_death() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError) as e:
+        raise errors.InputError(
+            'a process at work was killed, perhaps for want of memory; let fewer of them run, and '
+            'run the same command again: what was done is kept'
+        ) from e
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """In this thread, and in the processes that it starts meanwhile."""
+    ours = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(work: Callable, place: connection.Connection, parent: int) -> None:
+    _die_with(parent)
+    while True:
+        try:
+            job = place.recv()
+        except (EOFError, OSError):  # nobody waits any more
+            return
+        try:
+            found = work(job)
+        except Exception as e:
+            found = e
+        place.send(found)
+
+
+def _die_with(parent: int) -> None:
+    """Ends this process with its parent, on Linux."""
+    if sys.platform == 'linux':
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)

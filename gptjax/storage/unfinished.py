@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders that are written into an empty place, from a mark that comes first to its removal.
+
+A folder with the mark is unfinished: readers refuse it, and its writer, run again, begins afresh.
+"""
+
+import contextlib
+import os
+import pathlib
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+
+from gptjax.configs import errors
+from gptjax.storage import files
+
+MARK, LOCK = '.unfinished', '.lock'  # the latter is program.only_one()'s
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+
+
+def check_free(folder: pathlib.Path) -> None:
+    """Raises InputError where a folder holds anything that is not of an unfinished writer."""
+    if folder.exists() and not is_unfinished(folder) and _held(folder):
+        raise errors.InputError(f'{folder} is not empty; choose another --workdir, or remove it')
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+    """Marks a folder while it is written; what an earlier writer left unfinished is removed.
+
+    Raises:
+      InputError: it holds anything else.
+    """
+    check_free(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.open_(folder / MARK, 'w') as f:
+        f.write(_command())
+    for path in _held(folder):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    yield
+    with contextlib.suppress(OSError):  # a system that syncs no folders
+        _sync(folder)
+    (folder / MARK).unlink()
+
+
+def is_unfinished(folder: pathlib.Path) -> bool:
+    """Whether a folder has the mark, as a file of its own."""
+    mark = folder / MARK
+    return mark.is_file() and not mark.is_symlink()
+
+
+def refuse(folder: pathlib.Path) -> None:
+    """Raises InputError where a folder is unfinished, with the command that finishes it."""
+    if is_unfinished(folder):
+        command = (folder / MARK).read_text(encoding='utf-8', errors='replace')
+        again = f'run again: {command}' if command else 'write it again'
+        raise errors.InputError(f'{folder} is an unfinished conversion; {again}')
+
+
+def _held(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in folder.iterdir() if path.name not in (MARK, LOCK)]
+
+
+def _command() -> str:
+    """The command line of this process, where it is one of our programs; else ''."""
+    program = pathlib.Path(sys.argv[0])
+    if program.resolve().parent != _PACKAGE:
+        return ''
+    return ' '.join(shlex.join(['python', '-m', f'gptjax.{program.stem}', *sys.argv[1:]]).split())
+
+
+def _sync(folder: pathlib.Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
