@@ -55,7 +55,9 @@ def built(section: str, args: cli.Args) -> object:
     return args.section(section, configs_test.OWNERS[section])
 
 
-@pytest.mark.parametrize('part', range(8))
+@pytest.mark.parametrize(
+    'part', [0, 5, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3, 4, 6, 7))]
+)
 def test_a_number_of_any_size_is_taken_or_told(part, tmp_path):
     for field, value in cases()[part::8]:
         try:
