@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: whole or not there, verified before they are read, restorable on any mesh."""
 
+import itertools
 import json
 import logging
 import pathlib
 import random
 import resource
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,11 @@ import numpy as np
 import pytest
 
 from gptjax.configs import errors
+from gptjax.models import pretrained, sources
 from gptjax.runtime import checkpoint, manifest
 from gptjax.runtime import mesh as mesh_lib
+from gptjax.storage import documents
+from tests import helpers
 
 
 def tree(seed=0, width=8):
@@ -119,6 +124,101 @@ def test_all_damaged_is_an_error(tmp_path):
     (tmp_path / 'checkpoints' / '00000001' / 'meta.json').write_text('{}')
     with pytest.raises(errors.InputError, match='every checkpoint in .* is damaged'):
         checkpoint.latest(tmp_path)
+
+
+@pytest.mark.parametrize('odd', ['a file', 'dangling', 'circular', '200', 'checkpoints'])
+def test_what_stands_in_the_place_of_checkpoints_is_told_at_once(tmp_path, odd):
+    save(tmp_path, [1])
+    folder = tmp_path / 'checkpoints'
+    if odd == 'a file':
+        (folder / '00000200').write_text('')
+    elif odd == 'dangling':
+        (folder / '00000200').symlink_to('nowhere')
+    elif odd == 'circular':
+        (folder / '00000200').symlink_to('00000200')
+    elif odd == '200':
+        (folder / '200').mkdir()
+    else:
+        folder.rename(tmp_path / 'elsewhere')
+        folder.write_text('')
+    with pytest.raises(errors.InputError, match='move it away'):
+        checkpoint.latest(tmp_path)
+
+
+def test_manifests_that_are_gone_are_asked_about(tmp_path):
+    """What might be whole is never removed; a save that was cut short is."""
+    save(tmp_path, [1, 2, 3])
+    folders = sorted((tmp_path / 'checkpoints').iterdir())
+    for folder in folders:
+        (folder / 'manifest.json').unlink()
+    for _ in range(2):
+        with pytest.raises(errors.InputError, match=r'00000003: .*manifest.json'):
+            checkpoint.latest(tmp_path)
+        checkpoint.Checkpoints(tmp_path, 2).close()
+        assert sorted((tmp_path / 'checkpoints').iterdir()) == folders
+    (folders[1] / '.unfinished').touch()
+    checkpoint.Checkpoints(tmp_path, 2).close()
+    assert sorted((tmp_path / 'checkpoints').iterdir()) == [folders[0], folders[2]]
+
+
+@pytest.mark.parametrize('content', ['{}', '[]', 'null', '[' * 10**5, '{"meta.json": "x"}'])
+def test_a_manifest_that_lists_nothing_is_damaged(tmp_path, content):
+    save(tmp_path, [1, 2])
+    (tmp_path / 'checkpoints' / '00000002' / 'manifest.json').write_text(content)
+    assert checkpoint.latest(tmp_path)[1]['step'] == 1
+
+
+def test_every_file_must_be_listed(tmp_path):
+    save(tmp_path, [1])
+    folder = tmp_path / 'checkpoints' / '00000001'
+    listed = documents.read(folder / 'manifest.json', dict, '')
+    for name in listed:
+        documents.write(folder / 'manifest.json', {n: h for n, h in listed.items() if n != name})
+        assert manifest.damage(folder), name
+
+
+def read_beside_a_writer(tmp_path, times: int) -> None:
+    """Reads again and again while checkpoints come and go."""
+    model, done = helpers.tiny_model(), threading.Event()
+    params = jax.device_get(helpers.params_of(model))
+    pretrained.save_workdir(tmp_path / 'run', model, params, None)
+    meta = checkpoint.latest(tmp_path / 'run')[1]
+    failed = []
+
+    def write():
+        checkpoints = checkpoint.Checkpoints(tmp_path / 'run', 2)
+        try:
+            for step in itertools.count(1):
+                if done.is_set():
+                    break
+                checkpoints.save(step, {'params': params}, meta)
+                checkpoints.wait()
+        except Exception as e:
+            failed.append(e)
+        finally:
+            checkpoints.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(times):
+            source = sources.open(tmp_path / 'run')
+            found = pretrained.load(source)
+            jax.tree.map(np.testing.assert_array_equal, found.params, params)
+            assert source.identity()
+    finally:
+        done.set()
+        writer.join()
+    assert not failed
+
+
+def test_a_reader_beside_a_writer(tmp_path):
+    read_beside_a_writer(tmp_path, 20)
+
+
+@pytest.mark.slow
+def test_two_hundred_readers_beside_a_writer(tmp_path):
+    read_beside_a_writer(tmp_path, 200)
 
 
 def test_unfinished_ones_are_passed_over_and_written_again(tmp_path):
