@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny versions of what programs do, for tests."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -168,10 +169,15 @@ def run_program(name: str, *flags: str, **kwargs) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, **kwargs)
 
 
-def heed_signals() -> None:
-    """Undoes what nohup and & have children ignore, for Popen(preexec_fn=...)."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+@contextlib.contextmanager
+def signals_heeded():
+    """Processes that begin meanwhile ignore no signal, though nohup or & have tests ignore some."""
+    ignored = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, lambda *args: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def asked(**given) -> options.Options:

@@ -36,13 +36,18 @@ with signals.graceful():
 """
 
 
-def start(code, *argv, begin=helpers.heed_signals):
+@pytest.fixture(autouse=True, scope='module')
+def _signals():
+    with helpers.signals_heeded():
+        yield
+
+
+def start(code, *argv, shell=()):
     process = subprocess.Popen(
-        [sys.executable, '-c', _BEGIN + code, *argv],
+        [*shell, sys.executable, '-c', _BEGIN + code, *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=begin,
     )
     assert process.stdout.readline() == 'ready\n'
     return process
@@ -82,10 +87,7 @@ def test_a_later_one_ends_at_once():
 
 
 def test_what_is_ignored_from_the_start_stays_so():
-    def ignoring():
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    process = start(_GRACEFUL, 'saves', begin=ignoring)
+    process = start(_GRACEFUL, 'saves', shell=('sh', '-c', 'trap "" HUP; exec "$@"', 'sh'))
     process.send_signal(signal.SIGHUP)
     time.sleep(0.2)
     assert process.poll() is None

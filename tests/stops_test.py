@@ -167,7 +167,6 @@ class Ready:
             text=True,
             env=env,
             start_new_session=True,
-            preexec_fn=helpers.heed_signals,
         )
 
     def end(self, case: Case, workdir: pathlib.Path) -> Any:
@@ -187,6 +186,12 @@ class Ready:
         return self._whole[case.name]
 
 
+@pytest.fixture(autouse=True, scope='module')
+def _signals():
+    with helpers.signals_heeded():
+        yield
+
+
 @pytest.fixture(scope='module')
 def ready(tmp_path_factory, corpus_file):
     return Ready(tmp_path_factory.mktemp('ready'), corpus_file)
@@ -194,21 +199,26 @@ def ready(tmp_path_factory, corpus_file):
 
 def listens(process: subprocess.Popen) -> None:
     """Returns when a process has a handler for SIGTERM, or has ended."""
-    status = pathlib.Path(f'/proc/{process.pid}/status')
-    while process.poll() is None:
-        caught = [line for line in status.read_text().splitlines() if line.startswith('SigCgt')]
-        if caught and int(caught[0].split()[1], 16) >> (signal.SIGTERM - 1) & 1:
-            return
+    while process.poll() is None and not is_listening(process):
         time.sleep(0.005)
+
+
+def is_listening(process: subprocess.Popen) -> bool:
+    """Whether a process has a handler for SIGTERM, and has not begun to leave."""
+    proc = pathlib.Path(f'/proc/{process.pid}')
+    flags = int(proc.joinpath('stat').read_text().rpartition(')')[2].split()[6])
+    lines = proc.joinpath('status').read_text().splitlines()
+    caught = sum(int(line.split()[1], 16) for line in lines if line.startswith('SigCgt'))
+    return bool(caught >> (signal.SIGTERM - 1) & 1) and not flags & 4  # PF_EXITING of sched.h
 
 
 def send(process: subprocess.Popen, moment: Moment) -> bool:
     """Sends a signal to what is still there; whether it was."""
     if process.poll() is not None:
         return False
-    flags = pathlib.Path(f'/proc/{process.pid}/stat').read_text().rpartition(')')[2].split()[6]
+    running = is_listening(process)
     (os.killpg if moment.group else os.kill)(process.pid, moment.number)
-    return not int(flags) & 4  # PF_EXITING of linux/sched.h
+    return running
 
 
 def stopped(process: subprocess.Popen, moment: Moment, secs: float) -> int:
@@ -289,7 +299,7 @@ def test_quickstart_is_stopped_again_and_again(ready):
     workdir = ready.workdir(case)
     for number in range(8):
         moment = Moment.drawn(f'quickstart {number}')
-        stopped(ready.start(case, workdir), moment, moment.share * secs / 3)
+        stopped(ready.start(case, workdir), moment, moment.share * secs / 6)
     assert ready.end(case, workdir) == left
 
 

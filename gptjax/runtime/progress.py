@@ -95,8 +95,8 @@ class Handler(logging.Handler):
     """Log lines on stderr that leave a running bar whole; a message is one of them.
 
     One that cannot be written is no mistake: a run goes on with a full disk. Without a reader, as
-    under `2>&1 | head`, a run is asked to stop, and any other program ends as if its output were
-    closed.
+    under `2>&1 | head`, a run is asked to stop; any other program ends where standard output has
+    none either.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -105,7 +105,7 @@ class Handler(logging.Handler):
         try:
             tqdm.tqdm.write(self.format(record), file=sys.stderr)
         except BrokenPipeError:
-            if signals.unread():
+            if signals.unread() or streams.has_reader():
                 streams.silence(2)
             elif threading.current_thread() is threading.main_thread():
                 raise

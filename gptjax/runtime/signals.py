@@ -21,6 +21,7 @@ STOPPED = 75
 LINE = 'stopped; run the same command again to go on'
 SAME_SECS = 1.0  # a signal so soon after the last one is the same request: groups send twice
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_LAST = 0  # in the pipe, behind all signals
 _SAY_SECS = 1.0  # most that a line waits for its reader
 
 
@@ -35,6 +36,7 @@ class _State:
     handler: Callable[[], None] | None = None
     at_end: list[Callable[[], None]] = []
     code: int | None = None  # of a program that has ended
+    all_heard = threading.Event()
     leaving = threading.Lock()  # never released: only one thread ends the process
 
 
@@ -143,6 +145,11 @@ def leave(code: int, line: str = LINE) -> None:
 def _leave_at_last() -> None:
     """Ends the process where Python would begin with destructors: a signal is heard until here."""
     if _State.code is not None and _State.alone:
+        for number in _NUMBERS:
+            signal.signal(number, signal.SIG_IGN)
+        with contextlib.suppress(OSError):
+            os.write(_State.write_end, bytes([_LAST]))
+            _State.all_heard.wait(1.0)
         _State.leaving.acquire()
         _flush()
         os._exit(_State.code)
@@ -158,6 +165,8 @@ def _listen(read_end: int) -> None:
         for number in os.read(read_end, 64):
             if number in _NUMBERS:
                 _hear(signal.Signals(number).name)
+            elif number == _LAST:
+                _State.all_heard.set()
 
 
 def _hear(name: str) -> None:

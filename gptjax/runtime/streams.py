@@ -36,12 +36,17 @@ def set_up() -> None:
 
 def is_read() -> bool:
     """Whether standard output, where it is a pipe, has a reader; where not, no more is printed."""
-    output = select.poll()
-    output.register(1, 0)
-    if not any(event & select.POLLERR for _, event in output.poll(0)):
+    if has_reader():
         return True
     silence()
     return False
+
+
+def has_reader(number: int = 1) -> bool:
+    """Whether a standard stream, where it is a pipe, has a reader."""
+    output = select.poll()
+    output.register(number, 0)
+    return not any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def silence(number: int = 1) -> None:
