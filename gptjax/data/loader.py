@@ -6,7 +6,6 @@ windows come in which order; a process merely reads the rows and columns that it
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -42,8 +41,8 @@ class Config:
             f'data.weights has {len(self.weights)} entries for {len(self.sets)} data.sets',
         )
         errors.require(
-            all(isinstance(w, int | float) and 0 < w < math.inf for w in self.weights),
-            f'data.weights must be finite numbers above 0, got {self.weights}',
+            all(isinstance(w, int | float) and 1e-9 <= w <= 1e9 for w in self.weights),
+            f'data.weights must be numbers from 1e-9 to 1e9, got {self.weights}',
         )
         errors.require_between(self, 1, 1024, 'prefetch_steps')
         errors.require_choice(self, 'verify', ('changed', 'always', 'never'))
