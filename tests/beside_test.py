@@ -12,6 +12,7 @@ from gptjax import convert
 from gptjax.configs import base, errors
 from gptjax.models import pretrained, sources
 from gptjax.models.published import beside
+from gptjax.runtime import manifest
 from gptjax.text import tokenizer as tokenizer_lib
 from tests import helpers
 from tests.described_test import TEMPLATES, folder_of
@@ -210,6 +211,8 @@ def test_an_earlier_workdir_keeps_the_ids_it_knew(tmp_path):
     (meta,) = work.glob('checkpoints/*/meta.json')
     said = json.loads(meta.read_text()) | {'token_ids': {'bos_token_id': 1, 'eos_token_id': 2}}
     meta.write_text(json.dumps(said))
+    (meta.parent / 'manifest.json').unlink()
+    manifest.write(meta.parent)
     found = beside.fields(sources.open(work).beside, beside.GENERATION)
     assert found == {'bos_token_id': 1, 'eos_token_id': 2}
 

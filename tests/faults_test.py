@@ -51,6 +51,8 @@ if kind == 'step':
     metrics.Writer.write = dying
 if kind == 'count':
     import atexit
+    from gptjax.runtime import signals
+    signals.install()  # which ends the process behind what is registered later
     atexit.register(lambda: open(report, 'a').write(json.dumps(['count', seen, '']) + chr(10)))
 program.run(train.main, '', train.READS)
 """

@@ -12,6 +12,7 @@ from gptjax.models import pretrained
 from gptjax.runtime import program
 from gptjax.sampling import engine, texts
 from gptjax.sampling import pipeline as pipeline_lib
+from gptjax.storage import documents
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.text import vocabulary
 from tests import helpers
@@ -41,8 +42,7 @@ def run(folder, workdir, *flags):
         define=generate.define,
     )
     generate.main(args)
-    lines = (workdir / generate.SAMPLES).read_text().split('\n')
-    return [json.loads(line) for line in lines if line]
+    return documents.read_lines(workdir / generate.SAMPLES).rows
 
 
 def test_a_file_of_prompts_with_options_of_their_own(folder, tmp_path, capsys):
