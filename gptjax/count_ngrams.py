@@ -13,7 +13,6 @@ import dataclasses
 import json
 import logging
 import pathlib
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,15 +25,16 @@ from gptjax.configs import base, cli, errors
 from gptjax.data import inputs, loader, tokens
 from gptjax.evals import perplexity
 from gptjax.models import heads, kneser_ney, ngram, pretrained
-from gptjax.runtime import checkpoint, manifest, program, progress
+from gptjax.runtime import checkpoint, listing, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import meta as meta_lib
-from gptjax.storage import documents
+from gptjax.runtime import results as results_lib
+from gptjax.storage import documents, files
 from gptjax.training import claim
 from gptjax.training import step as step_lib
 
 READS = ('tokenizer', 'data', 'model', 'ngram', 'evaluate')
-RESULTS = 'results.json'
+ARPA = 'model.arpa'
 _PIECE = 1 << 20  # tokens read at once
 _log = logging.getLogger('gptjax')
 
@@ -62,7 +62,8 @@ def main(args: cli.Args) -> None:
             perplexity.check(token_set, n_ctx, scoring)
         made_of = {'sets': [token_set.digest for token_set in data.train]}
         there = _matching(workdir, config, made_of)
-        if there and documents.is_whole(workdir / RESULTS):
+        documents.write(workdir / base.OF_RUN, json.loads(config.to_json()))
+        if there and _is_done(workdir):
             _log.info('counting in %s is done already', workdir)
             return
         began = time.monotonic()
@@ -75,22 +76,20 @@ def main(args: cli.Args) -> None:
         params = ngram.params_of(tables)
         entries = tuple(len(table['token']) for table in tables.values())
         model = heads.LanguageModel(dataclasses.replace(model_config, entries=entries))
-        ngram.write_arpa(tables, workdir / 'model.arpa')
+        ngram.write_arpa(tables, workdir / ARPA)
         results = {'steps': 0, 'tokens': total, 'parameters': sum(entries)}
         results |= {'train_secs': round(secs, 3)} | _scores(model, params, data, scoring)
-        results |= {'commit': program.commit()}
+        results |= {'arpa_sha256': files.sha256(workdir / ARPA), 'commit': program.commit()}
         if noted := perplexity.notes(data.held_out, scoring):
             results['notes'] = noted
-        documents.write(workdir / base.OF_RUN, json.loads(config.to_json()))
-        documents.write(workdir / RESULTS, results)
+        results_lib.write(workdir, results)
         counted = config.copy_and_resolve_references()
         with counted.unlocked():
             counted.model.entries = entries
         tokenizer = data.train[0].fingerprint
         meta = meta_lib.of(counted, heads.name_of(model), tokenizer, data=made_of)
         if there:
-            (there / manifest.NAME).unlink()  # first: half removed is unfinished
-            shutil.rmtree(there)  # the same tables, counted again for the results
+            listing.remove(there)  # the same tables, counted again for the results
         checkpoints = checkpoint.Checkpoints(workdir, keep=2)
         try:
             checkpoints.save(0, {'params': params}, meta)
@@ -117,6 +116,15 @@ def _scores(
 def _pieces(token_set: tokens.TokenSet) -> Iterator[np.ndarray]:
     for start in range(0, len(token_set), _PIECE):
         yield token_set.read(start, _PIECE)
+
+
+def _is_done(workdir: pathlib.Path) -> bool:
+    """Whether the results and the file beside them are as they were written."""
+    try:
+        digest = results_lib.read(workdir).get('arpa_sha256')
+        return digest is None or files.sha256(workdir / ARPA) == digest
+    except (documents.Damaged, OSError):
+        return False
 
 
 def _matching(

@@ -14,6 +14,7 @@ TPU VM, one host; batches are spread over --config.mesh.data devices:
 """
 
 import logging
+import math
 import pathlib
 import sys
 from typing import Any
@@ -38,16 +39,24 @@ _log = logging.getLogger('gptjax')
 
 def main(args: cli.Args) -> None:
     """Scores held-out text, or the tasks of the suite section where it names any."""
-    if program.is_first():
-        files.check_writable(pathlib.Path(args.workdir))
     (_suite if args.config.suite.tasks else _held_out)(args)
+
+
+def _opened(args: cli.Args) -> tuple[weights.Source, pathlib.Path]:
+    """The weights, and the workdir, which can be written."""
+    source, workdir = (
+        sources.open(args.config.init_from or args.workdir),
+        pathlib.Path(args.workdir),
+    )
+    if program.is_first():
+        files.check_writable(workdir)
+    return source, workdir
 
 
 def _suite(args: cli.Args) -> None:
     """Writes WORKDIR/results.jsonl and results.md after every task, items as they are scored."""
     config = args.section('suite', suite.Config)
-    workdir = pathlib.Path(args.workdir)
-    source = sources.open(args.config.init_from or args.workdir)
+    source, workdir = _opened(args)
     mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
     errors.require(program.is_alone(), 'tasks are scored by one process; leave --distributed out')
     for other in config.beside:
@@ -144,9 +153,9 @@ class _Bar:
 def _held_out(args: cli.Args) -> None:
     """Scores the held-out splits of config.data.eval_sets; writes WORKDIR/evaluation.json."""
     config = args.section('evaluate', perplexity.Config)
-    data, workdir = loader.configure(args.config.data), pathlib.Path(args.workdir)
+    data = loader.configure(args.config.data)
     errors.require(bool(data.eval_sets), 'data.eval_sets names no held-out set')
-    source = sources.open(args.config.init_from or args.workdir)
+    source, workdir = _opened(args)
     mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
     found = {}
     with mesh.scope():
@@ -166,6 +175,11 @@ def _held_out(args: cli.Args) -> None:
             with progress.Progress(f'evaluate {label}', total, ' windows') as bar:
                 score = perplexity.score(
                     step, loaded.params, token_set, n_ctx, config, mesh, bar.advance
+                )
+            if not math.isfinite(score.nats):
+                raise errors.InputError(
+                    f'{source.path} gives {token_set.folder} a loss of {score.nats}: its weights '
+                    'make numbers that are none; take other weights'
                 )
             found[label] = {'folder': args.config.data.eval_sets[label], **score.report()}
     written = {'weights': source.said, 'commit': program.commit(), 'sets': found}

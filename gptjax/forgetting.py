@@ -17,7 +17,7 @@ from gptjax.data import inputs, loader
 from gptjax.evals import context, perplexity
 from gptjax.models import ngram, pretrained, sources
 from gptjax.runtime import plots, program, progress
-from gptjax.storage import documents
+from gptjax.storage import documents, files
 from gptjax.text import tokenizer as tokenizer_lib
 
 READS = ('data', 'evaluate')
@@ -40,7 +40,7 @@ def main(args: cli.Args) -> None:
     runs = dict(run.split('=', 1) if '=' in run else (run, run) for run in args.flags.run)
     errors.require(bool(runs), 'give --run=NAME=PATH; several are allowed')
     workdir = pathlib.Path(args.workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    files.check_writable(workdir)
     config, scoring = args.config, args.section('evaluate', perplexity.Config)
     for field in ('stride', 'max_tokens', 'measures'):
         said = f'evaluate.{field} changes nothing here; leave it out'
@@ -56,6 +56,12 @@ def main(args: cli.Args) -> None:
             raise errors.InputError(
                 f'{name} was made with another tokenizer than {held_out.folder}'
             )
+        held_out.check_ids(tokenizer)
+        n_vocab = loaded[name].model.config.n_vocab
+        errors.require(
+            held_out.n_vocab <= n_vocab,
+            f'{held_out.folder} has {held_out.n_vocab} ids, the model {name} {n_vocab}',
+        )
     n_ctx = scoring.n_ctx or min(m.config.n_ctx for m, _, _ in loaded.values())
     contexts, targets = context.windows(held_out, n_ctx, args.flags.windows)
     found: dict[str, dict] = {}

@@ -70,9 +70,9 @@ def main(args: cli.Args) -> None:
         name.endswith('.jsonl') and pathlib.PurePath(name).name == name,
         f'--samples={name} is no name of a file; give one as samples.jsonl, below --workdir',
     )
-    files.check_writable(pathlib.Path(args.workdir))
     wanted = _prompts(args)
     source = sources.open(args.config.init_from or args.workdir)
+    files.check_writable(pathlib.Path(args.workdir))
     published = loaded_lib.published(source)
     loaded_lib.resolve(str(source.path), published, args.given('decode'))  # told at once
     mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
@@ -107,7 +107,7 @@ def _prompts(args: cli.Args) -> list[dict[str, Any]]:
     path = args.flags.prompts
     if path:
         try:
-            content = sys.stdin.buffer.read() if path == '-' else pathlib.Path(path).read_bytes()
+            content = sys.stdin.buffer.read() if path == '-' else files.content(pathlib.Path(path))
             text = files.decoded(content)
         except UnicodeDecodeError as e:
             raise errors.InputError(f'--prompts={path} is no UTF-8 text: {e}') from e
@@ -125,7 +125,7 @@ def _prompts(args: cli.Args) -> list[dict[str, Any]]:
 def _line(path: str, number: int, line: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise errors.InputError(f'{path}:{number} is no JSON: {e}') from e
     prompt = found.get('prompt') if isinstance(found, dict) else None
     ids = isinstance(prompt, list) and all(type(i) is int for i in prompt)
@@ -220,7 +220,7 @@ class _Out:
             ],
         )
         ours = True
-        lines = documents.read_lines(self.path)
+        lines = documents.read_lines(self.path, ('prompt', 'index', 'sample'))
         if lines.bad:
             _log.warning('%s: line %d is damaged', self.path, min(lines.bad))
             ours = bool(lines.first)

@@ -8,7 +8,6 @@ TPU VM, on one host, with an experiment of your own:
       --config=experiments/shakespeare_char.py:path=input.txt
 """
 
-import ctypes
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ from typing import NamedTuple
 import ml_collections
 
 from gptjax.configs import cli, errors
-from gptjax.runtime import plots, program, signals
+from gptjax.runtime import plots, program, results, signals, workers
 from gptjax.storage import documents, files
 
 CONFIG = 'experiments/quickstart.py'
@@ -50,7 +49,7 @@ READS = (
 )
 # Short, so that they fit small contexts too.
 _PROMPTS = ('Return a list of', 'The following example', 'This module provides')
-REPORT, RESULTS = 'report.md', 'results.json'
+REPORT, _EVALUATION = 'report.md', 'evaluation.json'
 _PICTURES = ('loss.png', 'comparison.png')
 _SAMPLES = 'report_samples.jsonl'  # apart from those that people generate here later
 _LABELS = {'ngram': 'n-gram', 'lstm': 'LSTM', 'GPT': 'GPT'}
@@ -59,10 +58,10 @@ _OUTPUTS = {
     'prepare_corpus': 'corpus/manifest.json',
     'train_tokenizer': 'tokenizer/recipe.json',
     'prepare_tokens': 'tokens/manifest.json',
-    'train': RESULTS,
-    'evaluate': 'evaluation.json',
+    'train': results.NAME,
+    'evaluate': _EVALUATION,
     'generate': _SAMPLES,
-    'count_ngrams': RESULTS,
+    'count_ngrams': results.NAME,
 }
 # The baselines, each in a folder of its own: variant of the config file -> the program that makes
 # it. A config file that does not know the variant has no baselines.
@@ -160,6 +159,11 @@ def _baseline_flags(
     ]
 
 
+def _stop_with_us() -> None:
+    """Tells the programs of a killed quickstart to stop and save."""
+    workers.signalled_with_parent(signal.SIGTERM)
+
+
 def _run(command: list[str]) -> None:
     """Runs one program; a signal to us is passed on, and its exit code becomes ours."""
     child: subprocess.Popen | None = None
@@ -173,7 +177,7 @@ def _run(command: list[str]) -> None:
 
     with signals.handled(pass_on):
         # A group of its own: Ctrl-C reaches us alone, and is passed on once.
-        child = subprocess.Popen(command, preexec_fn=_die_with_parent, process_group=0)
+        child = subprocess.Popen(command, preexec_fn=_stop_with_us, process_group=0)
         if asked:  # before there was a child; twice is as once
             pass_on()
         code = child.wait()
@@ -187,20 +191,14 @@ def _run(command: list[str]) -> None:
         )
 
 
-def _die_with_parent() -> None:
-    """Tells the programs of a killed quickstart to stop and save, on Linux."""
-    if sys.platform == 'linux':
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
 def _report(args: cli.Args, workdir: pathlib.Path, flags: list[str]) -> None:
     config = args.config
     label = next(label for label, folder in config.data.eval_sets.items() if folder)
     eval_name = f'eval/{label}/bits_per_byte'
     plots.loss_curve(workdir, eval_name, workdir / _PICTURES[0])
-    results = documents.read(workdir / RESULTS, dict, _AGAIN)
-    evaluation = documents.read(workdir / 'evaluation.json', dict, _AGAIN)['sets'][label]
+    found = results.read(workdir)
+    evaluation = documents.read(workdir / _EVALUATION, dict, _AGAIN, ('sets',))
+    evaluation = evaluation['sets'][label]
     python = os.path.relpath(sys.executable)
     generate, evaluate = (
         shlex.join([python, '-m', f'gptjax.{name}', *cli.for_program(flags, name)])
@@ -208,8 +206,8 @@ def _report(args: cli.Args, workdir: pathlib.Path, flags: list[str]) -> None:
     )
     text = f"""# What the quickstart made
 
-A GPT of {results['parameters']:,} parameters, trained on {results['tokens']:,} tokens in
-{results['train_secs']:,.0f} s of training.
+A GPT of {found['parameters']:,} parameters, trained on {found['tokens']:,} tokens in
+{found['train_secs']:,.0f} s of training.
 
 | held-out measure | value |
 |---|---|
@@ -254,13 +252,15 @@ Scored: {evaluation['tokens']:,} tokens, {evaluation['bytes']:,} bytes. {evaluat
 
 def _comparison(workdir: pathlib.Path, eval_name: str) -> str:
     """One table and one picture of the GPT and its baselines; empty where it has none."""
-    folders = {name: workdir / name for name in _BASELINES if (workdir / name / RESULTS).exists()}
+    folders = {
+        name: workdir / name for name in _BASELINES if (workdir / name / results.NAME).exists()
+    }
     if not folders:
         return ''
     folders['GPT'] = workdir
     rows, runs = [], {}
     for name, folder in folders.items():
-        found = documents.read(folder / RESULTS, dict, _AGAIN)
+        found = results.read(folder)
         speed = found['tokens'] / found['train_secs']
         rows.append(
             f'| {_LABELS[name]} | {found["parameters"]:,} | {found["tokens"]:,} | '
@@ -289,7 +289,7 @@ def _samples(workdir: pathlib.Path) -> str:
         path = folder / _SAMPLES
         if not path.exists():
             continue
-        samples = documents.read_lines(path).rows
+        samples = documents.read_lines(path, ('prompt', 'text')).rows
         quoted = (f'> **{s["prompt"]}**{_quoted(s["text"])}' for s in samples)
         shown.append(f'### {_LABELS[name]}\n\n' + '\n\n'.join(quoted))
     return '\n\n'.join(shown)

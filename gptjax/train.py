@@ -142,7 +142,7 @@ def _train(
         source = sources.open(config.init_from)
         params = _initial(source, sections.model, data.train[0], mesh)
         if program.is_first():
-            beside.write(workdir / beside.FOLDER, source.beside)
+            beside.keep(workdir / beside.FOLDER, source.beside)
         return step_lib.init_from(params, optimizer, target, options), source.provenance
 
     def batches(step: int) -> Iterator[loop.Batch]:

@@ -156,7 +156,7 @@ def test_manifests_that_are_gone_are_asked_about(tmp_path):
             checkpoint.latest(tmp_path)
         checkpoint.Checkpoints(tmp_path, 2).close()
         assert sorted((tmp_path / 'checkpoints').iterdir()) == folders
-    (folders[1] / '.unfinished').touch()
+    (folders[1] / '.incomplete').touch()
     checkpoint.Checkpoints(tmp_path, 2).close()
     assert sorted((tmp_path / 'checkpoints').iterdir()) == [folders[0], folders[2]]
 

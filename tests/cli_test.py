@@ -62,7 +62,7 @@ def test_programs_exit_with_their_codes(tmp_path):
     missing = helpers.run_program('train', f'--config={CONFIG}', f'--workdir={tmp_path}')
     assert missing.returncode == 1
     assert 'run python -m gptjax.prepare_tokens first' in missing.stderr
-    assert 'Traceback' not in usage.stderr + missing.stderr
+    helpers.check_no_fault(usage.stderr + missing.stderr)
     shown = helpers.run_program('train', '--help')
     assert shown.returncode == 0
     assert 'TPU VM' in shown.stdout
@@ -324,9 +324,9 @@ def _flat(config, prefix=''):
 
 
 def test_mutated_command_lines_give_no_traceback(tmp_path, corpus_file):
-    assert _try_mutations(range(30), tmp_path, corpus_file) > 5
+    assert _try_mutations(range(15), tmp_path, corpus_file) > 2
 
 
 @pytest.mark.slow
 def test_many_mutated_command_lines_give_no_traceback(tmp_path, corpus_file):
-    assert _try_mutations(range(30, 230), tmp_path, corpus_file) > 50
+    assert _try_mutations(range(15, 230), tmp_path, corpus_file) > 50

@@ -5,7 +5,9 @@ import os
 import pathlib
 
 os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+    os.environ.get('XLA_FLAGS', '')
+    + ' --xla_force_host_platform_device_count=8'
+    + ' --xla_backend_optimization_level=0'  # most of the tests' time is LLVM's, on tiny programs
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'

@@ -2,7 +2,6 @@
 """Corpora, token shards, and the loader's promise about order."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -209,77 +208,6 @@ def test_an_id_beyond_the_vocabulary_is_one_line(tmp_path, corpus_file):
     assert '\n' not in str(caught.value)
     with pytest.raises(errors.InputError, match=said):
         train.main(helpers.args(config, tmp_path / 'run'))
-
-
-@pytest.mark.parametrize('verify', ['changed', 'always', 'never'])
-def test_a_byte_that_was_changed_is_found_when_asked_for(prepared, verify):
-    folder = prepared[1] / 'tokens'
-    tokens.open_set(folder, 'train', verify)
-    shard = folder / 'train-00000.bin'
-    content = bytearray(shard.read_bytes())
-    content[7] ^= 1
-    shard.write_bytes(content)
-    if verify == 'never':
-        tokens.open_set(folder, 'train', verify)
-    else:
-        with pytest.raises(errors.InputError, match='train-00000.bin does not have the bytes'):
-            tokens.open_set(folder, 'train', verify)
-    victim = folder / 'valid-00000.documents.npy'
-    victim.write_bytes(victim.read_bytes()[:-1] + b'\x01')
-    with pytest.raises(errors.InputError, match='documents.npy'):  # held-out ones always
-        tokens.open_set(folder, 'valid', verify)
-
-
-def test_a_shard_that_changes_while_it_is_read(prepared):
-    folder = prepared[1] / 'tokens'
-    token_set = tokens.open_set(folder, 'train')
-    token_set.read(0, 10)
-    shard = folder / 'train-00000.bin'
-    with shard.open('r+b') as f:
-        f.write(b'\0\0\0\0')
-    os.utime(shard, ns=(1, 1))
-    with pytest.raises(errors.InputError, match='was changed while it was read'):
-        token_set.read(0, 10)
-
-
-@pytest.mark.parametrize(
-    ('field', 'value'), [('n_vocab', 0), ('end_of_text', 3), ('dtype', '>u2'), ('format', 2)]
-)
-def test_a_manifest_of_before_is_held_against_its_tokenizer(prepared, field, value):
-    config, workdir = prepared
-    path = workdir / 'tokens' / 'manifest.json'
-    said = documents_lib.read(path, dict, '')
-    path.write_text(json.dumps(said, indent=1))  # without a checksum, as it was once
-    tokens.open_set(path.parent, 'train')
-    path.write_text(json.dumps(said | {field: value}, indent=1))
-    with pytest.raises(errors.InputError, match='manifest.json'):
-        train.main(helpers.args(config, workdir))
-
-
-@pytest.mark.parametrize('name', ['../x', '/etc/passwd', '', '..', 'a/b'])
-def test_names_lead_nowhere_else(prepared, tmp_path, name):
-    import fsspec
-
-    folder = prepared[1] / 'tokens'
-    said = documents_lib.read(folder / 'manifest.json', dict, '')
-    said['splits']['train'][0]['name'] = name
-    documents_lib.write(folder / 'manifest.json', said)
-    with pytest.raises(errors.InputError, match='not in its folder'):
-        tokens.open_set(folder, 'train')
-    remote = fsspec.filesystem('memory')
-    remote.put(str(folder), '/hostile/tokens', recursive=True)
-    with pytest.raises(errors.InputError, match='not in its folder'):
-        tokens.locate('memory://hostile/tokens', tmp_path, 'cache', nothing)
-
-
-def test_links_of_our_names_are_not_followed(tmp_path):
-    (tmp_path / 'outside').write_text('untouched')
-    (tmp_path / 'a.json.partial').symlink_to(tmp_path / 'outside')
-    files.replace(tmp_path / 'a.json', 'x')
-    (tmp_path / 'b.jsonl').symlink_to(tmp_path / 'outside')
-    with pytest.raises(OSError, match='b.jsonl'):
-        files.open_(tmp_path / 'b.jsonl', 'a')
-    assert (tmp_path / 'outside').read_text() == 'untouched'
 
 
 def test_reading_across_shards(tmp_path, corpus_file):

@@ -45,7 +45,7 @@ def ragged(count=9, seed=0):
     return prompts, options
 
 
-@pytest.mark.parametrize('kind', ['', 'lstm', 'ngram'])
+@pytest.mark.parametrize('kind', ['', 'lstm', pytest.param('ngram', marks=pytest.mark.slow)])
 def test_every_request_gets_the_text_it_would_have_alone(kind, tiny):
     decoder, params = helpers.baseline_decoder(kind) if kind else tiny
     server = make(decoder, params)

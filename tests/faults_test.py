@@ -70,7 +70,7 @@ def start(config, workdir, kind, number, report, *flags) -> int:
     command = [sys.executable, '-c', _VICTIM, kind, str(number), str(report)]
     command += [f'--config={config}', f'--workdir={workdir}', *FLAGS, *flags]
     ended = subprocess.run(command, capture_output=True, text=True)
-    assert 'Traceback' not in ended.stderr, ended.stderr
+    helpers.check_no_fault(ended.stderr)
     return ended.returncode
 
 

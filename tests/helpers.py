@@ -169,6 +169,13 @@ def run_program(name: str, *flags: str, **kwargs) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, **kwargs)
 
 
+def check_no_fault(said: str | bytes) -> None:
+    """Asserts that what a program said is neither a traceback nor where one is kept."""
+    text = said.decode() if isinstance(said, bytes) else said
+    assert 'Traceback' not in text, text
+    assert 'a fault of gptjax' not in text, text
+
+
 @contextlib.contextmanager
 def signals_heeded():
     """Processes that begin meanwhile ignore no signal, though nohup or & have tests ignore some."""

@@ -7,6 +7,7 @@ error says that tokens and their like are to be made again, doing so helps.
 """
 
 import collections
+import itertools
 import json
 import os
 import pathlib
@@ -97,26 +98,28 @@ class Workdir:
         self._main(generate.main, *flags, define=generate.define)
         return [row['text'] for row in documents.read_lines(self.path / 'samples.jsonl').rows]
 
-    def exported(self):
+    def exported(self, folder: str = 'exported'):
         """The weights of a published folder that convert wrote."""
-        found = pretrained.load(self.path / 'exported')
+        found = pretrained.load(self.path / folder)
         text = found.tokenizer.encode('the cat')
         return [np.asarray(x).tolist() for x in jax.tree.leaves(found.params)], text
 
-    def export(self):
+    def convert(self, folder: str = 'again'):
+        """Writes a published folder, and what it holds."""
         flags = (f'--config.init_from={self.path}', '--to=huggingface')
-        where = Workdir(self.path / 'exported', self._config, self._data)
+        where = Workdir(self.path / folder, self._config, self._data)
         where._main(convert.main, *flags, define=convert.define)
+        return self.exported(folder)
 
 
 PROGRAMS = {
     'corpus': ['prepare_corpus', 'prepare_tokens', 'train_tokenizer'],
-    'tokenizer': ['train_tokenizer', 'prepare_tokens', 'train', 'evaluate', 'generate'],
+    'tokenizer': ['train_tokenizer', 'prepare_tokens', 'train', 'evaluate', 'generate', 'convert'],
     'tokens': ['prepare_tokens', 'train', 'evaluate'],
-    'checkpoints': ['train', 'evaluate', 'generate', 'suite'],
+    'checkpoints': ['train', 'evaluate', 'generate', 'suite', 'convert'],
     'exported': ['exported'],
     'items': ['suite'],
-    '': ['train', 'evaluate', 'generate', 'suite'],
+    '': ['train', 'evaluate', 'generate', 'suite', 'convert'],
 }
 SAMPLE = int(os.environ.get('SAMPLE', 60))
 PREPARING = ('prepare_corpus', 'train_tokenizer', 'prepare_tokens')
@@ -143,15 +146,15 @@ def whole(tmp_path_factory, corpus_file):
         patch.setattr(program, 'stop_requested', requested)
         with pytest.raises(program.Preempted):
             workdir.train()
-    workdir.export()
+    workdir.convert('exported')
     for name in ('evaluate', 'suite', 'generate'):
         getattr(workdir, name)()
     workdir.keep()
     reference = {}
-    for name in (*PREPARING, 'evaluate', 'suite', 'generate', 'exported', 'train'):
+    for name in (*PREPARING, 'evaluate', 'suite', 'generate', 'exported', 'convert', 'train'):
         workdir.restore()
         reference[name] = getattr(workdir, name)()
-    for name in ('evaluate', 'suite', 'generate'):  # of the checkpoint before the newest
+    for name in ('evaluate', 'suite', 'generate', 'convert'):  # of the checkpoint before the newest
         workdir.restore()
         shutil.rmtree(checkpoint.latest(workdir.path)[0])
         for made in ('items', 'samples.jsonl'):
@@ -236,15 +239,15 @@ def damage(victim: pathlib.Path, how: str, rng: random.Random) -> None:
 
 
 def cases(path: pathlib.Path):
-    """Every file kind x damage x program that reads it, in a seeded order."""
-    every = [
-        (kind, how, name)
-        for kind in kinds(path)
-        for how in DAMAGES
-        for name in PROGRAMS.get(kind[0], ())
-    ]
-    random.Random(0).shuffle(every)
-    return every
+    """Every file kind x damage x program that reads it, seeded, each folder's in turn."""
+    found = collections.defaultdict(list)
+    for kind in kinds(path):
+        for how in DAMAGES:
+            found[kind[0]] += [(kind, how, name) for name in PROGRAMS.get(kind[0], ())]
+    for each in found.values():
+        random.Random(0).shuffle(each)
+    turns = itertools.zip_longest(*found.values())
+    return [case for turn in turns for case in turn if case]
 
 
 def run(whole, case: tuple, seed: int) -> str:

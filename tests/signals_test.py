@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What signals do to a process, by what it has to lose; conversions that were stopped."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from gptjax.configs import errors
+from gptjax.configs import checksum, errors
 from gptjax.models import pretrained, sources
 from gptjax.runtime import program, signals
 from gptjax.storage import unfinished
@@ -132,7 +133,8 @@ def test_an_unfinished_conversion_is_refused_and_begun_again(tmp_path, save):
         program.only_one(folder),
     ):
         pass
-    (folder / '.unfinished').write_text('python -m gptjax.convert --workdir=x')
+    command = ['python', '-m', 'gptjax.convert', '--workdir=x']
+    (folder / '.unfinished').write_text(json.dumps(checksum.sealed({'command': command})))
     with pytest.raises(errors.InputError, match=r'run again: python -m gptjax.convert --workdir=x'):
         sources.open(folder)
     with program.only_one(folder, whole=False):

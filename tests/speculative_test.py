@@ -22,7 +22,7 @@ def decoder_of(seed=0, **overrides):
 
 
 @pytest.mark.parametrize('kind', ['lookup', 'other', 'same'])
-@pytest.mark.parametrize('number', [1, 4])
+@pytest.mark.parametrize('number', [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_greedy_texts_are_equal(kind, number):
     decoder, params = decoder_of()
     proposer = speculative.Lookup(number)
@@ -62,7 +62,7 @@ def test_greedy_texts_are_equal(kind, number):
         assert stats.accepted > 0.8 * (stats.proposed - 3 * number)
 
 
-@pytest.mark.parametrize('kind', ['lookup', 'draft'])
+@pytest.mark.parametrize('kind', [pytest.param('lookup', marks=pytest.mark.slow), 'draft'])
 def test_draws_have_the_same_distribution(kind):
     """Pairs of tokens behind a prompt, against probabilities computed exactly; 8 x 8 cells."""
     decoder, params = decoder_of(n_vocab=8, n_ctx=16)

@@ -80,7 +80,7 @@ def test_closed_streams(folder, tmp_path, case):
     here = {'PYTHONPATH': os.getcwd()}
     found = run(folder, tmp_path / 'run', *flags, shell=f'cd {tmp_path}; {shell}', env=here)
     assert found.returncode == code, found.stderr
-    assert b'Traceback' not in found.stderr
+    helpers.check_no_fault(found.stderr)
     assert b'Exception' not in found.stderr
     lines = (tmp_path / 'run' / 'samples.jsonl').read_text(encoding='utf-8').splitlines()
     assert json.loads(lines[0])['prompt'] == PROMPT

@@ -11,8 +11,9 @@ _SAYS = 'crc32:'
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with its checksum behind it."""
-    return {**content, FIELD: _of(content)}
+    """The content as JSON has it, whose names are texts, with its checksum behind it."""
+    plain = json.loads(json.dumps(content))
+    return {**plain, FIELD: _of(plain)}
 
 
 def opened(found: Any) -> dict[str, Any]:
@@ -24,7 +25,8 @@ def opened(found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f'it is a {type(found).__name__}, not an object')
     content = {name: value for name, value in found.items() if name != FIELD}
-    unsealed = FIELD not in found and not any(str(v).startswith(_SAYS) for v in content.values())
+    texts = [value for value in content.values() if isinstance(value, str)]
+    unsealed = FIELD not in found and not any(text.startswith(_SAYS) for text in texts)
     if not unsealed and found.get(FIELD) != _of(content):
         raise ValueError('it does not have the checksum that was written with it')
     return content

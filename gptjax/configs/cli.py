@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import logging
 import pathlib
 import re
 import types
@@ -26,6 +27,9 @@ _WEIGHTS = re.compile(r'(/best|/checkpoints/\d+)?(/average)?/*$')  # behind a wo
 _OF_COMMAND = ('init_from', 'mesh')  # where a run began, and on what, is nothing to its readers
 T = TypeVar('T')
 _PROGRAMS = pathlib.Path(__file__).parents[1]
+_META, _KEPT = 'meta.json', 'checkpoints/[0-9]*/meta.json'  # where a run's config stands, too
+_NO_CONFIG = (ValueError, TypeError, AttributeError, KeyError, RecursionError, OSError)
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +107,7 @@ def parse(
         rest = values(argv)[1:]
     except SystemExit as e:
         raise errors.UsageError(f'the config file stopped the program: {e}') from e
-    except Exception as e:  # a config file is code: it may raise anything
+    except BaseException as e:  # a config file is code: it may raise anything
         raise errors.UsageError(mistakes.explain(e, argv, values, named, config)) from e
     if rest:
         raise errors.UsageError(f'unexpected argument {rest[0]!r}; flags look like --name=value')
@@ -158,10 +162,9 @@ def _written(path: str, colon: str) -> tuple[types.ModuleType, ml_collections.Co
     """A run's config.json as a config file."""
     errors.require(not colon, f'{path!r} takes no argument: it is a config, not a file of code')
     try:
-        found = checksum.opened(json.loads(pathlib.Path(path).read_text(encoding='utf-8')))
-        config = ml_collections.ConfigDict(upgrade.config(found))
+        config = _config_in(pathlib.Path(path))
         wrong = mistakes.in_tree(config)
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError, OSError) as e:
+    except _NO_CONFIG as e:
         wrong = f'{type(e).__name__}: {e}'
     if wrong:
         raise errors.InputError(
@@ -302,14 +305,34 @@ def _config_of(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def _of_run(argv: list[str]) -> str:
-    """The config.json of the run that a command line names; '' where it names none."""
+    """The config.json of the run that a command line names; '' where it names none.
+
+    Where it is lost or damaged, the newest checkpoint's meta.json, which says the same.
+    """
     given = {_name(flag): flag.partition('=')[2] for flag in _joined(argv[1:])}
     for folder in (given.get('workdir'), given.get('config.init_from')):
-        path = pathlib.Path(_WEIGHTS.sub('', folder or ''), base.OF_RUN)
+        run = pathlib.Path(_WEIGHTS.sub('', folder or ''))
+        path = run / base.OF_RUN
         # A published folder has one of another kind.
-        if folder and path.is_file() and b'"model_type"' not in path.read_bytes():
-            return str(path)
+        if not folder or (path.is_file() and b'"model_type"' in path.read_bytes()):
+            continue
+        kept = sorted(run.glob(_KEPT), reverse=True)
+        for each in (path, *kept):
+            with contextlib.suppress(*_NO_CONFIG):
+                _config_in(each)
+                if each != path:
+                    _log.warning('%s is missing or damaged; %s says the same', path, each)
+                return str(each)
+        if path.is_file():
+            return str(path)  # and why it is none
     return ''
+
+
+def _config_in(path: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config that a run wrote, alone or in the meta of a checkpoint. Raises _NO_CONFIG."""
+    found = checksum.opened(json.loads(path.read_bytes()))
+    found = found['config'] if path.name == _META else found
+    return ml_collections.ConfigDict(upgrade.config(found))
 
 
 def _add_labels(config: ml_collections.ConfigDict, argv: list[str]) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import msgspec
 
 from gptjax.configs import errors
-from gptjax.storage import documents as said
+from gptjax.storage import documents as documents_lib
 from gptjax.storage import files
 
 MANIFEST, BAD = 'manifest.json', 'bad.jsonl'
@@ -106,13 +106,16 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     started = folder / 'source.json'
     shards = _whole_shards(folder)
-    before = _begun_from(folder) if shards else source
+    records = sorted(folder.glob('documents-*.json'))
+    before = _begun_from(folder) if records else source
     if before != source:
         raise errors.InputError(
             f'{folder} was begun from another source ({_difference(before, source)}); remove that '
             'folder or choose another --config.corpus.dir'
         )
-    said.write(started, source)
+    documents_lib.write(started, source)
+    for later in records[len(shards) :]:  # else a stop would leave them behind new ones
+        later.unlink()
     left_out = {'bad': 0, 'empty': 0, 'repeated': 0}
     (folder / BAD).unlink(missing_ok=True)
     with files.open_(folder / BAD, 'x') as bad:
@@ -131,15 +134,15 @@ def write(
             f'the corpus is empty: no text in {source.get("path") or source.get("set")!r}{why}'
         )
     manifest = {'source': source, 'left_out': left_out}
-    said.write(folder / MANIFEST, manifest | {'shards': msgspec.to_builtins(shards)})
+    documents_lib.write(folder / MANIFEST, manifest | {'shards': msgspec.to_builtins(shards)})
     return left_out
 
 
 def _begun_from(folder: pathlib.Path) -> dict[str, Any]:
     """The source of a corpus; its manifest says so, too, where there is one."""
-    with contextlib.suppress(said.Damaged):
-        return said.read(folder / MANIFEST, _Manifest, '').source
-    return said.read(folder / 'source.json', dict, f'remove {folder}, then run this again')
+    with contextlib.suppress(documents_lib.Damaged):
+        return documents_lib.read(folder / MANIFEST, _Manifest, '').source
+    return documents_lib.read(folder / 'source.json', dict, f'remove {folder}, then run this again')
 
 
 def _difference(before: dict, source: dict) -> str:
@@ -164,8 +167,8 @@ def _kept(
                 one = Bad(f'document {number}', f'{why} at character {e.start}')
         if isinstance(one, Bad):
             left_out['bad'] += 1
-            bad.write(json.dumps(dataclasses.asdict(one), ensure_ascii=False) + '\n')
-            bad.flush()
+            line = json.dumps(dataclasses.asdict(one), ensure_ascii=False) + '\n'
+            files.appended(bad, line, pathlib.Path(bad.name))
             if left_out['bad'] > config.max_bad:
                 raise errors.InputError(
                     f'{one.where} {one.why}. More than --config.corpus.max_bad={config.max_bad} '
@@ -186,8 +189,8 @@ def _kept(
 def is_finished(folder: pathlib.Path, source: dict) -> bool:
     """Whether `folder` holds a whole corpus made from `source`."""
     try:
-        found = said.read(folder / MANIFEST, _Manifest, '')
-    except said.Damaged:
+        found = documents_lib.read(folder / MANIFEST, _Manifest, '')
+    except documents_lib.Damaged:
         return False
     before = found.source
     if before != {name: source[name] for name in before if name in source}:  # of its day
@@ -202,7 +205,7 @@ def shards(folder: pathlib.Path) -> list[Shard]:
         raise errors.InputError(
             f'no finished corpus in {folder}; run python -m gptjax.prepare_corpus first'
         )
-    found = said.read(path, _Manifest, _REMEDY).shards
+    found = documents_lib.read(path, _Manifest, _REMEDY).shards
     for shard in found:
         files.plain_name(shard.name, path)
     return found
@@ -216,7 +219,10 @@ def read(folder: pathlib.Path, shard: Shard) -> Iterator[Document]:
         )
     with (folder / shard.name).open('rb') as f:
         for line in f:
-            yield _DECODER.decode(line)
+            try:
+                yield _DECODER.decode(line)
+            except ValueError as e:
+                raise errors.InputError(f'{folder / shard.name} holds no document: {e}') from e
 
 
 def _is_whole(folder: pathlib.Path, shard: Shard) -> bool:
@@ -302,10 +308,10 @@ def _hash(text: str) -> int:
 def _whole_shards(folder: pathlib.Path) -> list[Shard]:
     """The first shards that are whole: what comes after one that is not is written again."""
     found: list[Shard] = []
-    with contextlib.suppress(said.Damaged):
+    with contextlib.suppress(documents_lib.Damaged):
         while True:
             name = f'documents-{len(found):05d}'
-            shard = said.read(folder / f'{name}.json', Shard, '')
+            shard = documents_lib.read(folder / f'{name}.json', Shard, '')
             if shard.name != f'{name}.jsonl' or not _is_whole(folder, shard):
                 break
             found.append(shard)
@@ -321,10 +327,13 @@ def _write_shard(
 ) -> Shard | None:
     path = folder / f'documents-{index:05d}.jsonl'
     count = size = 0
+    digest = hashlib.sha256()  # of what was to be written, whatever the disk holds
     path.unlink(missing_ok=True)
-    with files.open_(path, 'x') as f:
+    with files.naming(path), files.open_(path, 'xb') as f:
         for document in documents:
-            f.write(json.dumps(dataclasses.asdict(document), ensure_ascii=False) + '\n')
+            line = json.dumps(dataclasses.asdict(document), ensure_ascii=False).encode() + b'\n'
+            f.write(line)
+            digest.update(line)
             written = len(document.text.encode())
             progress(written)
             count, size = count + 1, size + written
@@ -335,6 +344,6 @@ def _write_shard(
     if not count:
         path.unlink()
         return None
-    shard = Shard(path.name, count, size, files.remembered_sha256(path))
-    said.write(path.with_suffix('.json'), msgspec.to_builtins(shard))
+    shard = Shard(path.name, count, size, digest.hexdigest())
+    documents_lib.write(path.with_suffix('.json'), msgspec.to_builtins(shard))
     return shard

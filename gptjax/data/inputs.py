@@ -68,10 +68,12 @@ def _kept(own: pathlib.Path, fingerprint: str) -> bool:
     except errors.InputError as e:
         _log.warning('%s is written again: %s', own, e)
         return False
-    if found in ('', fingerprint):
-        return bool(found)
-    if not sums.is_whole(own) and not (own.parent / 'checkpoints').exists():
-        return False  # a copy that was cut short
+    # A copy that was cut short; the runs of the days before there were sums have checkpoints.
+    cut = not sums.is_whole(own) and not (own.parent / 'checkpoints').exists()
+    if found == '' or cut:
+        return False
+    if found == fingerprint:
+        return True
     raise errors.InputError(
         f'{own} holds another tokenizer than that of the tokens; use another --workdir'
     )

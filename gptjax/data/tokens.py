@@ -23,7 +23,7 @@ from jaxtyping import Integer
 from gptjax.configs import errors
 from gptjax.data import documents
 from gptjax.data import token_manifest as manifest_lib
-from gptjax.storage import documents as said
+from gptjax.storage import documents as documents_lib
 from gptjax.storage import files
 from gptjax.text import tokenizer as tokenizer_lib
 
@@ -51,18 +51,18 @@ def is_finished(folder: pathlib.Path, source: dict) -> bool:
     """
     folder.mkdir(parents=True, exist_ok=True)
     begun, manifest = folder / 'source.json', None
-    with contextlib.suppress(said.Damaged):
+    with contextlib.suppress(documents_lib.Damaged):
         manifest = manifest_lib.read(folder)
     before = manifest.source if manifest else source
     if not manifest and any(folder.glob('record-*.json')):
-        before = said.read(begun, dict, f'remove {folder} and run the same command again')
+        before = documents_lib.read(begun, dict, f'remove {folder} and run the same command again')
     differing = [name for name in source if source[name] != before.get(name)]
     if differing:
         raise errors.InputError(
             f'{folder} was begun from another {" and another ".join(differing)}; remove that '
             'folder or choose another --config.tokens.dir'
         )
-    said.write(begun, source)
+    documents_lib.write(begun, source)
     if manifest is None:
         return False
     every = [record for split in SPLITS for record in getattr(manifest.splits, split)]
@@ -90,39 +90,38 @@ def write_shard(
     for split in SPLITS:
         if not lists[split]:
             continue
-        path = folder / f'{split}-{index:05d}.bin'
+        path, *beside = (folder / name for name in _names(split, index))
         flat = np.concatenate(lists[split])
-        files.replace(path, flat.astype(manifest_lib.dtype(tokenizer.n_vocab)).tobytes())
         table = np.array(tables[split], dtype=np.int64)
         _, text_bytes, words = (int(x) for x in table.sum(axis=0))
         more = {}
-        if split == 'valid':
-            beside = path.with_suffix('.documents.npy')
-            files.replace(beside, _npy(table))
-            more = {'table': beside.name, 'table_sha256': files.remembered_sha256(beside)}
+        if beside:
+            more = {'table': beside[0].name, 'table_sha256': _write(beside[0], _npy(table))}
         record[split] = manifest_lib.Record(
             name=path.name,
             tokens=len(flat),
             documents=len(table),
             text_bytes=text_bytes,
             words=words,
-            sha256=files.remembered_sha256(path),
+            sha256=_write(path, flat.astype(manifest_lib.dtype(tokenizer.n_vocab)).tobytes()),
             **more,
         )
-    said.write(_record_path(folder, index), msgspec.to_builtins(manifest_lib.Records(**record)))
+    documents_lib.write(
+        _record_path(folder, index), msgspec.to_builtins(manifest_lib.Records(**record))
+    )
 
 
 def records(folder: pathlib.Path, index: int) -> dict[str, manifest_lib.Record] | None:
     """What write_shard() wrote, by split; None where it did not end, or files are damaged."""
     try:
-        found = said.read(_record_path(folder, index), manifest_lib.Records, '')
-    except said.Damaged:
+        found = documents_lib.read(_record_path(folder, index), manifest_lib.Records, '')
+    except documents_lib.Damaged:
         return None
     by_split = {split: getattr(found, split) for split in SPLITS if getattr(found, split)}
-    named = all(r.name == f'{split}-{index:05d}.bin' for split, r in by_split.items())
     every = list(by_split.values())
-    whole = not any(manifest_lib.damages(folder, every, files.remembered_sha256))
-    return by_split if named and whole else None
+    if not every or any([*r.files()] != _names(split, index) for split, r in by_split.items()):
+        return None
+    return None if any(manifest_lib.damages(folder, every, files.remembered_sha256)) else by_split
 
 
 def write_manifest(
@@ -151,7 +150,7 @@ def write_manifest(
         dtype=manifest_lib.dtype(tokenizer.n_vocab).str,
         splits=manifest_lib.Splits(**splits),
     )
-    said.write(folder / manifest_lib.NAME, msgspec.to_builtins(manifest))
+    documents_lib.write(folder / manifest_lib.NAME, msgspec.to_builtins(manifest))
     return splits
 
 
@@ -197,11 +196,11 @@ class TokenSet:
 
     def check_ids(self, tokenizer: tokenizer_lib.Tokenizer) -> None:
         """Raises InputError where ids are said to be others than the tokenizer's."""
-        said_, known = (self.n_vocab, self.end_of_text), (tokenizer.n_vocab, tokenizer.end_of_text)
-        if said_ != known:
+        said, known = (self.n_vocab, self.end_of_text), (tokenizer.n_vocab, tokenizer.end_of_text)
+        if said != known:
             raise errors.InputError(
-                f'{self.folder / manifest_lib.NAME} says that there are {said_[0]} ids, end of '
-                f'text {said_[1]}, the tokenizer {known[0]} and {known[1]}; '
+                f'{self.folder / manifest_lib.NAME} says that there are {said[0]} ids, end of '
+                f'text {said[1]}, the tokenizer {known[0]} and {known[1]}; '
                 + manifest_lib.remedy(self.folder)
             )
 
@@ -216,8 +215,13 @@ class Shard:
     def __init__(self, folder: pathlib.Path, record: manifest_lib.Record, dtype: np.dtype) -> None:
         self._folder, self._record = folder, record
         self.path = folder / record.name
-        self._opened = self._state()
-        self.tokens = np.memmap(self.path, dtype, mode='r')
+        try:
+            self._seen = self._opened = self._state()
+            self.tokens = np.memmap(self.path, dtype, mode='r')
+        except (OSError, ValueError) as e:
+            raise errors.InputError(
+                f'token shard {self.path} cannot be read ({e}); {manifest_lib.remedy(folder)}'
+            ) from e
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """A copy of tokens; looks before and after, as a file that was cut ends the process."""
@@ -230,7 +234,10 @@ class Shard:
         """Of the documents. Raises InputError where it is not what the record says."""
         path, record = self._folder / self._record.table, self._record
         try:
-            found = np.load(path, allow_pickle=False)
+            with path.open('rb') as f:
+                found = np.lib.format.read_array(f, allow_pickle=False)
+            if found.dtype != np.int64:
+                raise ValueError(f'its numbers are {found.dtype}')
         except (OSError, ValueError, EOFError) as e:
             raise errors.InputError(
                 f'{path} is damaged ({e}); {manifest_lib.remedy(self._folder)}'
@@ -243,16 +250,16 @@ class Shard:
         return found
 
     def _check(self) -> None:
-        if self._state() != self._opened:
+        with contextlib.suppress(FileNotFoundError):  # what is mapped stays
+            self._seen = self._state()
+        if self._seen != self._opened:
             raise errors.InputError(
                 f'{self.path} was changed while it was read; {manifest_lib.remedy(self._folder)}'
             )
 
-    def _state(self) -> tuple[int, int] | None:
-        with contextlib.suppress(FileNotFoundError):  # what is mapped stays
-            found = self.path.stat()
-            self._seen = found.st_size, found.st_mtime_ns
-        return self._seen
+    def _state(self) -> tuple[int, int]:
+        found = self.path.stat()
+        return found.st_size, found.st_mtime_ns
 
 
 def open_set(
@@ -327,7 +334,7 @@ def locate(
         text = remote.cat_file(f'{root}/{manifest_lib.NAME}')
         local = workdir / stage_dir / hashlib.sha256(text).hexdigest()[:16]
         local.mkdir(parents=True, exist_ok=True)
-        manifest = said.parse(text, manifest_lib.Manifest)
+        manifest = documents_lib.parse(text, manifest_lib.Manifest)
         manifest.check_names(name)
         for record in (*manifest.splits.train, *manifest.splits.valid):
             for file, digest in record.files().items():
@@ -335,7 +342,7 @@ def locate(
             progress(record.tokens)
     except errors.InputError:
         raise
-    except (OSError, ImportError, ValueError) as e:
+    except Exception as e:  # of whatever library speaks the protocol
         hint = "; gs:// needs: pip install 'gptjax[tpu]'" if isinstance(e, ImportError) else ''
         raise errors.InputError(f'cannot read token shards at {name}: {e}{hint}') from e
     files.replace(local / manifest_lib.NAME, text)
@@ -348,7 +355,8 @@ def _fetch(remote: Any, root: str, local: pathlib.Path, name: str, sha256: str) 
         return
     partial = target.with_name(name + '.partial')
     partial.unlink(missing_ok=True)
-    remote.get_file(f'{root}/{name}', str(partial))
+    with files.naming(partial):
+        remote.get_file(f'{root}/{name}', str(partial))
     if files.sha256(partial) != sha256:
         raise errors.InputError(
             f'{root}/{name} does not have the hash of its manifest; it is damaged: upload it again'
@@ -359,6 +367,18 @@ def _fetch(remote: Any, root: str, local: pathlib.Path, name: str, sha256: str) 
 
 def _record_path(folder: pathlib.Path, index: int) -> pathlib.Path:
     return folder / f'record-{index:05d}.json'
+
+
+def _names(split: str, index: int) -> list[str]:
+    """The files of a shard: its tokens, and the table of documents that are held out."""
+    name = f'{split}-{index:05d}'
+    return [f'{name}.bin', *([f'{name}.documents.npy'] if split == 'valid' else [])]
+
+
+def _write(path: pathlib.Path, content: bytes) -> str:
+    """Writes a file. Returns the hash of what was to be written, whatever the disk holds."""
+    files.replace(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def _npy(table: np.ndarray) -> bytes:

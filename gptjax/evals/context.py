@@ -33,7 +33,7 @@ def windows(
         raise errors.InputError(
             f'{held_out.folder} holds {len(held_out)} held-out tokens, fewer than n_ctx + 1'
         )
-    starts = np.unique(np.linspace(0, room, count).astype(int))
+    starts = np.unique(np.linspace(0, room, min(count, room + 1)).astype(int))
     read = np.stack([held_out.read(int(start), n_ctx + 1) for start in starts]).astype(np.int32)
     scored = read[:, -1] != held_out.end_of_text
     return read[scored, :-1], read[scored, -1]

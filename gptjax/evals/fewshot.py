@@ -4,6 +4,7 @@
 import dataclasses
 import difflib
 import functools
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -130,7 +131,7 @@ def prompts(
       sets.Absent: the data is not at hand. TooFew: there are fewer than K examples.
     """
     records = read(task, task.split, data_dir, download)
-    items = [item for record in records for item in task.form(record, k)]
+    items = [item for record in records for item in _items(task, record, k)]
     chosen = range(len(items))
     if limit and limit < len(items):
         chosen = sorted(random.Random(0).sample(chosen, limit))
@@ -158,6 +159,24 @@ def read(task: Task, split: str, data_dir: str, download: bool = False) -> list[
         raise sets.Absent(str(e)) from e
 
 
+def _items(task: Task, record: Record, k: int) -> list[Item]:
+    """The items of a record. Raises InputError where its fields make none."""
+    try:
+        found = list(task.form(record, k))
+        for item in found if task.kind == 'choice' else ():
+            choices = range(len(item.contexts or item.answers))
+            if not all(type(place) is int and place in choices for place in item.gold):
+                raise ValueError(f'its answer {item.gold} is none of {len(choices)} choices')
+    except errors.InputError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
+        raise errors.InputError(
+            f'a record of {task.set} is damaged ({type(e).__name__}: {e}): '
+            f'{json.dumps(record, default=str)[:200]}'
+        ) from e
+    return found
+
+
 def _pool(
     task: Task, k: int, items: Sequence[Item], data_dir: str, download: bool
 ) -> tuple[list[Item], str]:
@@ -167,7 +186,7 @@ def _pool(
     if task.shots_from not in ('self', task.split):
         try:
             records = read(task, task.shots_from, data_dir, download)
-            pool = [i for record in records for i in task.form(record, k) if i.gold]
+            pool = [i for record in records for i in _items(task, record, k) if i.gold]
             return pool, f'{k} examples drawn for each item from {task.shots_from}'
         except sets.Absent:
             pass

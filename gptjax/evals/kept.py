@@ -74,5 +74,13 @@ def read(path: pathlib.Path) -> tuple[Row, list[Row]]:
     found = documents.read_lines(path)
     if found.bad:
         _log.warning('%s: line %d is damaged; what follows is scored anew', path, min(found.bad))
-    rows = found.first
-    return (rows[0], rows[1:]) if rows else ({}, [])
+    if not found.first or 'task' not in found.first[0]:
+        return {}, []
+    header, *rows = found.first
+    whole: dict[int, Row] = {}
+    for row in rows:
+        if type(row.get('i')) is not int or row['i'] in whole:
+            _log.warning('%s: the items after %d are of another file', path, len(whole))
+            break
+        whole[row['i']] = row
+    return header, list(whole.values())

@@ -55,7 +55,7 @@ def read(workdir: pathlib.Path) -> list[Row]:
       Damaged: a line is not what was written.
     """
     path = workdir / RESULTS
-    found = documents.read_lines(path)
+    found = documents.read_lines(path, ('task', 'metric', 'value'))
     if found.bad or found.cut:
         said = ', '.join(map(str, found.bad)) or 'the last'
         raise documents.Damaged(

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from gptjax.configs import errors
+from gptjax.storage import files
 
 # Where a count of counts is zero or a discount leaves its range, these are used for that order, as
 # by KenLM's --discount_fallback: for counts of 1, 2, and 3 or more.
@@ -172,7 +173,9 @@ def _reduce(packed: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _write_run(folder: pathlib.Path, number: int, found: tuple) -> pathlib.Path:
     path = folder / f'{number:06d}'
     for array, name in zip(found, ('rows', 'counts'), strict=True):
-        np.save(path.with_suffix(f'.{name}.npy'), array)
+        part = path.with_suffix(f'.{name}.npy')
+        with files.naming(part):
+            np.save(part, array)
     return path
 
 

@@ -160,9 +160,7 @@ def write_arpa(tables: Tables, path: pathlib.Path) -> None:
     <s>, </s> and <unk> are there because the format wants them: no text has them.
     """
     orders = [{n: np.asarray(x) for n, x in table.items()} for table in tables.values()]
-    partial = path.with_name(path.name + '.partial')
-    partial.unlink(missing_ok=True)
-    with files.open_(partial, 'x') as file:
+    with files.replacing(path, 'x') as file:
         sizes = (f'ngram {k}={len(t["token"]) + 3 * (k == 1)}' for k, t in enumerate(orders, 1))
         file.write('\n'.join(['\\data\\', *sizes, '']))
         grams_NxK = np.zeros((1, 0), np.int32)
@@ -180,7 +178,6 @@ def write_arpa(tables: Tables, path: pathlib.Path) -> None:
                 file.write(f'{line}\t{backoff:.7g}\n' if 'log_backoff' in table else f'{line}\n')
             children = np.diff(table['first']) if 'first' in table else children
         file.write('\n\\end\\\n')
-    partial.replace(path)
 
 
 def _columns(size: int, is_context: bool) -> list[tuple]:

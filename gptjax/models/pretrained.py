@@ -117,7 +117,7 @@ def save(
         ours |= {'torch_dtype': config.param_dtype, sources.NOTE: note}
         files.replace(path / sources.CONFIG, _json(beside.config(kept or {}, ours, ends)))
         summed += [p.name for p in tokenizer_lib.files_of(path) if p.parent == path]
-        sums.write(path, [*summed, sources.CONFIG])
+        sums.write(path, {*summed, *beside.summed(found), sources.CONFIG})
 
 
 def _json(said: Mapping[str, Any]) -> bytes:

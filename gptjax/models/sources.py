@@ -8,7 +8,6 @@ GGUF file.
 import contextlib
 import functools
 import hashlib
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -86,7 +85,7 @@ class Published(weights.Source):
 
     @property
     def provenance(self) -> str:
-        return self._said.get(NOTE, '')
+        return str(self._said.get(NOTE, ''))
 
     @functools.cached_property
     def beside(self) -> dict[str, bytes]:
@@ -127,8 +126,7 @@ class Gguf(weights.Source):
 
 def _config(path: pathlib.Path) -> dict[str, Any]:
     with _reading(path / CONFIG):
-        found = json.loads(files.decoded((path / CONFIG).read_bytes()))
-    return found if isinstance(found, dict) else {}
+        return files.json_object(files.content(path / CONFIG), str(path / CONFIG))
 
 
 @contextlib.contextmanager

@@ -118,6 +118,12 @@ def check_finite(params: Any, path: pathlib.Path) -> None:
         )
 
 
+def check_range(array: np.ndarray, dtype: str) -> None:
+    """Raises InputError where numbers would become infinite in a dtype."""
+    if dtype == 'float16' and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+        raise errors.InputError('it has numbers beyond float16; choose another --dtype')
+
+
 def is_finite(array: np.ndarray) -> bool:
     """Whether no number is NaN or infinite: no exponent has every bit set."""
     unsigned = np.dtype(f'u{array.dtype.itemsize}')

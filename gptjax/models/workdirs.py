@@ -31,17 +31,36 @@ class Workdir(weights.Source):
     """The newest whole checkpoint of a workdir, another one, or the average of its weights."""
 
     def __init__(
-        self, path: pathlib.Path, workdir: pathlib.Path, item: str, step: int | None
+        self, path: pathlib.Path, workdir: pathlib.Path, item: str, which: int | str
     ) -> None:
         """Use find().
 
         Args:
           item: of the checkpoint: 'params' or 'average'.
-          step: of the checkpoint; None = the newest.
+          which: the step of the checkpoint, 'newest' or 'best'.
+
+        Raises:
+          InputError: no checkpoint is known as the best one, or the workdir is unfinished.
         """
         super().__init__(path)
         unfinished.refuse(workdir)
-        self._workdir, self._item, self._step = workdir, item, step
+        self._workdir, self._asked, self._which = workdir, item, which
+        self._choose()
+
+    def _choose(self) -> None:
+        """Sets the item and the step, which is None for the newest."""
+        self._item, self._step = self._asked, None
+        if isinstance(self._which, int):
+            self._step = self._which
+        elif self._which == _BEST:
+            best = checkpoint.best(self._workdir)
+            if best is None:
+                raise errors.InputError(
+                    f'{self._workdir} knows no best checkpoint; train with '
+                    '--config.checkpoint.keep_best'
+                )
+            self._item = _AVERAGE if best.is_average else self._asked
+            self._step = best.step
 
     def load(
         self,
@@ -54,9 +73,9 @@ class Workdir(weights.Source):
             try:
                 return self._read(folder, meta, dtype, shardings, progress)
             except Exception:
-                if self._step is not None or checkpoint.is_there(folder):
+                if isinstance(self._which, int) or checkpoint.is_there(folder):
                     raise
-                _log.info('%s was removed by its run; reading the newest again', folder)
+                _log.info('%s was removed by its run; reading the %s again', folder, self._which)
                 del self._checkpoint
 
     def _read(
@@ -84,6 +103,8 @@ class Workdir(weights.Source):
             model = dataclasses.replace(model, config=weights.with_dtype(model.config, dtype))
         if dtype:
             params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
+            if dtype == 'float16':
+                weights.check_finite(params, self.path)  # not all numbers are numbers there
         progress(sum(x.size for x in jax.tree.leaves(params)))
         _log.info('read step %d of %s', meta['step'], self.path)
         return weights.Pretrained(model, params, self._tokenizer(meta))
@@ -137,10 +158,17 @@ class Workdir(weights.Source):
     @functools.cached_property
     def _checkpoint(self) -> tuple[pathlib.Path, dict[str, Any]]:
         while True:
-            if self._step is not None:
-                found = checkpoint.at_step(self._workdir, self._step)
-            else:
-                found = checkpoint.latest(self._workdir, put_aside=False)
+            self._choose()
+            try:
+                if self._step is not None:
+                    found = checkpoint.at_step(self._workdir, self._step)
+                else:
+                    found = checkpoint.latest(self._workdir, put_aside=False)
+            except errors.InputError:
+                best = checkpoint.best(self._workdir) if self._which == _BEST else None
+                if best is None or best.step == self._step:
+                    raise
+                continue  # there is a better one since
             if found is None:
                 raise errors.InputError(
                     f'no whole checkpoint in {self._workdir}; train on, or name another workdir'
@@ -200,18 +228,12 @@ def find(path: pathlib.Path) -> Workdir | None:
     """
     item, below = ('average', path.parent) if path.name == _AVERAGE else ('params', path)
     if (below / checkpoint.FOLDER).is_dir():
-        return Workdir(path, below, item, None)
-    if below.parent.name == checkpoint.FOLDER and below.name.isdigit():
+        return Workdir(path, below, item, 'newest')
+    if below.parent.name == checkpoint.FOLDER and below.name.isdecimal():
         return Workdir(path, below.parent.parent, item, int(below.name))
     if below.name != _BEST or not (below.parent / checkpoint.FOLDER).is_dir():
         return None
-    best = checkpoint.best(below.parent)
-    if best is None:
-        raise errors.InputError(
-            f'{below.parent} knows no best checkpoint; train with --config.checkpoint.keep_best'
-        )
-    of_average = best.is_average
-    return Workdir(path, below.parent, _AVERAGE if of_average else item, best.step)
+    return Workdir(path, below.parent, item, _BEST)
 
 
 def save(
@@ -244,7 +266,7 @@ def save(
         if tokenizer is not None:
             tokenizer_lib.save(tokenizer, path / TOKENIZER)
             fingerprint = tokenizer_lib.fingerprint(tokenizer)
-        beside.write(path / beside.FOLDER, kept or {})
+        beside.keep(path / beside.FOLDER, kept or {})
         meta = meta_lib.of(config, heads.name_of(model), fingerprint, note)
         checkpoints = checkpoint.Checkpoints(path, keep=2)
         try:

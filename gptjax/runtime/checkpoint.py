@@ -3,8 +3,8 @@
 
 CHECKPOINTS/<step>/ holds state/ with params/, rest/, average/ (orbax), meta.json (config, data
 position, clock, shapes) and, written last, manifest.json with a sha256 for every file: orbax
-restores a flipped bit in silence, so ours are verified before anything is read. One without a
-manifest is unfinished. What a checkpoint scored is added to it as scores.json.
+restores a flipped bit in silence, so ours are verified before anything is read. What a checkpoint
+scored is added to it as scores.json.
 """
 
 import concurrent.futures
@@ -190,15 +190,13 @@ class Checkpoints:
         whole = listing.finished(self._folder)
         best_ = scores_lib.best(whole, self._rule) if self._rule else None
         for old in whole[: -self._keep]:
-            if int(old.name) not in self._keep_steps and old != best_:
+            wanted = int(old.name) in self._keep_steps or old == best_
+            if not wanted and (self._rule is None or scores_lib.is_readable(old)):
                 listing.remove(old)
 
     def _failed(self, target: pathlib.Path, error: Exception) -> SaveError:
-        first = jax.process_index() == 0
-        if first and target not in listing.finished(
-            self._folder
-        ):  # a whole one was there before us
-            shutil.rmtree(target, ignore_errors=True)  # orbax may write on: __init__ clears that
+        if jax.process_index() == 0:
+            listing.drop(target)  # orbax may write on: __init__ clears that
         whole = listing.finished(self._folder)
         kept = f'the checkpoint of step {int(whole[-1].name)} is whole' if whole else 'none is kept'
         if getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error):
@@ -225,8 +223,7 @@ def latest(
     Raises:
       InputError: there are checkpoints, and all of them are damaged; none is put aside then.
     """
-    if put_aside:
-        listing.check(workdir)
+    (listing.check if put_aside else listing.warn)(workdir)
     folder = listing.of(workdir)
     steps = [int(p.name) for p in listing.candidates(folder) if int(p.name) <= until_step]
     number, damaged = program.first_says(len(steps)), []
@@ -238,7 +235,7 @@ def latest(
             for one, why in damaged:
                 _log.warning('checkpoint %s is damaged (%s)%s', one, why, _aside(one, put_aside))
             return checkpoint, meta
-        if not program.agreed(checkpoint.exists())[0]:
+        if program.agreed(listing.is_removed(checkpoint))[0]:
             return latest(workdir, put_aside, until_step)
         damaged.append((checkpoint, damage or 'says another host'))
     if number:

@@ -2,19 +2,20 @@
 """The checkpoints of a run as folders: which are finished, which were cut short, which are odd.
 
 A save begins with the file UNFINISHED in its folder and ends with the manifest; a removal begins
-with UNFINISHED, too. So a folder with neither was whole once: it is put aside, never removed.
+with UNFINISHED, too, which goes last. So a folder with neither was whole once: it is put aside,
+never removed.
 """
 
+import contextlib
 import logging
 import pathlib
 import shutil
 
 from gptjax.configs import errors
 from gptjax.runtime import manifest
-from gptjax.storage import unfinished
 
 FOLDER = 'checkpoints'
-UNFINISHED = unfinished.MARK
+UNFINISHED = '.incomplete'
 _STATE = 'state'
 _log = logging.getLogger(__name__)
 
@@ -41,15 +42,18 @@ def candidates(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def clear(folder: pathlib.Path) -> None:
     """Removes what a crash has cut short."""
-    for checkpoint in filter(_was_cut_short, _numbered(folder)):
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    for checkpoint in _numbered(folder):
+        if _was_cut_short(checkpoint):
+            _delete(checkpoint)
+        else:
+            (checkpoint / UNFINISHED).unlink(missing_ok=True)  # of a save that was all but ended
 
 
 def begin(checkpoint: pathlib.Path) -> None:
     """Makes the folder of a save, empty. What might have been whole there is put aside."""
     if checkpoint in candidates(checkpoint.parent):
         put_aside(checkpoint)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    _delete(checkpoint)
     checkpoint.mkdir(parents=True)
     (checkpoint / UNFINISHED).touch()
 
@@ -60,12 +64,22 @@ def finish(checkpoint: pathlib.Path) -> None:
     (checkpoint / UNFINISHED).unlink(missing_ok=True)
 
 
+def drop(checkpoint: pathlib.Path) -> None:
+    """Removes what a save that failed has begun, and nothing else."""
+    if (checkpoint / UNFINISHED).exists() and checkpoint not in finished(checkpoint.parent):
+        with contextlib.suppress(OSError):
+            _delete(checkpoint)
+
+
 def remove(checkpoint: pathlib.Path) -> None:
-    """Removes a checkpoint; half removed it is an unfinished one."""
+    """Removes a checkpoint; half removed it is an unfinished one. Of a link, the link alone."""
     try:
+        if checkpoint.is_symlink():
+            checkpoint.unlink()
+            return
         (checkpoint / UNFINISHED).touch()
         (checkpoint / manifest.NAME).unlink(missing_ok=True)
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        _delete(checkpoint)
     except OSError as e:
         _log.warning('could not remove the old checkpoint %s: %s', checkpoint, e)
 
@@ -84,13 +98,50 @@ def check(workdir: str | pathlib.Path) -> None:
     if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
         raise errors.InputError(f'{folder} is no folder; move it away')
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.isdigit() and (not path.is_dir() or not _is_step(path.name)):
-            what = 'is no name of a checkpoint of ours' if path.is_dir() else 'is no folder'
-            raise errors.InputError(f'{path} {what}; move it away')
+        if path.name.isdigit() and (odd := _odd(path)):
+            raise errors.InputError(f'{path} {odd}; move it away')
+
+
+def warn(workdir: str | pathlib.Path) -> None:
+    """Says the same, for readers: what is whole beside it is read."""
+    try:
+        check(workdir)
+    except errors.InputError as e:
+        _log.warning('%s', e)
+
+
+def _odd(path: pathlib.Path) -> str:
+    """Why something is none of our checkpoints; '' = it may be one."""
+    if not path.is_dir():
+        return 'is no folder'
+    return '' if _is_step(path.name) else 'is no name of a checkpoint of ours'
+
+
+def _delete(checkpoint: pathlib.Path) -> None:
+    """UNFINISHED last: what is half removed has it."""
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+    if not checkpoint.is_dir():
+        return
+    for path in checkpoint.iterdir():
+        if path.name == UNFINISHED:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+    (checkpoint / UNFINISHED).unlink(missing_ok=True)
+    checkpoint.rmdir()
+
+
+def is_removed(checkpoint: pathlib.Path) -> bool:
+    """Whether a checkpoint that was whole is gone, or half gone."""
+    half = (checkpoint / UNFINISHED).exists() and not (checkpoint / manifest.NAME).exists()
+    return half or not checkpoint.exists()
 
 
 def _numbered(folder: pathlib.Path) -> list[pathlib.Path]:
-    found = (p for p in folder.glob('[0-9]*') if _is_step(p.name) and p.is_dir())
+    found = (p for p in folder.glob('[0-9]*') if p.name.isdigit() and not _odd(p))
     return sorted(found, key=lambda p: int(p.name))
 
 

@@ -3,17 +3,15 @@
 
 import concurrent.futures
 import hashlib
-import json
 import pathlib
 from typing import Any
 
 import jax
 
-from gptjax.runtime import meta, scores
+from gptjax.runtime import meta
 from gptjax.storage import documents, files, retry
 
 NAME = 'manifest.json'
-_BESIDE = (NAME, scores.NAME)  # not covered by it
 
 
 def write(checkpoint: pathlib.Path) -> None:
@@ -48,7 +46,7 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
     content = (checkpoint / meta.NAME).read_bytes()
     if hashlib.sha256(content).hexdigest() != _read(checkpoint).get(meta.NAME):
         raise ValueError(f'{meta.NAME} does not have the bytes that were saved')
-    return json.loads(content)
+    return documents.parse(content, dict, ('step',))
 
 
 def _read(checkpoint: pathlib.Path) -> dict[str, str]:

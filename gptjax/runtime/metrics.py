@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,10 +45,15 @@ class Writer:
         self._row: dict[str, float] = {}
         self._waiting: list[dict[str, float]] = []
         self._path = workdir / FILE
+        if self._path.is_dir():
+            aside = self._path.with_name(f'{FILE}.{time.time_ns()}')
+            self._path.rename(aside)
+            _log.warning('%s is a folder: put aside as %s', self._path, aside.name)
         rows, bad = _read(self._path)
         if bad:
             aside = self._path.with_name(f'{FILE}.bad')
-            files.replace(aside, ''.join(f'{line}\n' for line in bad.values()))
+            with files.open_(aside, 'a') as f:
+                files.appended(f, ''.join(f'{line}\n' for line in bad.values()), aside)
             _log.warning('%s: damaged lines are set aside in %s', self._path, aside.name)
         kept = [row for row in rows if row['step'] <= start_step]
         lines = [documents.line(row).encode() for row in kept]
@@ -90,7 +96,9 @@ class Writer:
         lines = [documents.line(row).encode() for row in self._waiting]
         data = b''.join(lines)
         try:
-            with files.open_(self._path, 'r+b', buffering=0) as f:
+            begun = 'r+b' if self._path.exists() else 'xb'
+            with files.open_(self._path, begun, buffering=0) as f:
+                self._size = min(self._size, f.seek(0, os.SEEK_END))
                 f.seek(self._size)
                 if f.write(data) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -139,7 +147,10 @@ class _Board:
                 self._writer.close()
 
     def _has_room(self) -> bool:
-        return shutil.disk_usage(self._folder).free > _BOARD_BYTES
+        try:
+            return shutil.disk_usage(self._folder).free > _BOARD_BYTES
+        except OSError:  # it was taken away
+            return False
 
 
 def _wandb(project: str, workdir: pathlib.Path) -> Any:
@@ -183,12 +194,14 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _read(path: pathlib.Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """Rows of steps and numbers, and by number what is none."""
-    found = documents.read_lines(path)
-    rows, bad = [], dict(found.bad)
+    """Rows of rising steps and numbers, and by number what is none."""
+    found = documents.read_lines(path, ('step',))
+    rows, bad, last = [], dict(found.bad), -1
     for number, row in found.numbered.items():
-        if type(row.get('step')) is int and all(type(x) in (int, float) for x in row.values()):
+        numbers = all(type(x) in (int, float) for x in row.values())
+        if type(row['step']) is int and row['step'] > last and numbers:
             rows.append(row)
+            last = row['step']
         else:
             bad[number] = json.dumps(row)
     return rows, dict(sorted(bad.items()))

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The few pictures that programs draw."""
 
+import io
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gptjax.runtime import metrics
+from gptjax.storage import files
 
 # Colour-blind safe (Okabe and Ito 2008).
 _BLUE, _ORANGE = '#0072B2', '#D55E00'
@@ -41,8 +43,7 @@ def loss_curve(workdir: pathlib.Path, eval_name: str, path: pathlib.Path) -> Non
         other = axis.twinx()
         other.plot(*zip(*held_out, strict=True), color=_ORANGE, marker='o', markersize=3)
         other.set_ylabel('held-out bits per byte', color=_ORANGE)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def comparison(runs: Mapping[str, Run], eval_name: str, path: pathlib.Path) -> None:
@@ -78,8 +79,7 @@ def comparison(runs: Mapping[str, Run], eval_name: str, path: pathlib.Path) -> N
     right.set(xlabel='training tokens/s', xscale='log')
     right.set_xlim(right=max(speeds) * 6)
     right.invert_yaxis()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def forgetting(runs: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> None:
@@ -107,8 +107,7 @@ def forgetting(runs: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> Non
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def lines(
@@ -151,8 +150,14 @@ def lines(
         axis.set_xscale(scale)
     axis.grid(alpha=0.3)
     figure.legend(loc='outside right upper', fontsize='small')
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], dpi=130)
+    files.replace(path, drawn.getvalue())
+    _pyplot().close(figure)
 
 
 def _pyplot() -> Any:

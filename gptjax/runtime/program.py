@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How every program starts and ends: flags, JAX set-up, signals, exit codes.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped with everything saved, 141 standard output
-closed by its reader.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped (the same command goes on; what a second
+signal has lost is said), 141 standard output closed by its reader.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
@@ -132,13 +133,25 @@ def _exit_code(work: Callable[[], None]) -> int:
             streams.silence()
         streams.say(f'error: {e}')
         return FAILED
-    except (MemoryError, RuntimeError) as e:
-        if not isinstance(e, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(e):
-            raise
-        streams.say(f'error: out of memory: {str(e)[:200]}; lower batches, texts or sizes')
-        return FAILED
     except Preempted as e:
         return _stopped(e.said)
+    except Exception as e:
+        if isinstance(e, MemoryError) or 'RESOURCE_EXHAUSTED' in str(e):
+            streams.say(f'error: out of memory: {str(e)[:200]}; lower batches, texts or sizes')
+        else:
+            streams.say(f'error: {type(e).__name__}: {e}; {_traced(e)}')
+        return FAILED
+
+
+def _traced(error: Exception) -> str:
+    """Keeps the traceback of what no message was written for, and says where."""
+    path = files.cache_dir() / 'faults' / f'{time.strftime("%Y%m%d-%H%M%S")}-{os.getpid()}.txt'
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.replace(path, ''.join(traceback.format_exception(error)))
+        return f'this is a fault of gptjax, or of a file that it did not expect: see {path}'
+    except OSError:
+        return 'this is a fault of gptjax, or of a file that it did not expect'
 
 
 def _stopped(said: bool) -> int:
@@ -233,8 +246,9 @@ def _forget_newest() -> None:
     newest = time.time() - 2.0
     with os.scandir(_compiled()) as found:
         for entry in found:
-            if entry.stat().st_mtime > newest:
-                os.unlink(entry.path)
+            with contextlib.suppress(OSError):  # of a folder, or removed since
+                if entry.stat().st_mtime > newest:
+                    os.unlink(entry.path)
 
 
 def keep_memory() -> None:
@@ -350,8 +364,8 @@ def only_one(workdir: pathlib.Path, whole: bool = True) -> Iterator[None]:
                 time.sleep(0.2)
         f.truncate(0)
         name = pathlib.Path(sys.argv[0]).stem
-        f.write(f'process {os.getpid()} on {os.uname().nodename} ({name})')
-        f.flush()
+        holder = f'process {os.getpid()} on {os.uname().nodename} ({name})'
+        files.appended(f, holder, workdir / unfinished.LOCK)
         yield
 
 

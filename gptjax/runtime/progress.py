@@ -101,7 +101,11 @@ class Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         record = copy.copy(record)
-        record.msg, record.args = streams.one_line(record.getMessage()), None
+        said = record.getMessage()
+        if record.exc_info and record.exc_info[1]:  # a library's traceback: its last line
+            said += f': {type(record.exc_info[1]).__name__}: {record.exc_info[1]}'
+        record.msg, record.args = streams.one_line(said), None
+        record.exc_info = record.exc_text = record.stack_info = None
         try:
             tqdm.tqdm.write(self.format(record), file=sys.stderr)
         except BrokenPipeError:

@@ -40,6 +40,11 @@ def write(checkpoint: pathlib.Path, scores: Mapping[str, float]) -> None:
             _log.warning('the scores of %s could not be kept: %s', checkpoint, e)
 
 
+def is_readable(checkpoint: pathlib.Path) -> bool:
+    """Whether nothing is said of a checkpoint, or what is said can be read."""
+    return not (checkpoint / NAME).exists() or bool(read(checkpoint))
+
+
 def read(checkpoint: pathlib.Path) -> dict[str, float]:
     """What a checkpoint scored; empty where that is unknown."""
     path = checkpoint / NAME

@@ -47,15 +47,23 @@ def install() -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    for number in _NUMBERS:
-        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _nothing)
     if _State.write_end < 0:
+        fill_closed()
         read_end, _State.write_end = os.pipe()
         os.set_blocking(_State.write_end, False)
         atexit.register(_leave_at_last)  # the first that is registered is called last
         threading.Thread(target=_listen, args=(read_end,), name='signals', daemon=True).start()
     signal.set_wakeup_fd(_State.write_end, warn_on_full_buffer=False)
+    for number in _NUMBERS:  # last: one that came before somebody listens would be lost
+        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _nothing)
+
+
+def fill_closed() -> None:
+    """Puts os.devnull where standard streams were closed, so that no file takes their place."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
 
 
 def stop_requested() -> bool:
@@ -161,8 +169,8 @@ def _nothing(number: int, frame: object) -> None:
 
 
 def _listen(read_end: int) -> None:
-    while True:
-        for number in os.read(read_end, 64):
+    while numbers := os.read(read_end, 64):
+        for number in numbers:
             if number in _NUMBERS:
                 _hear(signal.Signals(number).name)
             elif number == _LAST:

@@ -6,6 +6,8 @@ import os
 import select
 import sys
 
+from gptjax.runtime import signals
+
 
 def set_up() -> None:
     """Makes standard streams, arguments and paths ready for any text.
@@ -18,9 +20,7 @@ def set_up() -> None:
         terminal = sys.stdout.encoding if sys.stdout and sys.stdout.isatty() else 'utf-8'
         encoding = {'PYTHONIOENCODING': f'{terminal}:backslashreplace', 'PYTHONUTF8': '1'}
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **encoding})
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(number)
+    signals.fill_closed()
     for name in ('stdin', 'stdout', 'stderr'):
         stream = getattr(sys, name)
         if stream is None:
@@ -42,10 +42,10 @@ def is_read() -> bool:
     return False
 
 
-def has_reader(number: int = 1) -> bool:
-    """Whether a standard stream, where it is a pipe, has a reader."""
+def has_reader() -> bool:
+    """Whether standard output, where it is a pipe, has a reader."""
     output = select.poll()
-    output.register(number, 0)
+    output.register(1, 0)
     return not any(event & select.POLLERR for _, event in output.poll(0))
 
 

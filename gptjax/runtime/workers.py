@@ -110,15 +110,22 @@ def _work(work: Callable, place: connection.Connection, parent: int) -> None:
             return
         try:
             found = work(job)
-        except Exception as e:
+        except OSError as e:
             found = e
+        except Exception as e:
+            # Of our own class: others may be impossible to send, or to read there.
+            found = errors.InputError(str(e) if isinstance(e, errors.InputError) else repr(e))
         place.send(found)
 
 
 def _die_with(parent: int) -> None:
-    """Ends this process with its parent, on Linux."""
+    signalled_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def signalled_with_parent(number: signal.Signals) -> None:
+    """Sends this process a signal when its parent ends, on Linux."""
     if sys.platform == 'linux':
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)

@@ -8,7 +8,7 @@ What was written before there were checksums has none: it is taken where it has 
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -26,31 +26,24 @@ def write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     files.replace(path, text(content))
 
 
-def is_whole(path: pathlib.Path) -> bool:
-    """Whether a document is there as it was written."""
-    try:
-        return bool(read(path, dict, ''))
-    except Damaged:
-        return False
-
-
 def text(content: Mapping[str, Any], indent: int | None = 1) -> str:
     """A document as it stands in its file."""
     return json.dumps(checksum.sealed(content), indent=indent) + '\n'
 
 
-def read(path: pathlib.Path, form: Any, remedy: str) -> Any:
+def read(path: pathlib.Path, form: Any, remedy: str, needs: Collection[str] = ()) -> Any:
     """The document in a file.
 
     Args:
       form: dict, or what msgspec can convert to: a Struct with the fields that it must have.
       remedy: what to do where it is damaged, as 'remove it and run python -m gptjax.X again'.
+      needs: fields without which a dict is another document.
 
     Raises:
       Damaged: it is not there, cut, changed, or not of that form; the message names the file.
     """
     try:
-        return parse(path.read_bytes(), form)
+        return parse(path.read_bytes(), form, needs)
     except FileNotFoundError as e:
         raise Damaged(f'{path} is missing; {remedy}') from e
     except OSError as e:
@@ -59,15 +52,15 @@ def read(path: pathlib.Path, form: Any, remedy: str) -> Any:
         raise Damaged(f'{path} is damaged ({e}); {remedy}') from e
 
 
-def parse(content: bytes, form: Any) -> Any:
-    """The document that is a text. Raises ValueError where it is damaged."""
+def parse(content: bytes, form: Any, needs: Collection[str] = ()) -> Any:
+    """The document that is a text; arguments as read(). Raises ValueError where it is damaged."""
     try:
-        found = json.loads(content)
+        found = checksum.opened(json.loads(content))
+        if lacking := [name for name in needs if name not in found]:
+            raise ValueError(f'it has no {lacking[0]!r}')
+        return found if form is dict else msgspec.convert(found, form)
     except RecursionError as e:
         raise ValueError('it is nested too deeply') from e
-    found = checksum.opened(found)
-    try:
-        return found if form is dict else msgspec.convert(found, form)
     except msgspec.ValidationError as e:
         raise ValueError(str(e)) from e
 
@@ -101,10 +94,13 @@ def lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return ''.join(map(line, rows))
 
 
-def read_lines(path: pathlib.Path) -> Lines:
+def read_lines(path: pathlib.Path, needs: Collection[str] = ()) -> Lines:
     """The rows of a file; none where there is no file.
 
     A line without a checksum is bad where another one has one.
+
+    Args:
+      needs: fields without which a line is bad.
 
     Raises:
       OSError: it cannot be read.
@@ -119,7 +115,7 @@ def read_lines(path: pathlib.Path) -> Lines:
         if not each.strip():
             continue
         try:
-            found[number] = parse(each, dict)
+            found[number] = parse(each, dict, needs)
             if _CHECKSUM not in each:
                 plain[number] = each
         except ValueError:

@@ -9,10 +9,11 @@ import hashlib
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
-from gptjax.configs import errors
+from gptjax.configs import checksum, errors
 
 _MARKS = {  # how texts of these encodings begin, the longer ones first
     b'\xff\xfe\x00\x00': 'utf-32',
@@ -48,20 +49,46 @@ def json_object(content: bytes, name: str) -> dict[str, Any]:
     return found
 
 
+def content(path: pathlib.Path, most: int = 2**27) -> bytes:
+    """The bytes of a vocabulary, a config or the like, which somebody else made.
+
+    Raises:
+      InputError: there are more than any of its kind has.
+    """
+    with path.open('rb') as file:
+        found = file.read(most + 1)
+    if len(found) > most:
+        raise errors.InputError(f'{path} has more bytes than any of its kind: {most:,}')
+    return found
+
+
 def replace(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a file so that, whatever happens, its old or its new content is there.
 
     Raises:
-      OSError: it cannot be written; it names the file.
+      OSError: it cannot be written; it names the file. InputError: a folder stands there.
     """
-    partial = path.with_name(path.name + '.partial')
-    with _naming(path):
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path, mode: str = 'xb') -> Iterator[IO]:
+    """A file to write, which takes its place when the block ends; errors as of replace()."""
+    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+    with naming(path):
         partial.unlink(missing_ok=True)  # a link is not followed
-        with open_(partial, 'xb') as f:
-            f.write(content.encode() if isinstance(content, str) else content)
-            f.flush()
-            os.fsync(f.fileno())
-        partial.replace(path)
+        try:
+            with open_(partial, mode) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except IsADirectoryError as e:
+            raise errors.InputError(f'{path} is a folder; move it away') from e
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)  # of what failed
 
 
 def open_(path: pathlib.Path, mode: str, **how: Any) -> IO:
@@ -75,13 +102,13 @@ def open_(path: pathlib.Path, mode: str, **how: Any) -> IO:
         return os.open(name, flags | os.O_NOFOLLOW, 0o666)
 
     encoding = {} if 'b' in mode else {'encoding': 'utf-8'}
-    with _naming(path):
+    with naming(path):
         return open(path, mode, opener=opener, **encoding, **how)
 
 
 def appended(file: IO, text: str, path: pathlib.Path) -> None:
     """Adds to an open file and flushes it. Raises OSError that names the file."""
-    with _naming(path):
+    with naming(path):
         file.write(text)
         file.flush()
 
@@ -127,8 +154,13 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def cache_dir() -> pathlib.Path:
-    """The user's cache folder: what may be lost is kept there."""
-    home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    """The user's cache folder: what may be lost is kept there; of a user without one, in TMPDIR."""
+    home = os.environ.get('XDG_CACHE_HOME')
+    if not home:
+        try:
+            home = pathlib.Path.home() / '.cache'
+        except RuntimeError:
+            home = pathlib.Path(tempfile.gettempdir()) / f'cache-{os.getuid()}'
     return pathlib.Path(home) / 'gptjax'
 
 
@@ -139,21 +171,14 @@ def remembered_sha256(path: pathlib.Path) -> str:
     """
     before = _state(path)
     note = _note(path)
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        kept = json.loads(note.read_text(encoding='utf-8'))
+    with contextlib.suppress(OSError, ValueError, KeyError, RecursionError):
+        kept = checksum.opened(json.loads(note.read_bytes()))
         if kept['state'] == before:
-            return str(kept['sha256'])
+            return kept['sha256']
     digest = sha256(path)
     if _state(path) == before:
         remember_sha256(path, digest)
     return digest
-
-
-def is_remembered(path: pathlib.Path) -> bool:
-    """Whether remembered_sha256() need not read the file."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        return json.loads(_note(path).read_text(encoding='utf-8'))['state'] == _state(path)
-    return False
 
 
 def remember_sha256(path: pathlib.Path, digest: str) -> None:
@@ -162,7 +187,7 @@ def remember_sha256(path: pathlib.Path, digest: str) -> None:
         note = _note(path)
         note.parent.mkdir(parents=True, exist_ok=True)
         said = {'path': str(path), 'state': _state(path), 'sha256': digest}
-        replace(note, json.dumps(said))
+        replace(note, json.dumps(checksum.sealed(said)))
 
 
 def _state(path: pathlib.Path) -> list[int]:
@@ -176,7 +201,7 @@ def _note(path: pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _naming(path: pathlib.Path) -> Iterator[None]:
+def naming(path: pathlib.Path) -> Iterator[None]:
     """Errors of the system say which file: that of a full disk does not."""
     try:
         yield

@@ -40,7 +40,7 @@ def check(
         digest, _, name = line.partition('  ')
         if not concerns(name):
             continue
-        path = folder / files.plain_name(name, folder / NAME)
+        path = folder.joinpath(*(files.plain_name(n, folder / NAME) for n in name.split('/')))
         if not path.is_file():
             raise errors.InputError(f'{path} is missing, which {NAME} lists; {remedy}')
         if files.remembered_sha256(path) != digest:

@@ -5,6 +5,7 @@ A folder with the mark is unfinished: readers refuse it, and its writer, run aga
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import shlex
@@ -12,10 +13,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 
-from gptjax.configs import errors
+from gptjax.configs import checksum, errors
 from gptjax.storage import files
 
 MARK, LOCK = '.unfinished', '.lock'  # the latter is program.only_one()'s
+_LONGEST = 2**16  # bytes of a mark that are read
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -34,8 +36,8 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
     """
     check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with files.open_(folder / MARK, 'w') as f:
-        f.write(_command())
+    with files.naming(folder / MARK), files.open_(folder / MARK, 'w') as f:
+        f.write(json.dumps(checksum.sealed({'command': _command()})))
     for path in _held(folder):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -56,8 +58,12 @@ def is_unfinished(folder: pathlib.Path) -> bool:
 def refuse(folder: pathlib.Path) -> None:
     """Raises InputError where a folder is unfinished, with the command that finishes it."""
     if is_unfinished(folder):
-        command = (folder / MARK).read_text(encoding='utf-8', errors='replace')
-        again = f'run again: {command}' if command else 'write it again'
+        again = 'write it again'
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            with (folder / MARK).open('rb') as f:
+                command = checksum.opened(json.loads(f.read(_LONGEST))).get('command')
+            if isinstance(command, list) and str(command[2:3]).startswith("['gptjax."):
+                again = f'run again: {shlex.join(map(str, command))}'
         raise errors.InputError(f'{folder} is an unfinished conversion; {again}')
 
 
@@ -65,12 +71,12 @@ def _held(folder: pathlib.Path) -> list[pathlib.Path]:
     return [path for path in folder.iterdir() if path.name not in (MARK, LOCK)]
 
 
-def _command() -> str:
-    """The command line of this process, where it is one of our programs; else ''."""
+def _command() -> list[str]:
+    """The command line of this process, where it is one of our programs; else empty."""
     program = pathlib.Path(sys.argv[0])
     if program.resolve().parent != _PACKAGE:
-        return ''
-    return ' '.join(shlex.join(['python', '-m', f'gptjax.{program.stem}', *sys.argv[1:]]).split())
+        return []
+    return ['python', '-m', f'gptjax.{program.stem}', *sys.argv[1:]]
 
 
 def _sync(folder: pathlib.Path) -> None:

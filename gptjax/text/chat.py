@@ -14,7 +14,7 @@ import jinja2
 from jinja2 import ext, nodes, parser, sandbox
 
 from gptjax.configs import errors
-from gptjax.text import described
+from gptjax.text import described, trial
 
 Message = Mapping[str, Any]  # role: system, user, assistant; content
 _MARK = '\ue000end of the last message\ue000 '  # its space shows whether the template trims
@@ -50,12 +50,11 @@ def render(
         given[-1]['content'] = last + _MARK
         add_generation_prompt = False
     tools = {'tools': None, 'documents': None}
+    if template != name:  # not the caller's own
+        trial.try_template(template)
     try:
-        text = _compiled(template).render(
-            **{**said.names, **tools, **more},
-            messages=given,
-            add_generation_prompt=add_generation_prompt,
-        )
+        more = {**said.names, **tools, **more}
+        text = rendered(template, given, add_generation_prompt, **more)
     except Exception as e:  # a template is code: it may raise anything
         raise errors.InputError(f'the chat template refuses these messages: {e}') from e
     if not continue_final_message:
@@ -66,6 +65,15 @@ def render(
     before = before if mark else text.rpartition(_MARK.strip())[0].rstrip()
     errors.require(_MARK.strip() not in before, 'the chat template says the last message twice')
     return before
+
+
+def rendered(
+    template: str, messages: Sequence[Message], add_generation_prompt: bool = True, **more: Any
+) -> str:
+    """What a template makes of messages. Raises whatever the template does."""
+    return _compiled(template).render(
+        **more, messages=messages, add_generation_prompt=add_generation_prompt
+    )
 
 
 def select(said: described.Described, name: str = '', tools: bool = False) -> str:

@@ -91,22 +91,26 @@ class Described:
         size = backend.get_vocab_size(with_added_tokens=False)
         known = {i: token.content for i, token in backend.get_added_tokens_decoder().items()}
         end = max([size, *(i + 1 for i in known)])
+        new: dict[str, tuple[int, tokenizers.AddedToken]] = {}
         for i, token in self.added.items():
+            text = token.content
             if i in known:
-                fits = known[i] == token.content
+                fits = known[i] == text
             else:
-                fits = i in (backend.token_to_id(token.content), end)
-                backend.add_tokens([token] if fits else [])
-                known |= {i: token.content} if fits else {}
-                end = max(end, i + 1) if fits else end
+                fits = i in (new[text][0] if text in new else backend.token_to_id(text), end)
+                if fits:
+                    new[text], known[i], end = (i, token), text, max(end, i + 1)
             if not fits:
-                _log.warning('the added token %r cannot have id %d: left out', token.content, i)
+                _log.warning('the added token %r cannot have id %d: left out', text, i)
+        backend.add_tokens([token for _, token in new.values()])  # at once: each call takes long
         known = {token.content for token in backend.get_added_tokens_decoder().values()}
+        special = []
         for name in self.special:
             if backend.token_to_id(name) is None:
                 _log.warning('the special token %r is not in the vocabulary: left out', name)
             elif name not in known:
-                backend.add_special_tokens([tokenizers.AddedToken(name, special=True)])
+                special.append(tokenizers.AddedToken(name, special=True))
+        backend.add_special_tokens(special)
 
 
 def frame(backend: tokenizers.Tokenizer, said: Described) -> None:
@@ -253,7 +257,7 @@ def _object(
     """A JSON object; of no file an empty one."""
     if not path.is_file():
         return {}
-    found = files.json_object(path.read_bytes(), str(path))
+    found = files.json_object(files.content(path), str(path))
     try:
         check(found)
     except ValueError as e:
@@ -263,7 +267,7 @@ def _object(
 
 def _text(path: pathlib.Path) -> str:
     try:
-        return files.decoded(path.read_bytes())
+        return files.decoded(files.content(path))
     except UnicodeDecodeError as e:
         raise errors.InputError(f'{path} is no text: {e}; mend or remove it') from e
 

@@ -17,7 +17,7 @@ FILES = {
 
 def vocabulary(path: pathlib.Path) -> dict[str, int]:
     """Token -> id. Raises InputError where the file is no such table."""
-    found = files.json_object(trial.content(path), str(path))
+    found = files.json_object(files.content(path), str(path))
     taken: set[int] = set()
     for token, i in found.items():
         if type(i) is not int or not 0 <= i < trial.MOST_IDS or i in taken:
@@ -33,5 +33,5 @@ def merges(path: pathlib.Path) -> list[tuple[str, str]]:
     """The merges, first to last. Raises InputError where the file is missing."""
     if not path.is_file():
         raise errors.InputError(f'{path} is missing; it belongs beside the vocabulary')
-    lines = files.decoded(trial.content(path)).split('\n')[1:]  # after the version line
+    lines = files.decoded(files.content(path)).split('\n')[1:]  # after the version line
     return [tuple(line.split(' ')) for line in lines if line.count(' ') == 1]

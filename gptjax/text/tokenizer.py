@@ -354,7 +354,7 @@ def _known_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _is_gpt1(vocabulary: pathlib.Path) -> bool:
-    return vocabulary.is_file() and b'".</w>"' in vocabulary.read_bytes()
+    return vocabulary.is_file() and b'".</w>"' in files.content(vocabulary)
 
 
 def _read(path: pathlib.Path) -> Tokenizer:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A first trial of a vocabulary that somebody else made, in a process of its own.
+"""A first trial of a vocabulary or chat template of somebody else, in a process of its own.
 
 The libraries that read such files end the process on some of them, fill the memory on others, or
 never come back; a child under limits may. What passed is remembered by its sha256.
@@ -25,9 +25,8 @@ from gptjax.storage import files
 
 MOST_IDS = 2**24  # of a vocabulary
 _VERSION = 1  # of what is tried: what passed an older one is tried again
-_MOST_BYTES = 2**27  # of a file; the largest published ones have a quarter of that
 _MEMORY, _CPU_SECS, _WALL_SECS = 2**30, 10, 300
-_LONGEST = 2**16  # characters of a token
+LONGEST = 2**16  # characters of a token
 _GROWTH = 64  # tokens a character of text, at most
 _PRINTED = [c for c in string.printable if c.isprintable()]
 _SAMPLE = (
@@ -36,15 +35,6 @@ _SAMPLE = (
     *(c * 40 + '\1' for c in _PRINTED),  # runs on which patterns go back and forth
     *(f'{a}{b}' * 20 for a, b in itertools.pairwise(_PRINTED)),
 )
-
-
-def content(path: pathlib.Path) -> bytes:
-    """What is in a vocabulary's file. Raises InputError where it is too large to be one."""
-    with path.open('rb') as file:
-        found = file.read(_MOST_BYTES + 1)
-    if len(found) > _MOST_BYTES:
-        raise errors.InputError(f'{path} has more bytes than any vocabulary: {_MOST_BYTES:,}')
-    return found
 
 
 def is_of_library(error: BaseException) -> bool:
@@ -58,15 +48,23 @@ def tried(path: pathlib.Path) -> bytes:
     Raises:
       InputError: it cannot be read, or not within the limits; the message names the file.
     """
-    found = content(path)
-    if not _note(found).is_file():
-        _try(path, found)
-        remember(found)
+    found = files.content(path)
+    _once('model' if path.suffix == '.model' else 'json', f'{path} is no tokenizer', found)
     return found
 
 
-def _try(path: pathlib.Path, content: bytes) -> None:
-    kind = 'model' if path.suffix == '.model' else 'json'
+def try_template(template: str) -> None:
+    """Raises InputError where a chat template does not end within the limits."""
+    _once('template', 'the chat template is none', template.encode(errors='replace'))
+
+
+def _once(kind: str, wrong: str, content: bytes) -> None:
+    if not _note(content).is_file():
+        _try(kind, wrong, content)
+        remember(content)
+
+
+def _try(kind: str, wrong: str, content: bytes) -> None:
     root = str(pathlib.Path(__file__).parents[2])
     places = os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH', ''))))
     try:
@@ -86,7 +84,7 @@ def _try(path: pathlib.Path, content: bytes) -> None:
         said = f'it takes more than {_CPU_SECS} s on a short text'
     elif not said:
         said = f'its library ends with signal {-code}, as for want of memory'
-    raise errors.InputError(f'{path} is no tokenizer that can be read: {said}; fetch it again')
+    raise errors.InputError(f'{wrong} that can be read: {said}; fetch it again')
 
 
 def remember(content: bytes) -> None:
@@ -114,7 +112,7 @@ def _main(kind: str) -> None:
         resource.setrlimit(limit, (most, most))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
-        (_try_model if kind == 'model' else _try_json)(content)
+        {'model': _try_model, 'json': _try_json, 'template': _try_template}[kind](content)
     except BaseException as e:  # a panic of Rust is no Exception
         print(' '.join(str(e).split())[:500] or type(e).__name__)
         sys.stdout.flush()
@@ -132,9 +130,11 @@ def _try_json(content: bytes) -> None:
     words = [*_texts({name: said.get(name) for name in said if name not in ('model', 'version')})]
     vocabulary = backend.get_vocab(with_added_tokens=True)
     longest, last = max(map(len, vocabulary), default=0), max(vocabulary.values(), default=0)
-    if longest > _LONGEST or last >= MOST_IDS:
+    if longest > LONGEST or last >= MOST_IDS:
         raise ValueError(f'it has a token of {longest} characters, or with the id {last}')
-    for part in (part for name in ('normalizer', 'pre_tokenizer') for part in _parts(said[name])):
+    for part in (
+        part for name in ('normalizer', 'pre_tokenizer') for part in _parts(said.get(name))
+    ):
         _check_replacements(part.get('precompiled_charsmap') or '')
     samples = [*_SAMPLE, ' '.join(word[:1000] for word in words)[: 2**16]]
     for plain in (True, False):
@@ -161,8 +161,22 @@ def _try_model(content: bytes) -> None:
         processor.decode(ids)
     size = processor.vocab_size()
     processor.decode([*range(size)])
-    if (longest := max(len(processor.id_to_piece(i)) for i in range(size))) > _LONGEST:
+    if (longest := max(len(processor.id_to_piece(i)) for i in range(size))) > LONGEST:
         raise ValueError(f'one of its tokens has {longest} characters')
+
+
+def _try_template(content: bytes) -> None:
+    from gptjax.text import chat
+
+    roles = ('system', 'user', 'assistant', 'user')
+    messages = [{'role': role, 'content': f'{_SAMPLE[0]} {role}'} for role in roles]
+    for some in (messages, messages[1:], messages[-1:]):
+        try:
+            chat.rendered(content.decode(), some)
+        except MemoryError:
+            raise
+        except Exception:  # what it refuses, it may refuse
+            continue
 
 
 def _check_replacements(charsmap: str) -> None:

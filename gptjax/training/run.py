@@ -25,13 +25,13 @@ import ml_collections
 from gptjax.configs import base, errors
 from gptjax.runtime import checkpoint, clock, inventory, metrics, program, progress, saver, signals
 from gptjax.runtime import meta as meta_lib
+from gptjax.runtime import results as results_lib
 from gptjax.storage import documents, files
 from gptjax.training import claim
 from gptjax.training import plan as plan_lib
 from gptjax.training import reader as reader_lib
 from gptjax.training import step as step_lib
 
-RESULTS = 'results.json'
 Spike = reader_lib.Spike
 _MOST_ROLLBACKS = 10  # of one process: then it is not the batches
 _UNSAVED = 'the steps since the last checkpoint'
@@ -149,12 +149,11 @@ class Run:
         self._check_best()
         found = checkpoint.latest(self._workdir, until_step=self._limit)
         self._claim(found[1] if found else None)
-        results = self._workdir / RESULTS
-        if found and found[1]['step'] >= self.total_steps and documents.is_whole(results):
+        if found and found[1]['step'] >= self.total_steps and results_lib.is_whole(self._workdir):
             _log.info('training in %s is done already', self._workdir)
             return None
         if not self._spikes and program.is_first():
-            results.unlink(missing_ok=True)  # of a shorter run
+            (self._workdir / results_lib.NAME).unlink(missing_ok=True)  # of a shorter run
             params = step_lib.items(recipe.target)['params']
             frozen = recipe.options.frozen
             table = inventory.describe(recipe.target, params, frozen, self.total_steps)
@@ -265,7 +264,7 @@ class Run:
         if self._provenance:
             results['initialised_from'] = self._provenance
         if program.is_first():
-            documents.write(self._workdir / RESULTS, results)
+            results_lib.write(self._workdir, results)
         _log.info('done in %.0f s: %s', time.monotonic() - self._began, json.dumps(results))
         return results
 

@@ -5,13 +5,28 @@ Every function takes a row in any of the layouts in use (the set's own, TFDS's, 
 yields records; a row that already is a record passes unchanged.
 """
 
+import gzip
 import pathlib
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from gptjax.configs import errors
+
 Record = dict[str, Any]
 _LETTERS = 'ABCDEFGH'
+
+
+def content(path: pathlib.Path) -> str:
+    """The text of a file, which may be zipped. Raises InputError where it cannot be read."""
+    try:
+        found = path.read_bytes()
+        if path.suffix == '.gz':
+            found = gzip.decompress(found)
+        return found.decode('utf-8-sig')
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
+        raise errors.InputError(f'{path} cannot be read: {e}') from e
 
 
 def same(row: Record) -> Iterator[Record]:
@@ -117,12 +132,7 @@ def parallel(one: str, other: str) -> Callable[[Record], Iterator[Record]]:
         stem = path.with_suffix('') if zipped else path
         beside = stem.with_suffix(f'.{other}')
         beside = beside.with_name(beside.name + '.gz') if zipped else beside
-        content = beside.read_bytes()
-        if zipped:
-            import gzip
-
-            content = gzip.decompress(content)
-        lines, others = row['text'].splitlines(), content.decode('utf-8').splitlines()
+        lines, others = row['text'].splitlines(), content(beside).splitlines()
         for a, b in zip(lines, others, strict=True):
             if a.strip() and b.strip():
                 yield {one: a.strip(), other: b.strip()}

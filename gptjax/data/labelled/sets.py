@@ -8,7 +8,6 @@ the sets are published as; a set that is nowhere raises Absent and never counts 
 
 import csv
 import dataclasses
-import gzip
 import io
 import json
 import pathlib
@@ -95,34 +94,39 @@ def _local(
 
 def _rows(path: pathlib.Path, source: Source) -> Iterator[Record]:
     """The rows of a file, by its ending."""
-    try:
-        content = path.read_bytes()
-        if path.suffix == '.gz':
-            content = gzip.decompress(content)
-        text = content.decode('utf-8-sig')
-    except (OSError, EOFError, UnicodeDecodeError) as e:
-        raise errors.InputError(f'{path} cannot be read: {e}') from e
+    text = rows.content(path)
     kind = path.name.removesuffix('.gz').rpartition('.')[2]
     if kind == 'jsonl':
         for number, line in enumerate(text.split('\n'), 1):
             if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError as e:
-                    raise errors.InputError(f'{path}:{number} is no JSON: {e}') from e
+                yield _object(_json(line, f'{path}:{number}'), f'{path}:{number}')
     elif kind == 'json':
-        try:
-            whole = json.loads(text)
-        except ValueError as e:
-            raise errors.InputError(f'{path} is no JSON: {e}') from e
-        yield from whole if isinstance(whole, list) else [whole]
+        whole = _json(text, str(path))
+        for row in whole if isinstance(whole, list) else [whole]:
+            yield _object(row, str(path))
     elif source.columns or '\t' in text.partition('\n')[0]:
         names = source.columns or None
-        yield from csv.DictReader(
-            io.StringIO(text, newline=''), names, delimiter='\t', quoting=csv.QUOTE_NONE
-        )
+        try:
+            yield from csv.DictReader(
+                io.StringIO(text, newline=''), names, delimiter='\t', quoting=csv.QUOTE_NONE
+            )
+        except csv.Error as e:
+            raise errors.InputError(f'{path} is no table: {e}') from e
     else:
         yield {'text': text, 'path': path}
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise errors.InputError(f'{where} is no JSON: {e}') from e
+
+
+def _object(row: Any, where: str) -> Record:
+    if not isinstance(row, dict):
+        raise errors.InputError(f'{where} is a {type(row).__name__}, no object with fields')
+    return row
 
 
 def _tfds(name: str, split: str, download: bool) -> Sequence[Record] | None:
@@ -133,7 +137,7 @@ def _tfds(name: str, split: str, download: bool) -> Sequence[Record] | None:
         builder = tfds.builder(name, file_format='array_record')
         if download:
             builder.download_and_prepare()
-        return [_plain(row) for row in builder.as_data_source(split)]
+        found = builder.as_data_source(split)
     except ImportError as e:
         if download:
             raise Absent("TFDS needs: pip install 'gptjax[data]'") from e
@@ -145,6 +149,10 @@ def _tfds(name: str, split: str, download: bool) -> Sequence[Record] | None:
                 f'TFDS cannot prepare {name!r}: {reason} (some of its sets want TensorFlow)'
             ) from e
         return None
+    try:
+        return [_plain(row) for row in found]
+    except Exception as e:
+        raise errors.InputError(f'{name} of TFDS is damaged: {e}; prepare it again') from e
 
 
 def _plain(value: Any) -> Any:

@@ -193,17 +193,20 @@ def _rows(delimiter: str) -> Callable[[io.BufferedReader, str], Iterator[tuple[s
 
 def _table(stream: io.BufferedReader, text_field: str) -> Iterator[tuple[str, Any]]:
     try:
-        from pyarrow import parquet
+        from pyarrow import lib, parquet
     except ImportError as e:
         raise errors.InputError("Parquet files need: pip install 'gptjax[parquet]'") from e
-    file = parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
-    names = file.schema_arrow.names
-    _require_column(names, text_field)
     number = 0
-    for batch in file.iter_batches(columns=[n for n in (text_field, 'split') if n in names]):
-        for row in batch.to_pylist():
-            number += 1
-            yield f' row {number}', row
+    try:
+        file = parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+        names = file.schema_arrow.names
+        _require_column(names, text_field)
+        for batch in file.iter_batches(columns=[n for n in (text_field, 'split') if n in names]):
+            for row in batch.to_pylist():
+                number += 1
+                yield f' row {number}', row
+    except (lib.ArrowException, TypeError, KeyError) as e:
+        raise ValueError(f'it is damaged behind row {number}: {e}') from e
 
 
 def _require_column(names: list[str], text_field: str) -> None:

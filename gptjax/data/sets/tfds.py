@@ -27,8 +27,15 @@ def documents_of(path: str, text_field: str) -> Iterator[documents.Document]:
         if name == 'test' and name not in held:
             continue  # never trained on, and not needed
         split = 'valid' if name in held else 'train' if held else ''
-        for record in builder.as_data_source(name):
+        for record in _records(builder, name, path):
             yield documents.Document(_text(record, text_field, path), split)
+
+
+def _records(builder: Any, split: str, path: str) -> Iterator[dict]:
+    try:
+        yield from builder.as_data_source(split)
+    except Exception as e:
+        raise errors.InputError(f'{path} of TFDS is damaged: {e}; prepare it again') from e
 
 
 def identity(path: str) -> str:

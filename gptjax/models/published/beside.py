@@ -16,6 +16,8 @@ GENERATION = 'generation_config.json'
 FOLDER = 'published'  # below a workdir
 Files = Mapping[str, bytes]  # path below the folder -> content
 
+_REMEDY = f'put it back; where it was changed by hand, remove {sums.NAME}'
+_SUMMED = ('.json', '.jinja')
 _TEMPLATES = 'additional_chat_templates'
 _LARGEST = 2**20  # bytes; what is larger stays behind
 # Endings and names of tensors and vocabularies, which are read for what they are.
@@ -29,7 +31,12 @@ _SAID_AGAIN += ('quantization_config',)
 
 
 def read(folder: pathlib.Path) -> dict[str, bytes]:
-    """The files beside tensors and vocabulary; of no folder none."""
+    """The files beside tensors and vocabulary; of no folder none.
+
+    Raises:
+      InputError: one is not what SHA256SUMS says.
+    """
+    sums.check(folder, _REMEDY, lambda name: name.endswith(_SUMMED))
     return {name: path.read_bytes() for name, path in _others(folder).items() if _fits(path)}
 
 
@@ -58,6 +65,18 @@ def write(folder: pathlib.Path, kept: Files) -> None:
     for name, content in kept.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         files.replace(folder / name, content)
+
+
+def keep(folder: pathlib.Path, kept: Files) -> None:
+    """Writes them into a folder of a workdir, finished by their sums."""
+    if kept:
+        write(folder, kept)
+        sums.write(folder, summed(kept))
+
+
+def summed(kept: Files) -> list[str]:
+    """The names of those that have a sum: cards and licences, which people mend, have none."""
+    return [name for name in kept if name.endswith(_SUMMED)]
 
 
 def fields(kept: Files, name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from gptjax.configs import errors
 from gptjax.models import gpt
 from gptjax.models.published import gguf_header, llama
 from gptjax.models.published.tensors import Stored
-from gptjax.text import described
+from gptjax.text import described, trial
 from gptjax.text import tokenizer as tokenizer_lib
 
 _KINDS = gguf.GGMLQuantizationType
@@ -165,6 +165,8 @@ class File:
             )
         names = self._value('tokenizer.ggml.tokens')
         kinds = self._value('tokenizer.ggml.token_type')
+        if max(map(len, names), default=0) > trial.LONGEST:
+            raise errors.InputError(f'{self._path} has tokens of more than {trial.LONGEST} letters')
         merges = [tuple(merge.split(' ')) for merge in self._value('tokenizer.ggml.merges')]
         vocabulary = {token: i for i, token in enumerate(names)}
         # Llama 3 takes a word that is a token whole, even where no merges lead to it.

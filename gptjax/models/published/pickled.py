@@ -134,7 +134,8 @@ class Unpickler(pickle._Unpickler):
 def _rebuild_tensor(
     storage: Storage, offset: int, shape: tuple, strides: tuple, *_: Any
 ) -> Strided:
-    numbers = (offset, *shape, *strides)
-    if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in numbers):
+    axes = (shape, strides)
+    fits = isinstance(storage, Storage) and all(type(x) is tuple and len(x) <= 8 for x in axes)
+    if not fits or not all(type(n) is int and 0 <= n < 2**60 for n in (offset, *shape, *strides)):
         raise ValueError('a tensor has a shape, strides or a storage that are none')
     return Strided(storage, offset, tuple(shape), tuple(strides))

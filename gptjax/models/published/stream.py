@@ -72,6 +72,7 @@ def read(
             if jnp.issubdtype(array.dtype, jnp.floating) and not weights.is_finite(array):
                 kind = 'NaN' if np.isnan(array).any() else 'infinite numbers'
                 raise errors.InputError(f'it holds {kind}; fetch it again, or make it again')
+            weights.check_range(array, config.param_dtype)
             parts = family.ours(place.tensor, array, config)
         except (errors.InputError, OSError, ValueError) as e:
             raise errors.InputError(f'{path}: {place.name}: {e}') from e

@@ -100,9 +100,11 @@ def write(
         partial.unlink(missing_ok=True)  # a link is not followed
         partial.touch()
         mode = partial.stat().st_mode  # as other files have it; save_file makes private ones
-        safetensors_numpy.save_file(
-            {name: get() for name, _, get in shard}, partial, {'format': 'pt'}
-        )
+        arrays = {name: get() for name, _, get in shard}
+        try:
+            safetensors_numpy.save_file(arrays, partial, {'format': 'pt'})
+        except safetensors.SafetensorError as e:  # of the system, in its words
+            raise errors.InputError(f'{folder / path} cannot be written: {e}; make room') from e
         partial.chmod(mode)
         partial.replace(folder / path)
         index |= dict.fromkeys((name for name, _, _ in shard), path)
@@ -125,7 +127,7 @@ def _shards(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
     index = folder / f'{name}.index.json'
     if not index.is_file():
         return []
-    said = json.loads(files.decoded(index.read_bytes()))['weight_map']
+    said = files.json_object(files.content(index), str(index))['weight_map']
     names = sorted(files.plain_name(shard, index) for shard in set(said.values()))
     for shard in names:
         if not (folder / shard).is_file():
