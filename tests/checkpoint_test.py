@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: whole or not there, verified before they are read, restorable on any mesh."""
 
+import contextlib
 import itertools
 import json
 import logging
 import pathlib
 import random
 import resource
+import shutil
 import threading
 
 import jax
@@ -16,7 +18,7 @@ import pytest
 
 from gptjax.configs import errors
 from gptjax.models import pretrained, sources
-from gptjax.runtime import checkpoint, manifest
+from gptjax.runtime import checkpoint, listing, manifest, scores
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.storage import documents
 from tests import helpers
@@ -177,22 +179,26 @@ def test_every_file_must_be_listed(tmp_path):
         assert manifest.damage(folder), name
 
 
-def read_beside_a_writer(tmp_path, times: int) -> None:
-    """Reads again and again while checkpoints come and go."""
+def read_beside_a_writer(tmp_path, times: int, which: str) -> None:
+    """Reads again and again while checkpoints come and go; of 'best' each is better."""
     model, done = helpers.tiny_model(), threading.Event()
     params = jax.device_get(helpers.params_of(model))
     pretrained.save_workdir(tmp_path / 'run', model, params, None)
-    meta = checkpoint.latest(tmp_path / 'run')[1]
-    failed = []
+    meta, failed = checkpoint.latest(tmp_path / 'run')[1], []
+    rule = scores.Rule('eval/x', False) if which else None
+    meta['config']['checkpoint']['keep_best'] = rule.score if rule else ''
+    begun = threading.Event()
 
     def write():
-        checkpoints = checkpoint.Checkpoints(tmp_path / 'run', 2)
+        checkpoints = checkpoint.Checkpoints(tmp_path / 'run', 2, keep_steps=(1,), rule=rule)
         try:
             for step in itertools.count(1):
                 if done.is_set():
                     break
                 checkpoints.save(step, {'params': params}, meta)
+                checkpoints.scored(step, {'eval/x': 1 / step})
                 checkpoints.wait()
+                begun.set()
         except Exception as e:
             failed.append(e)
         finally:
@@ -200,10 +206,12 @@ def read_beside_a_writer(tmp_path, times: int) -> None:
 
     writer = threading.Thread(target=write)
     writer.start()
+    begun.wait()
     try:
         for _ in range(times):
-            source = sources.open(tmp_path / 'run')
+            source = sources.open(tmp_path / 'run' / which)
             found = pretrained.load(source)
+            assert found.model.config.n_vocab == model.config.n_vocab
             jax.tree.map(np.testing.assert_array_equal, found.params, params)
             assert source.identity()
     finally:
@@ -212,13 +220,67 @@ def read_beside_a_writer(tmp_path, times: int) -> None:
     assert not failed
 
 
-def test_a_reader_beside_a_writer(tmp_path):
-    read_beside_a_writer(tmp_path, 20)
+@pytest.mark.parametrize('which', ['', 'best'])
+def test_a_reader_beside_a_writer(tmp_path, which):
+    read_beside_a_writer(tmp_path, 10, which)
 
 
 @pytest.mark.slow
-def test_two_hundred_readers_beside_a_writer(tmp_path):
-    read_beside_a_writer(tmp_path, 200)
+@pytest.mark.parametrize('which', ['', 'best'])
+def test_two_hundred_readers_beside_a_writer(tmp_path, which):
+    read_beside_a_writer(tmp_path, 200, which)
+
+
+@pytest.mark.parametrize('at', range(6))
+def test_a_removal_that_is_killed_is_ended_later(tmp_path, monkeypatch, at):
+    """Whichever deletion it does not live to see: nothing of it counts as having been whole."""
+    save(tmp_path, [1, 2])
+    left = [at]
+
+    def counted(real):
+        def called(*args, **kwargs):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return real(*args, **kwargs)
+
+        return called
+
+    for name in ('unlink', 'rmdir'):
+        monkeypatch.setattr(pathlib.Path, name, counted(getattr(pathlib.Path, name)))
+    monkeypatch.setattr(shutil, 'rmtree', counted(shutil.rmtree))
+    with contextlib.suppress(KeyboardInterrupt):
+        listing.remove(tmp_path / 'checkpoints' / '00000002')
+    monkeypatch.undo()
+    assert checkpoint.latest(tmp_path, put_aside=False)[1]['step'] in ((1, 2) if not at else (1,))
+    checkpoint.Checkpoints(tmp_path, 2).close()
+    names = [path.name for path in sorted((tmp_path / 'checkpoints').iterdir())]
+    assert names == (['00000001', '00000002'] if not at else ['00000001'])
+
+
+def test_a_link_among_checkpoints_is_removed_alone(tmp_path):
+    save(tmp_path / 'a', [1])
+    save(tmp_path / 'b', [2])
+    link = tmp_path / 'b' / 'checkpoints' / '00000001'
+    link.symlink_to(tmp_path / 'a' / 'checkpoints' / '00000001')
+    listing.remove(link)
+    assert not link.is_symlink()
+    assert checkpoint.latest(tmp_path / 'a')[1]['step'] == 1
+
+
+def test_a_score_that_cannot_be_read_is_not_pruned(tmp_path):
+    save(tmp_path, [1])
+    checkpoints = checkpoint.Checkpoints(tmp_path, 2, rule=scores.Rule('x', False))
+    checkpoints.scored(1, {'x': 1.0})
+    (tmp_path / 'checkpoints' / '00000001' / 'scores.json').write_text('{"step": 1')
+    for step in (2, 3, 4):
+        params, rest = tree(step)
+        checkpoints.save(step, items(params, rest), {'step': step})
+        checkpoints.scored(step, {'x': float(step)})
+        checkpoints.wait()
+    checkpoints.close()
+    names = [path.name for path in sorted((tmp_path / 'checkpoints').iterdir())]
+    assert names == ['00000001', '00000002', '00000003', '00000004']
 
 
 def test_unfinished_ones_are_passed_over_and_written_again(tmp_path):

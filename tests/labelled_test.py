@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labelled sets: files of every publisher, made items, text made plain."""
 
+import contextlib
+import gzip
 import json
+import random
+import re
 
 import pytest
 
@@ -141,3 +145,45 @@ def test_every_set_at_hand_can_be_read(real_data):
             n = len(prompt.item.contexts or prompt.item.answers)
             assert all(0 <= gold < n for gold in prompt.item.gold)
     assert len(read) >= 45
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'said'),
+    [
+        ('validation.jsonl', b'5\n', ':1 is a int, no object'),
+        ('validation.jsonl', b'null\n', ':1 is a NoneType, no object'),
+        ('validation.jsonl', b'[' * 10**5, ':1 is no JSON'),
+        ('validation.jsonl.gz', gzip.compress(b'{}' * 99)[:-12] + bytes(12), 'cannot be read'),
+        ('validation.jsonl.gz', b'no gzip', 'cannot be read'),
+        ('validation.jsonl', b'{"gold": 0}\n', 'a record of piqa is damaged (KeyError'),
+        (
+            'validation.jsonl',
+            b'{"query": "a", "choices": ["b", "c"], "gold": 2}\n',
+            'its answer (2,) is none of 2 choices',
+        ),
+        (
+            'validation.jsonl',
+            b'{"query": "a", "choices": ["b", "c"], "gold": true}\n',
+            'its answer (True,) is none of 2 choices',
+        ),
+    ],
+)
+def test_damaged_items_are_one_line(tmp_path, name, content, said):
+    (tmp_path / 'piqa').mkdir()
+    (tmp_path / 'piqa' / name).write_bytes(content)
+    with pytest.raises(errors.InputError, match=re.escape(said)) as caught:
+        fewshot.prompts(fewshot.find('piqa'), 0, 0, str(tmp_path))
+    assert '\n' not in str(caught.value)
+
+
+def test_every_flipped_bit_of_a_zipped_file_is_a_line_or_nothing(tmp_path):
+    (tmp_path / 'piqa').mkdir()
+    line = json.dumps({'query': 'a', 'choices': ['b', 'c'], 'gold': 1}).encode() + b'\n'
+    whole, rng = gzip.compress(line * 20), random.Random(0)
+    for _ in range(200):
+        changed = bytearray(whole)
+        changed[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        (tmp_path / 'piqa' / 'validation.jsonl.gz').write_bytes(changed)
+        with contextlib.suppress(errors.InputError):
+            found = fewshot.prompts(fewshot.find('piqa'), 0, 0, str(tmp_path))
+            assert len(found.prompts) == 20  # as of the header's time

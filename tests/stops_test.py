@@ -20,6 +20,7 @@ import pytest
 
 from gptjax.models import pretrained
 from gptjax.runtime import checkpoint, metrics, signals
+from gptjax.storage import documents
 from gptjax.text import tokenizer as tokenizer_lib
 from tests import helpers
 
@@ -94,6 +95,18 @@ CASES = {
     'train': Case('train', lambda folder: list(TRAIN), ('tokens', 'tokenizer'), _trained),
     'prepare_corpus': Case(
         'prepare_corpus', lambda folder: ['--config.corpus.shard_bytes=20000'], (), _bytes('corpus')
+    ),
+    'train_tokenizer': Case(
+        'train_tokenizer',
+        lambda folder: ['--config.tokenizer.kind=bpe', '--config.tokenizer.n_vocab=300'],
+        ('corpus',),
+        _bytes('tokenizer'),
+    ),
+    'forgetting': Case(
+        'forgetting',
+        lambda folder: [f'--run=GPT={folder}/weights', '--windows=16'],
+        ('tokens',),
+        lambda workdir: documents.read(workdir / 'forgetting.json', dict, ''),
     ),
     'prepare_tokens': Case(
         'prepare_tokens',
@@ -257,6 +270,8 @@ SAMPLE = [
     ('generate', Moment(0.6, signal.SIGTERM, True, None)),
     ('evaluate', Moment(0.7, signal.SIGINT, False, 0.0)),
     ('convert', Moment(0.8, signal.SIGTERM, False, None)),
+    ('train_tokenizer', Moment(0.7, signal.SIGTERM, True, None)),
+    ('forgetting', Moment(0.6, signal.SIGINT, False, 0.1)),
 ]
 
 

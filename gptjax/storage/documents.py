@@ -26,9 +26,9 @@ def write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     files.replace(path, text(content))
 
 
-def text(content: Mapping[str, Any], indent: int | None = 1) -> str:
+def text(content: Mapping[str, Any]) -> str:
     """A document as it stands in its file."""
-    return json.dumps(checksum.sealed(content), indent=indent) + '\n'
+    return json.dumps(checksum.sealed(content), indent=1) + '\n'
 
 
 def read(path: pathlib.Path, form: Any, remedy: str, needs: Collection[str] = ()) -> Any:
