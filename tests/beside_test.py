@@ -233,3 +233,23 @@ def test_random_bytes_beside_weights_are_one_line_or_nothing(tmp_path):
         content = rng.randbytes(rng.randrange(20))
         with contextlib.suppress(errors.InputError):
             assert isinstance(beside.fields({'a.json': content}, 'a.json'), dict)
+
+
+@pytest.mark.parametrize('form', ['workdir', 'huggingface'])
+def test_what_steers_decoding_has_a_sum(tmp_path, form):
+    (tmp_path / 'source').mkdir()
+    source = folder(3, tmp_path / 'source')
+    (source / 'generation_config.json').write_text(json.dumps({'temperature': 0.5}))
+    work = converted(
+        source, tmp_path / 'work', *(['--to=huggingface'] if form != 'workdir' else [])
+    )
+    named = work / 'published' if form == 'workdir' else work
+    for name in beside.summed(beside.read(named)):
+        content = (named / name).read_bytes()
+        for place in random.Random(0).choices(range(len(content)), k=3):
+            (named / name).write_bytes(content[:place] + b'9' + content[place + 1 :])
+            if content[place : place + 1] != b'9':
+                with pytest.raises(errors.InputError, match=f'{name} (does not have the bytes|is no JSON)'):
+                    sources.open(work).beside  # noqa: B018
+        (named / name).write_bytes(content)
+    assert sources.open(work).beside

@@ -186,3 +186,14 @@ def test_the_config_of_a_run_is_the_default_of_who_reads_its_weights(tmp_path):
     (run / base.OF_RUN).write_text('{')
     with pytest.raises(errors.InputError, match='is no config that a run has written'):
         parsed(f'--workdir={run}')
+    for step in (3, 7):  # a checkpoint says the same
+        said = json.loads(written)
+        said['model']['n_layers'] = step
+        meta = run / 'checkpoints' / f'{step:08d}' / 'meta.json'
+        meta.parent.mkdir(parents=True)
+        meta.write_text(json.dumps({'config': said, 'step': step}))
+    assert parsed(f'--workdir={run}').model.n_layers == 7
+    (run / base.OF_RUN).unlink()
+    assert parsed(f'--workdir={run}').model.n_layers == 7
+    meta.write_text('{"config": ')
+    assert parsed(f'--workdir={run}').model.n_layers == 3

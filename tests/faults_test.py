@@ -4,6 +4,7 @@
 import json
 import pathlib
 import random
+import resource
 import subprocess
 import sys
 
@@ -33,6 +34,8 @@ def hook(event, args):
     elif event not in ('os.rename', 'os.mkdir', 'os.remove', 'os.rmdir', 'shutil.rmtree'):
         return
     path = os.fspath(args[0]) if isinstance(args[0], (str, bytes, os.PathLike)) else ''
+    if event in ('os.remove', 'os.rmdir') and args[1] >= 0:  # of rmtree: in a folder that is open
+        path = os.readlink(f'/proc/self/fd/{args[1]}') + '/' + str(path)
     if '/checkpoints/' in str(path):
         seen += 1
         if kind == 'save' and seen == number:
@@ -126,3 +129,23 @@ def test_killed_five_times(ready, tmp_path):
 @pytest.mark.slow
 def test_killed_twenty_five_times(ready, tmp_path):
     kill_again_and_again(ready, tmp_path, 25, 15)
+
+
+@pytest.mark.slow  # it waits, and tries again
+def test_a_save_that_fails_is_one_line(ready, tmp_path):
+    """Whatever orbax's threads raise beside: what is whole is said, and no traceback shown."""
+    config, folder, _, _ = ready
+    workdir = helpers.fresh(tmp_path / 'run', folder)
+
+    def small_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+
+    flags = (f'--config={config}', f'--workdir={workdir}', *FLAGS)
+    found = helpers.run_program('train', *flags, preexec_fn=small_disk)
+    assert found.returncode == 1
+    helpers.check_no_fault(found.stderr)
+    said = [line for line in found.stderr.splitlines() if line.startswith('error: ')]
+    assert len(said) == 1
+    assert f'could not save step {STEPS} to {workdir}/checkpoints, none is kept' in said[0]
+    assert not checkpoint.latest(workdir)
+    assert helpers.run_program('train', *flags).returncode == 0

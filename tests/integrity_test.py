@@ -27,7 +27,7 @@ from gptjax import (
     train,
     train_tokenizer,
 )
-from gptjax.configs import errors
+from gptjax.configs import base, cli, errors
 from gptjax.data import tokens
 from gptjax.models import pretrained
 from gptjax.runtime import checkpoint, metrics, program
@@ -59,6 +59,11 @@ class Workdir:
     def _main(self, main, *flags, define=lambda values: None):
         main(helpers.args(self._config, self.path, *flags, define=define))
 
+    def _read(self, main, *flags, define=lambda values: None):
+        """Runs a program whose config is that of the run."""
+        argv = ['program', f'--workdir={self.path}', *flags]
+        main(cli.parse(argv, define, base.OF_RUN))
+
     def prepare_corpus(self):
         self._main(prepare_corpus.main, *MANY)
         return sorted(p.read_bytes() for p in (self.path / 'corpus').glob('documents-*.jsonl'))
@@ -85,17 +90,17 @@ class Workdir:
         return arrays, scores, rows
 
     def evaluate(self):
-        self._main(evaluate.main)
+        self._read(evaluate.main)
         return documents.read(self.path / 'evaluation.json', dict, '')['sets']
 
     def suite(self):
-        self._main(evaluate.main, *SUITE, f'--config.data_dir={self._data}')
+        self._read(evaluate.main, *SUITE, f'--config.data_dir={self._data}')
         rows = documents.read_lines(self.path / 'results.jsonl').rows
         return [(row['metric'], row['value'], row['n']) for row in rows]
 
     def generate(self):
         flags = ('--prompt=the cat', '--prompt=one dog', '--config.decode.max_new_tokens=8')
-        self._main(generate.main, *flags, define=generate.define)
+        self._read(generate.main, *flags, define=generate.define)
         return [row['text'] for row in documents.read_lines(self.path / 'samples.jsonl').rows]
 
     def exported(self, folder: str = 'exported'):
@@ -108,7 +113,7 @@ class Workdir:
         """Writes a published folder, and what it holds."""
         flags = (f'--config.init_from={self.path}', '--to=huggingface')
         where = Workdir(self.path / folder, self._config, self._data)
-        where._main(convert.main, *flags, define=convert.define)
+        where._read(convert.main, *flags, define=convert.define)
         return self.exported(folder)
 
 
@@ -301,6 +306,35 @@ def test_sixty_damages_end_right_or_with_a_line(whole):
     ended = run_all(whole, cases(whole[0].path)[:SAMPLE])
     assert ended['right'] >= 5
     assert ended['said'] >= 5
+
+
+def results_are_made_again(whole, damages) -> None:
+    copy, reference = whole
+    copy.restore()
+    copy.train()
+    ended, path = collections.Counter(), copy.path / 'results.json'
+    for seed, how in enumerate(damages):
+        damage(path, how, random.Random(seed))
+        try:
+            found, said = copy.train(), ''
+        except (errors.InputError, OSError) as e:
+            said = str(e)
+            shutil.rmtree(path)  # a folder, which is to be moved away
+            found = copy.train()
+        assert found == reference['train'], how
+        assert not said or str(path) in said, how
+        ended['said' if said else 'right'] += 1
+    print(dict(ended))
+    assert ended['right'] > len(damages) / 2
+
+
+def test_some_damaged_results_are_made_again(whole):
+    results_are_made_again(whole, ('swapped', 'object', 'a folder', 'flip'))
+
+
+@pytest.mark.slow
+def test_all_damaged_results_are_made_again(whole):
+    results_are_made_again(whole, [*DAMAGES, *DAMAGES])
 
 
 @pytest.mark.slow
