@@ -249,7 +249,9 @@ def test_what_steers_decoding_has_a_sum(tmp_path, form):
         for place in random.Random(0).choices(range(len(content)), k=3):
             (named / name).write_bytes(content[:place] + b'9' + content[place + 1 :])
             if content[place : place + 1] != b'9':
-                with pytest.raises(errors.InputError, match=f'{name} (does not have the bytes|is no JSON)'):
+                with pytest.raises(
+                    errors.InputError, match=f'{name} (does not have the bytes|is no JSON)'
+                ):
                     sources.open(work).beside  # noqa: B018
         (named / name).write_bytes(content)
     assert sources.open(work).beside

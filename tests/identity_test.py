@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 
 import numpy as np
@@ -81,6 +82,32 @@ def test_after_more_training_all_is_made_anew(run, path, tmp_path):
     assert (tmp_path / 'g' / 'samples-1.jsonl').exists()
     with pytest.raises(ValueError, match='items of another state'):
         scored('s')
+
+
+def test_the_newest_one_damaged_then_mended_and_another_seed(run, tmp_path):
+    """What is generated is of the weights read now, not of those read under the same names."""
+    config, workdir = run
+    flags = ('--config.train.total_tokens=3072', '--config.checkpoint.every_steps=3')
+
+    def text() -> tuple[str, list]:
+        given = (f'--config.init_from={workdir}', '--prompt=the cat', '--config.decode.logprobs=3')
+        generate.main(helpers.args(config, tmp_path / 'g', *given, define=generate.define))
+        row = json.loads((tmp_path / 'g' / 'samples.jsonl').read_text().splitlines()[0])
+        return row['job'], row['logprobs']
+
+    train.main(helpers.args(config, workdir, *flags))
+    newest = workdir / 'checkpoints' / '00000006'
+    victim = max(newest.rglob('*'), key=lambda p: p.stat().st_size if p.is_file() else -1)
+    whole, content = text(), victim.read_bytes()
+    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    older = text()
+    assert older != whole
+    victim.write_bytes(content)
+    assert text() == whole
+    shutil.rmtree(workdir / 'checkpoints')
+    train.main(helpers.args(config, workdir, *flags, '--config.seed=5'))
+    assert text() not in (whole, older)
+    assert len([*(tmp_path / 'g').glob('samples-*.jsonl')]) == 3  # each of other weights
 
 
 @pytest.mark.parametrize('kind', ['pytorch_model.bin', 'model.safetensors'])

@@ -46,9 +46,7 @@ class Writer:
         self._waiting: list[dict[str, float]] = []
         self._path = workdir / FILE
         if self._path.is_dir():
-            aside = self._path.with_name(f'{FILE}.{time.time_ns()}')
-            self._path.rename(aside)
-            _log.warning('%s is a folder: put aside as %s', self._path, aside.name)
+            _put_aside(self._path)
         rows, bad = _read(self._path)
         if bad:
             aside = self._path.with_name(f'{FILE}.bad')
@@ -125,6 +123,8 @@ class _Board:
         import tensorboardX  # a second of import, for training only
 
         self._folder = workdir / 'tensorboard'
+        if not self._folder.is_dir() and (self._folder.exists() or self._folder.is_symlink()):
+            _put_aside(self._folder)
         self._writer = tensorboardX.SummaryWriter(str(self._folder), purge_step=start_step + 1)
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -151,6 +151,13 @@ class _Board:
             return shutil.disk_usage(self._folder).free > _BOARD_BYTES
         except OSError:  # it was taken away
             return False
+
+
+def _put_aside(path: pathlib.Path) -> None:
+    """What stands in a log's place stops no run."""
+    aside = path.with_name(f'{path.name}.{time.time_ns()}')
+    path.rename(aside)
+    _log.warning('%s is none of ours: put aside as %s', path, aside.name)
 
 
 def _wandb(project: str, workdir: pathlib.Path) -> Any:
