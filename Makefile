@@ -9,10 +9,10 @@ quickstart: $(VENV)/.core
 	$(VENV)/bin/python -m gptjax.quickstart --workdir=$(RUN)
 
 test: $(VENV)/.test
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart=0 -m "not slow"
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 -m "not slow"
 
 test-all: $(VENV)/.test $(VENV)/tpu
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 # The TPU compiler, beside the environment: inside, every program would look for TPUs.
 $(VENV)/tpu: $(VENV)/bin/python

@@ -127,7 +127,7 @@ def _shards(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
     index = folder / f'{name}.index.json'
     if not index.is_file():
         return []
-    said = files.json_object(files.content(index), str(index))['weight_map']
+    said = json.loads(files.decoded(files.content(index)))['weight_map']
     names = sorted(files.plain_name(shard, index) for shard in set(said.values()))
     for shard in names:
         if not (folder / shard).is_file():
