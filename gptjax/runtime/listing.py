@@ -44,7 +44,7 @@ def clear(folder: pathlib.Path) -> None:
     """Removes what a crash has cut short."""
     for checkpoint in _numbered(folder):
         if _was_cut_short(checkpoint):
-            _delete(checkpoint)
+            drop(checkpoint)
         else:
             (checkpoint / UNFINISHED).unlink(missing_ok=True)  # of a save that was all but ended
 
@@ -65,8 +65,8 @@ def finish(checkpoint: pathlib.Path) -> None:
 
 
 def drop(checkpoint: pathlib.Path) -> None:
-    """Removes what a save that failed has begun, and nothing else."""
-    if (checkpoint / UNFINISHED).exists() and checkpoint not in finished(checkpoint.parent):
+    """Removes what a save has begun and not finished, as far as it can be, and nothing else."""
+    if checkpoint.is_dir() and _was_cut_short(checkpoint):
         with contextlib.suppress(OSError):
             _delete(checkpoint)
 
@@ -118,7 +118,7 @@ def _odd(path: pathlib.Path) -> str:
 
 
 def _delete(checkpoint: pathlib.Path) -> None:
-    """UNFINISHED last: what is half removed has it."""
+    """UNFINISHED last: what is half removed has it. Raises OSError where something stays."""
     if checkpoint.is_symlink():
         checkpoint.unlink()
     if not checkpoint.is_dir():
@@ -127,7 +127,7 @@ def _delete(checkpoint: pathlib.Path) -> None:
         if path.name == UNFINISHED:
             continue
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path)
         else:
             path.unlink()
     (checkpoint / UNFINISHED).unlink(missing_ok=True)

@@ -42,11 +42,16 @@ def write(checkpoint: pathlib.Path, scores: Mapping[str, float]) -> None:
 
 def is_readable(checkpoint: pathlib.Path) -> bool:
     """Whether nothing is said of a checkpoint, or what is said can be read."""
-    return not (checkpoint / NAME).exists() or bool(read(checkpoint))
+    return _read(checkpoint) is not None
 
 
 def read(checkpoint: pathlib.Path) -> dict[str, float]:
     """What a checkpoint scored; empty where that is unknown."""
+    return _read(checkpoint) or {}
+
+
+def _read(checkpoint: pathlib.Path) -> dict[str, float] | None:
+    """The same; None where it cannot be read."""
     path = checkpoint / NAME
     path = path if path.exists() else checkpoint.parent / _ONCE
     try:
@@ -61,7 +66,7 @@ def read(checkpoint: pathlib.Path) -> dict[str, float]:
         return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
         _log.warning('%s, what a checkpoint scored, cannot be read: %s', path, e)
-        return {}
+        return None
 
 
 def best(checkpoints: Iterable[pathlib.Path], rule: Rule) -> pathlib.Path | None:
