@@ -104,7 +104,11 @@ CASES = {
     ),
     'forgetting': Case(
         'forgetting',
-        lambda folder: [f'--run=GPT={folder}/weights', '--windows=16'],
+        lambda folder: [
+            f'--run=GPT={folder}/weights',
+            '--windows=16',
+            '--config.evaluate.max_tokens=0',
+        ],
         ('tokens',),
         lambda workdir: documents.read(workdir / 'forgetting.json', dict, ''),
     ),
