@@ -44,10 +44,8 @@ def main(args: cli.Args) -> None:
 
 def _opened(args: cli.Args) -> tuple[weights.Source, pathlib.Path]:
     """The weights, and the workdir, which can be written."""
-    source, workdir = (
-        sources.open(args.config.init_from or args.workdir),
-        pathlib.Path(args.workdir),
-    )
+    source = sources.open(args.config.init_from or args.workdir)
+    workdir = pathlib.Path(args.workdir)
     if program.is_first():
         files.check_writable(workdir)
     return source, workdir

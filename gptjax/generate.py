@@ -211,15 +211,12 @@ class _Out:
         """The whole lines that this very command wrote before."""
         if not self.path.exists():
             return []
-        found, expected = (
-            [],
-            [
-                (i, sample)
-                for i, (_, asked) in enumerate(self._jobs)
-                for sample in range(asked.num_return_sequences)
-            ],
-        )
-        ours = True
+        expected = [
+            (i, sample)
+            for i, (_, asked) in enumerate(self._jobs)
+            for sample in range(asked.num_return_sequences)
+        ]
+        found, ours = [], True
         lines = documents.read_lines(self.path, ('prompt', 'index', 'sample'))
         if lines.bad:
             _log.warning('%s: line %d is damaged', self.path, min(lines.bad))

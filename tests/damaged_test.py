@@ -19,10 +19,7 @@ from tests import helpers
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """A small GPT-2 in Hugging Face's layout."""
-    path = tmp_path_factory.mktemp('gpt2') / 'out'
-    model = helpers.tiny_model()
-    pretrained.save(path, model, helpers.params_of(model), None)
-    return path
+    return helpers.published(tmp_path_factory.mktemp('gpt2') / 'out')
 
 
 def copy(folder, target, **changes):

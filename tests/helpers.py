@@ -3,6 +3,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import pathlib
 import signal
@@ -13,12 +14,14 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 
 from gptjax.configs import base, cli, sizes
 from gptjax.data import tokens
-from gptjax.models import heads, kneser_ney, ngram
+from gptjax.models import heads, kneser_ney, ngram, pretrained
 from gptjax.runtime import mesh as mesh_lib
+from gptjax.runtime import program
 from gptjax.sampling import decode, options
 from gptjax.training import guard, losses, optim
 from gptjax.training import plan as plan_lib
@@ -61,8 +64,8 @@ def prepare(config: str, workdir: pathlib.Path, *flags: str) -> None:
     """Corpus, tokenizer and tokens of a run."""
     from gptjax import prepare_corpus, prepare_tokens, train_tokenizer
 
-    for program in (prepare_corpus, train_tokenizer, prepare_tokens):
-        program.main(args(config, workdir, *flags))
+    for each in (prepare_corpus, train_tokenizer, prepare_tokens):
+        each.main(args(config, workdir, *flags))
 
 
 def token_set(array: np.ndarray) -> tokens.TokenSet:
@@ -167,6 +170,22 @@ def run_program(name: str, *flags: str, **kwargs) -> subprocess.CompletedProcess
     """A program in a process of its own."""
     command = [sys.executable, '-m', f'gptjax.{name}', *flags]
     return subprocess.run(command, capture_output=True, text=True, **kwargs)
+
+
+@contextlib.contextmanager
+def stopped_after(*calls: int):
+    """A run inside is asked to stop when it has looked so many times, and stops."""
+    seen = itertools.count(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, 'stop_requested', lambda: next(seen) in calls)
+        yield
+
+
+def published(path: pathlib.Path) -> pathlib.Path:
+    """A small GPT-2 in Hugging Face's layout."""
+    model = tiny_model()
+    pretrained.save(path, model, params_of(model), None)
+    return path
 
 
 def check_no_fault(said: str | bytes) -> None:

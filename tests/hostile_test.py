@@ -2,6 +2,7 @@
 """Hostile and absurd files end in one line, soon, and with little more memory than true ones."""
 
 import json
+import pathlib
 import random
 
 import numpy as np
@@ -10,9 +11,11 @@ import tokenizers
 from safetensors import numpy as safetensors_numpy
 from tokenizers import decoders, models, pre_tokenizers
 
-from gptjax.configs import errors
+from gptjax import evaluate, forgetting, generate
+from gptjax.configs import base, errors
 from gptjax.models import pretrained
 from gptjax.models.published import tensors
+from gptjax.text import chat, described
 from gptjax.text import tokenizer as tokenizer_lib
 from tests import damaged_test, helpers, hostile
 
@@ -23,10 +26,7 @@ FEW, MANY = 60, 1000
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """A small GPT-2 in Hugging Face's layout."""
-    path = tmp_path_factory.mktemp('gpt2') / 'out'
-    model = helpers.tiny_model()
-    pretrained.save(path, model, helpers.params_of(model), None)
-    return path
+    return helpers.published(tmp_path_factory.mktemp('gpt2') / 'out')
 
 
 def weights_in(path, folder, name, content):
@@ -227,3 +227,42 @@ def test_what_passed_and_what_is_ours_is_not_tried_again(tmp_path, monkeypatch):
     tokenizer_lib.save(loaded, tmp_path / 'ours')
     tokenizer_lib.load(tmp_path / 'ours')
     assert tried == ['json']
+
+
+@pytest.mark.parametrize(
+    ('template', 'said'),
+    [
+        ("{{ messages[0]['content'] }}", ''),
+        ('{{ raise_exception("only tools") }}', ''),  # it may refuse these messages
+        ("{{ 'a' * 10**10 }}", 'MemoryError'),
+        ("{% set x = 'a' * 10**6 %}" + '{{ x ~ x ~ x }}' * 10**3, 'MemoryError'),
+        pytest.param(
+            '{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}',
+            'it takes more than 10 s',
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_chat_templates_end_within_limits(tmp_path, monkeypatch, template, said):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    found = described.Described({'chat_template': template})
+    messages = [{'role': 'user', 'content': 'hello'}]
+    if not said and 'raise' not in template:
+        assert chat.render(found, messages) == 'hello'
+        return
+    with pytest.raises(errors.InputError, match=said or 'only tools'):
+        chat.render(found, messages)
+
+
+def test_a_workdir_that_cannot_be_written_is_told_before_weights_are_read(folder):
+    weights = f'--config.init_from={folder}'
+    for module, *flags in (
+        (evaluate, weights, "--config.suite.tasks=('arithmetic_2d_plus',)"),
+        (evaluate, weights),
+        (generate, weights, '--prompt=a'),
+        (forgetting, f'--run={folder}'),
+    ):
+        define = getattr(module, 'define', lambda values: None)
+        args = helpers.args(base.__file__, pathlib.Path('/proc/gptjax'), *flags, define=define)
+        with pytest.raises(errors.InputError, match='/proc/gptjax cannot be written'):
+            module.main(args)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other weights under the same path are other weights: nothing made of the old ones is kept."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -32,19 +33,8 @@ def trained(run, tokens: int) -> None:
     config, workdir = run
     flags = ('--config.optim.ema_decay=0.5', '--config.train.total_tokens=3072')
     args = helpers.args(config, workdir, *flags)
-    stop = tokens // 512
-    with pytest.MonkeyPatch.context() as patch:
-        seen = [0]
-
-        def requested():
-            seen[0] += 1
-            return seen[0] >= stop
-
-        patch.setattr(program, 'stop_requested', requested)
-        try:
-            train.main(args)
-        except program.Preempted:
-            return
+    with helpers.stopped_after(tokens // 512), contextlib.suppress(program.Preempted):
+        train.main(args)
 
 
 @pytest.mark.parametrize('path', ['', 'average'])

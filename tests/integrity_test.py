@@ -20,7 +20,9 @@ import pytest
 
 from gptjax import (
     convert,
+    count_ngrams,
     evaluate,
+    forgetting,
     generate,
     prepare_corpus,
     prepare_tokens,
@@ -30,7 +32,7 @@ from gptjax import (
 from gptjax.configs import base, cli, errors
 from gptjax.data import tokens
 from gptjax.models import pretrained
-from gptjax.runtime import checkpoint, metrics, program
+from gptjax.runtime import checkpoint, metrics, program, results
 from gptjax.storage import documents
 from tests import helpers
 
@@ -83,9 +85,9 @@ class Workdir:
         folder, meta = checkpoint.latest(self.path)
         listed = documents.read(folder / 'manifest.json', dict, '')
         arrays = {n: h for n, h in listed.items() if n.split('/')[-1][0].isdigit()}
-        results = documents.read(self.path / 'results.json', dict, '')
-        scores = {name: value for name, value in results.items() if name.startswith('eval/')}
-        assert meta['step'] == results['steps'] == 8
+        found = results.read(self.path)
+        scores = {name: value for name, value in found.items() if name.startswith('eval/')}
+        assert meta['step'] == found['steps'] == 8
         rows = {row['step']: row['train/loss'] for row in metrics.read(self.path)}
         return arrays, scores, rows
 
@@ -102,6 +104,21 @@ class Workdir:
         flags = ('--prompt=the cat', '--prompt=one dog', '--config.decode.max_new_tokens=8')
         self._read(generate.main, *flags, define=generate.define)
         return [row['text'] for row in documents.read_lines(self.path / 'samples.jsonl').rows]
+
+    def forget(self):
+        flags = (f'--run=GPT={self.path}', '--windows=4', '--config.evaluate.max_tokens=0')
+        self._read(forgetting.main, *flags, define=forgetting.define)
+        return documents.read(self.path / 'forgetting.json', dict, '')['runs']['GPT']
+
+    def count(self):
+        """Counts n-grams beside the run, of its tokens; what the counts score."""
+        spec = f'{self._config}:model=ngram'
+        counted = Workdir(self.path / 'ngram', spec, self._data)
+        shared = ('--config.tokenizer.dir=../tokenizer', "--config.data.sets=('../tokens',)")
+        counted._main(count_ngrams.main, *shared, '--config.data.eval_sets.tokens=../tokens')
+        found = results.read(counted.path)
+        arpa = (counted.path / 'model.arpa').read_bytes()
+        return {name: x for name, x in found.items() if name.startswith('eval/')}, arpa
 
     def exported(self, folder: str = 'exported'):
         """The weights of a published folder that convert wrote."""
@@ -120,13 +137,15 @@ class Workdir:
 PROGRAMS = {
     'corpus': ['prepare_corpus', 'prepare_tokens', 'train_tokenizer'],
     'tokenizer': ['train_tokenizer', 'prepare_tokens', 'train', 'evaluate', 'generate', 'convert'],
-    'tokens': ['prepare_tokens', 'train', 'evaluate'],
-    'checkpoints': ['train', 'evaluate', 'generate', 'suite', 'convert'],
+    'tokens': ['prepare_tokens', 'train', 'evaluate', 'forget', 'count'],
+    'checkpoints': ['train', 'evaluate', 'generate', 'suite', 'convert', 'forget'],
+    'ngram': ['count'],
     'exported': ['exported'],
     'items': ['suite'],
     '': ['train', 'evaluate', 'generate', 'suite', 'convert'],
 }
 SAMPLE = int(os.environ.get('SAMPLE', 60))
+READERS = ('evaluate', 'suite', 'generate', 'convert', 'forget')
 PREPARING = ('prepare_corpus', 'train_tokenizer', 'prepare_tokens')
 
 
@@ -141,25 +160,17 @@ def whole(tmp_path_factory, corpus_file):
     workdir = Workdir(folder / 'run', helpers.tiny_config(folder, corpus_file), data)
     for name in PREPARING:
         getattr(workdir, name)()
-    with pytest.MonkeyPatch.context() as patch:
-        seen = [0]
-
-        def requested():
-            seen[0] += 1
-            return seen[0] == 5
-
-        patch.setattr(program, 'stop_requested', requested)
-        with pytest.raises(program.Preempted):
-            workdir.train()
+    with helpers.stopped_after(5), pytest.raises(program.Preempted):
+        workdir.train()
     workdir.convert('exported')
-    for name in ('evaluate', 'suite', 'generate'):
+    for name in ('evaluate', 'suite', 'generate', 'forget', 'count'):
         getattr(workdir, name)()
     workdir.keep()
     reference = {}
-    for name in (*PREPARING, 'evaluate', 'suite', 'generate', 'exported', 'convert', 'train'):
+    for name in (*PREPARING, *READERS, 'exported', 'count', 'train'):
         workdir.restore()
         reference[name] = getattr(workdir, name)()
-    for name in ('evaluate', 'suite', 'generate', 'convert'):  # of the checkpoint before the newest
+    for name in READERS:  # of the checkpoint before the newest
         workdir.restore()
         shutil.rmtree(checkpoint.latest(workdir.path)[0])
         for made in ('items', 'samples.jsonl'):
@@ -293,6 +304,8 @@ def run(whole, case: tuple, seed: int) -> str:
 def run_all(whole, some: list) -> collections.Counter:
     ended, wrong = collections.Counter(), []
     for seed, case in enumerate(some):
+        if seed % 100 == 99:
+            print(f'{seed + 1} of {len(some)}: {dict(ended)}, {len(wrong)} wrong', flush=True)
         try:
             ended[run(whole, case, seed)] += 1
         except Exception as e:

@@ -308,7 +308,7 @@ def test_weights_and_biases_when_asked(tmp_path, monkeypatch):
         metrics.Writer(tmp_path, 0, 1.0, wandb='project')
 
 
-def test_an_average_beside_frozen_weights_goes_on_bit_equal(ready, workdir, tmp_path, monkeypatch):
+def test_an_average_beside_frozen_weights_goes_on_bit_equal(ready, workdir, tmp_path):
     from gptjax.models import pretrained
 
     flags = ('--config.optim.ema_decay=0.5', '--config.optim.frozen=("network/*_embedding",)')
@@ -319,16 +319,8 @@ def test_an_average_beside_frozen_weights_goes_on_bit_equal(ready, workdir, tmp_
     averaged = {name for name in meta['shapes'] if name.startswith("['average']")}
     assert averaged
     assert not any('embedding' in name for name in averaged)
-    seen = [0]
-
-    def requested():
-        seen[0] += 1
-        return seen[0] == 3
-
-    monkeypatch.setattr(program, 'stop_requested', requested)
-    with pytest.raises(program.Preempted):
+    with helpers.stopped_after(3), pytest.raises(program.Preempted):
         run(ready, workdir, *flags)
-    monkeypatch.undo()
     run(ready, workdir, *flags)
     for path in ('', 'average'):
         first, again = (pretrained.load(w / path).params for w in (whole, workdir))
@@ -337,21 +329,15 @@ def test_an_average_beside_frozen_weights_goes_on_bit_equal(ready, workdir, tmp_
     np.testing.assert_array_equal(trained['token_embedding'], average['token_embedding'])
 
 
-def test_rows_of_a_run_that_was_stopped_between_two_of_them(ready, workdir, tmp_path, monkeypatch):
+def test_rows_of_a_run_that_was_stopped_between_two_of_them(ready, workdir, tmp_path):
     """Means go on with the steps that were read before the stop, and so do counts."""
     flags = ('--config.train.log_every_steps=4', '--config.checkpoint.every_steps=0')
     whole = helpers.fresh(tmp_path / 'whole', ready[1])
     run(ready, whole, *flags)
-    seen = [0]
-
-    def requested():
-        seen[0] += 1
-        return seen[0] in (6, 13)
-
-    monkeypatch.setattr(program, 'stop_requested', requested)
-    for _ in range(2):
-        with pytest.raises(program.Preempted):
-            run(ready, workdir, *flags)
+    with helpers.stopped_after(6, 13):
+        for _ in range(2):
+            with pytest.raises(program.Preempted):
+                run(ready, workdir, *flags)
     run(ready, workdir, *flags)
     rows = [
         [{k: v for k, v in row.items() if not k.startswith('perf/')} for row in metrics.read(w)]

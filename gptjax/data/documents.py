@@ -128,7 +128,7 @@ def write(
     if not shards:
         why = ''
         if left_out['bad']:
-            first = json.loads((folder / BAD).read_text(encoding='utf-8').split('\n')[0])
+            first = documents_lib.read_lines(folder / BAD, ('where', 'why')).rows[0]
             why = f'; {first["where"]} {first["why"]}'
         raise errors.InputError(
             f'the corpus is empty: no text in {source.get("path") or source.get("set")!r}{why}'
