@@ -68,9 +68,9 @@ def render(
 
 
 def rendered(
-    template: str, messages: Sequence[Message], add_generation_prompt: bool = True, **more: Any
+    template: str, messages: Sequence[Message], add_generation_prompt: bool = True, /, **more: Any
 ) -> str:
-    """What a template makes of messages. Raises whatever the template does."""
+    """What a template makes of messages, whatever more is called. Raises what the template does."""
     return _compiled(template).render(
         **more, messages=messages, add_generation_prompt=add_generation_prompt
     )
