@@ -310,6 +310,7 @@ def run_all(whole, some: list) -> collections.Counter:
             ended[run(whole, case, seed)] += 1
         except Exception as e:
             wrong.append(f'{seed} {case}: {type(e).__name__} {str(e)[:300]}')
+            print(wrong[-1], flush=True)
     print(dict(ended), len(wrong), 'wrong')
     assert not wrong, '\n'.join(wrong)
     return ended
