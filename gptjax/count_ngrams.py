@@ -29,7 +29,7 @@ from gptjax.runtime import checkpoint, listing, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import meta as meta_lib
 from gptjax.runtime import results as results_lib
-from gptjax.storage import documents, files
+from gptjax.storage import documents, files, mirror
 from gptjax.training import claim
 from gptjax.training import step as step_lib
 
@@ -54,7 +54,11 @@ def main(args: cli.Args) -> None:
     with program.only_one(workdir):
         with progress.Progress('open tokens', None, ' tokens checked') as bar:
             own = workdir / pretrained.TOKENIZER
-            opening = (loader.configure(config.data), workdir / config.tokenizer.dir, workdir)
+            opening = (
+                loader.configure(config.data),
+                mirror.within(workdir, config.tokenizer.dir),
+                workdir,
+            )
             data = inputs.open_all(*opening, own, program.is_first(), bar.advance)
         inputs.check_vocabulary(model_config.n_vocab, data.train)
         n_ctx = scoring.n_ctx or model_config.n_ctx

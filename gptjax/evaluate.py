@@ -28,7 +28,7 @@ from gptjax.models import pretrained, sources, weights
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program, progress
 from gptjax.sampling import loaded as loaded_lib
-from gptjax.storage import documents, files
+from gptjax.storage import documents, files, mirror
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.training import step as step_lib
 
@@ -57,8 +57,9 @@ def _suite(args: cli.Args) -> None:
     source, workdir = _opened(args)
     mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
     errors.require(program.is_alone(), 'tasks are scored by one process; leave --distributed out')
-    for other in config.beside:
-        errors.require(bool(report.read(pathlib.Path(other))), f'{other} holds no results.jsonl')
+    others = [mirror.small(mirror.here(other)) for other in config.beside]
+    for other in others:
+        errors.require(bool(report.read(other)), f'{other} holds no results.jsonl')
     jobs, absent = _at_hand(config, args.config.data_dir)
     with mesh.scope(), program.only_one(workdir):  # items are kept as they are scored
         with progress.Progress('read', None, ' parameters') as bar:
@@ -86,7 +87,6 @@ def _suite(args: cli.Args) -> None:
             report.write(workdir, rows, absent | left, ())
         if not rows:
             raise errors.InputError('none of the tasks is scored: ' + '; '.join(absent.values()))
-        others = [pathlib.Path(other) for other in config.beside]
         comparisons = [c for other in others for c in suite.compared(workdir, other, jobs)]
         beside = [report.read(other) for other in others]
         written = report.write(workdir, rows, absent, comparisons)

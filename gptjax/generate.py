@@ -35,7 +35,7 @@ from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program, progress, signals
 from gptjax.sampling import decode, engine, options, router, speculative, texts
 from gptjax.sampling import loaded as loaded_lib
-from gptjax.storage import documents, files
+from gptjax.storage import documents, files, mirror
 
 READS = ('init_from', 'mesh', 'decode', 'engine')
 SAMPLES = 'samples.jsonl'
@@ -107,7 +107,11 @@ def _prompts(args: cli.Args) -> list[dict[str, Any]]:
     path = args.flags.prompts
     if path:
         try:
-            content = sys.stdin.buffer.read() if path == '-' else files.content(pathlib.Path(path))
+            content = (
+                sys.stdin.buffer.read()
+                if path == '-'
+                else files.content(mirror.need(mirror.here(path)))
+            )
             text = files.decoded(content)
         except UnicodeDecodeError as e:
             raise errors.InputError(f'--prompts={path} is no UTF-8 text: {e}') from e

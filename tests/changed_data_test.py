@@ -77,7 +77,7 @@ def test_names_lead_nowhere_else(prepared, tmp_path, name):
     remote = fsspec.filesystem('memory')
     remote.put(str(folder), '/hostile/tokens', recursive=True)
     with pytest.raises(errors.InputError, match='not in its folder'):
-        tokens.locate('memory://hostile/tokens', tmp_path, 'cache', lambda amount: None)
+        staging.locate('memory://hostile/tokens', tmp_path, 'cache', lambda amount: None)
 
 
 def test_links_of_our_names_are_not_followed(tmp_path):

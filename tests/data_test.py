@@ -227,16 +227,16 @@ def test_staging_from_a_remote_file_system(prepared, tmp_path):
     _, workdir = prepared
     remote = fsspec.filesystem('memory')
     remote.put(str(workdir / 'tokens'), '/bucket/tokens', recursive=True)
-    local = tokens.locate('memory://bucket/tokens', tmp_path, 'cache', nothing)
+    local = staging.locate('memory://bucket/tokens', tmp_path, 'cache', nothing)
     for split in tokens.SPLITS:
         here, there = tokens.open_set(local, split), tokens.open_set(workdir / 'tokens', split)
         assert here.read(0, len(here)).tolist() == there.read(0, len(there)).tolist()
     with remote.open('/bucket/tokens/train-00000.bin', 'r+b') as f:
         f.write(b'\xff\xff')
     with pytest.raises(errors.InputError, match='does not have the hash'):
-        tokens.locate('memory://bucket/tokens', tmp_path, 'other', nothing)
+        staging.locate('memory://bucket/tokens', tmp_path, 'other', nothing)
     with pytest.raises(errors.InputError, match='cannot read token shards'):
-        tokens.locate('memory://bucket/none', tmp_path, 'other', nothing)
+        staging.locate('memory://bucket/none', tmp_path, 'other', nothing)
 
 
 def _numbers(first: int, length: int) -> tokens.TokenSet:

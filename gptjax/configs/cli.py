@@ -68,11 +68,25 @@ class Args:
         return fields.build(owner, self.config[name], name)
 
 
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """How folders that a command line names are found, those in buckets, too.
+
+    Attributes:
+      workdir: makes a local folder of --workdir, ready to be written.
+      other: makes one of any other folder, ready for its config to be read.
+    """
+
+    workdir: Callable[[str], str] = str
+    other: Callable[[str], str] = str
+
+
 def parse(
     argv: list[str],
     define: Callable[[flags.FlagValues], None] = lambda values: None,
     default_config: str = '',
     reads: Iterable[str] | None = None,
+    where: Where = Where(),
 ) -> Args:
     """Parses `--config=FILE[:arg] [--config.field=value ...] --workdir=DIR [...]`.
 
@@ -83,6 +97,7 @@ def parse(
         the run in --workdir has written, else that in --config.init_from, but for init_from and
         mesh; else the base config.
       reads: sections and top-level fields that the program reads; None = every one.
+      where: what makes local folders of those that are elsewhere.
 
     Raises:
       UsageError: a mistyped flag, field or value, or a field that the program does not read; in
@@ -92,7 +107,7 @@ def parse(
     flags.DEFINE_string('workdir', None, 'Folder that holds the run.', flag_values=values)
     define(values)
     named, argv = _config_of(argv)
-    of_run = _of_run(argv) if default_config == base.OF_RUN and not named else ''
+    of_run = _of_run(argv, where) if default_config == base.OF_RUN and not named else ''
     named = named or of_run or (base.__file__ if default_config == base.OF_RUN else default_config)
     errors.require(named[:1] not in ('', '-'), 'give --config=experiments/<name>.py')
     path, config = '', None
@@ -115,14 +130,14 @@ def parse(
     if reads is not None:
         _check_read(argv, tuple(reads))
     errors.require(0 <= config.seed < 2**31, f'seed = {config.seed} must be from 0 to 2**31 - 1')
-    workdir = pathlib.Path(values.workdir)
+    workdir = pathlib.Path(where.workdir(values.workdir))
     for folder in (workdir, *workdir.parents):
         errors.require(
             not folder.exists() or folder.is_dir(),
             f'--workdir={workdir}: {folder} is a file, not a folder',
         )
     overridden = frozenset(mistakes.overridden(argv[1:]))
-    return Args(config.lock(), values.workdir, values, path, module, overridden, bool(of_run))
+    return Args(config.lock(), str(workdir), values, path, module, overridden, bool(of_run))
 
 
 def load(named: str) -> tuple[str, types.ModuleType, ml_collections.ConfigDict]:
@@ -304,14 +319,14 @@ def _config_of(argv: list[str]) -> tuple[str, list[str]]:
     return ''.join(named), rest
 
 
-def _of_run(argv: list[str]) -> str:
+def _of_run(argv: list[str], where: Where) -> str:
     """The config.json of the run that a command line names; '' where it names none.
 
     Where it is lost or damaged, the newest checkpoint's meta.json, which says the same.
     """
     given = {_name(flag): flag.partition('=')[2] for flag in _joined(argv[1:])}
     for folder in (given.get('workdir'), given.get('config.init_from')):
-        run = pathlib.Path(_WEIGHTS.sub('', folder or ''))
+        run = pathlib.Path(where.other(_WEIGHTS.sub('', folder or '')))
         path = run / base.OF_RUN
         # A published folder has one of another kind.
         if not folder or (path.is_file() and b'"model_type"' in path.read_bytes()):

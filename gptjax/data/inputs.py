@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from gptjax.configs import errors
-from gptjax.data import loader, tokens
+from gptjax.data import loader, staging, tokens
 from gptjax.storage import sums
 from gptjax.text import tokenizer as tokenizer_lib
 
@@ -39,8 +39,10 @@ def open_all(
     Raises:
       InputError: a set is not finished, or was made with another tokenizer.
     """
-    folders = (tokens.locate(name, workdir, config.stage_dir, staged) for name in config.sets)
-    sets = [tokens.open_set(folder, 'train', config.verify, staged) for folder in folders]
+    sets = []
+    for name in config.sets:
+        where = (name, workdir, config.stage_dir, staged, 'train', config.read)
+        sets.append(tokens.open_set(staging.locate(*where), 'train', config.verify, staged))
     held_out = open_held_out(config, workdir, staged)
     tokenizer = tokenizer_lib.load(tokenizer_dir)
     print_ = tokenizer_lib.fingerprint(tokenizer)
@@ -85,7 +87,7 @@ def open_held_out(
     """The held-out sets by label, staged. Raises InputError where one is not finished."""
     found = {}
     for label, name in config.eval_sets:
-        folder = tokens.locate(name, workdir, config.stage_dir, staged)
+        folder = staging.locate(name, workdir, config.stage_dir, staged, 'valid')
         found[label] = tokens.open_set(folder, 'valid', config.verify, staged)
     return found
 

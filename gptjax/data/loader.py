@@ -15,9 +15,13 @@ import numpy as np
 
 from gptjax.configs import errors, fields
 from gptjax.data import tokens
+from gptjax.storage import buckets
 
 # windows -> the (rows, columns) of a (windows, n_ctx) batch that this process reads
 Region = Callable[[int], tuple[np.ndarray, slice]]
+
+
+_STREAMED_STEPS = 8  # whose windows are asked for at once, of sets in buckets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Config:
     eval_sets: tuple[tuple[str, str], ...]  # (label, folder)
     prefetch_steps: int
     stage_dir: str
+    read: Literal['auto', 'stage', 'stream']
     verify: Literal['changed', 'always', 'never']
 
     def __post_init__(self) -> None:
@@ -45,6 +50,7 @@ class Config:
             f'data.weights must be numbers from 1e-9 to 1e9, got {self.weights}',
         )
         errors.require_between(self, 1, 1024, 'prefetch_steps')
+        errors.require_choice(self, 'read', ('auto', 'stage', 'stream'))
         errors.require_choice(self, 'verify', ('changed', 'always', 'never'))
         for label, folder in self.eval_sets:
             errors.require(
@@ -77,7 +83,7 @@ def windows(
     seed: int,
     columns: slice = slice(None),
 ) -> grain.MapDataset:
-    """The endless sequence of training windows; element i is f(seed, i).
+    """The endless sequence of training windows; element i is f(seed, i), called for its tokens.
 
     Each set is cut into windows of n_ctx + 1 tokens (the last token of one is the first of the
     next), shuffled anew every epoch, without replacement within it; sets are mixed by weight.
@@ -126,7 +132,10 @@ def batches(
         windows(sets, config.weights, n_ctx, seed, columns), examples, region, stop_step
     )
     steps = grain.MapDataset.source(source)[start_step:]
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch_steps)
+    streamed = any(isinstance(s.folder, buckets.Path) for s in sets)
+    threads = _STREAMED_STEPS if streamed else 1
+    ahead = max(config.prefetch_steps, threads)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return iter(steps.to_iter_dataset(options))
 
 
@@ -141,8 +150,8 @@ class _Windows:
     def __len__(self) -> int:
         return (len(self._set) - 1) // self._n_ctx
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._set.read(index * self._n_ctx + self._first, self._length)
+    def __getitem__(self, index: int) -> Callable[[], np.ndarray]:
+        return self._set.request(index * self._n_ctx + self._first, self._length)
 
 
 class _Steps:
@@ -164,7 +173,8 @@ class _Steps:
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         first, count = self._examples(step)
         rows = self._region(count)[0].tolist()
-        read = np.stack([self._windows[first + row] for row in rows]).astype(np.int32)
+        asked = [self._windows[first + row] for row in rows]  # all of them are on their way
+        read = np.stack([window() for window in asked]).astype(np.int32)
         tokens_BxL, targets_BxL = read[:, :-1], read[:, 1:]
         weights_BxL = np.ones(tokens_BxL.shape, np.float32)
         return {'tokens': tokens_BxL, 'targets': targets_BxL, 'weights': weights_BxL}

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is said of token shards: what is in each, its hashes, and the manifest over all."""
 
-import concurrent.futures
 import hashlib
 import json
-import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -29,6 +26,12 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     sha256: str
     table: str = ''  # of held-out shards, as table()
     table_sha256: str = ''
+    crc32c: str = ''  # what storage says of such objects; '' of shards written before it was asked
+    table_crc32c: str = ''
+
+    def checksums(self) -> dict[str, str]:
+        """Name -> crc32c, '' = unknown."""
+        return {self.name: self.crc32c, **({self.table: self.table_crc32c} if self.table else {})}
 
     def files(self) -> dict[str, str]:
         """Name -> hash."""
@@ -73,7 +76,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def digest(self) -> str:
         """Of all it says, and so of every shard."""
-        whole = json.dumps(msgspec.to_builtins(self), indent=1) + '\n'
+        said = msgspec.to_builtins(self)
+        for record in (*said['splits']['train'], *said['splits']['valid']):
+            for name in ('crc32c', 'table_crc32c'):  # other hashes of the same bytes
+                record.pop(name, None)
+        whole = json.dumps(said, indent=1) + '\n'
         return hashlib.sha256(whole.encode()).hexdigest()
 
 
@@ -100,25 +107,6 @@ def remedy(folder: pathlib.Path) -> str:
         f'python -m gptjax.prepare_tokens makes {folder} whole again; of a copy, remove it and '
         'copy it anew'
     )
-
-
-def damages(
-    folder: pathlib.Path, records: Sequence[Record], digest_of: Callable[[pathlib.Path], str]
-) -> Iterator[str]:
-    """What is wrong with each shard in turn; '' = nothing."""
-
-    def one(record: Record) -> str:
-        for name, digest in record.files().items():
-            path = folder / name
-            try:
-                if digest_of(path) != digest:
-                    return f'{path} does not have the bytes that were written'
-            except OSError as e:
-                return f'{path} cannot be read: {e.strerror}'
-        return ''
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(one, records)
 
 
 def dtype(n_vocab: int) -> np.dtype:

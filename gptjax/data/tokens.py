@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token shards: flat little-endian files, read through memory maps, with a manifest of hashes.
+"""Token shards: flat little-endian files, with a manifest of hashes.
 
 A document is written as end-of-text followed by its tokens, so every token of text has a context,
 and windows run over document boundaries as in GPT-2 and GPT-3 (paper, section B). Held-out shards
@@ -14,7 +14,6 @@ import hashlib
 import io
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,9 +21,10 @@ from jaxtyping import Integer
 
 from gptjax.configs import errors
 from gptjax.data import documents
+from gptjax.data import shards as shards_lib
 from gptjax.data import token_manifest as manifest_lib
+from gptjax.storage import buckets, files, mirror
 from gptjax.storage import documents as documents_lib
-from gptjax.storage import files
 from gptjax.text import tokenizer as tokenizer_lib
 
 SPLITS = ('train', 'valid')
@@ -49,7 +49,7 @@ def is_finished(folder: pathlib.Path, source: dict) -> bool:
     Raises:
       InputError: it holds shards of another corpus, tokenizer or split, or does not say of which.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    mirror.need(folder).mkdir(parents=True, exist_ok=True)
     begun, manifest = folder / 'source.json', None
     with contextlib.suppress(documents_lib.Damaged):
         manifest = manifest_lib.read(folder)
@@ -66,7 +66,7 @@ def is_finished(folder: pathlib.Path, source: dict) -> bool:
     if manifest is None:
         return False
     every = [record for split in SPLITS for record in getattr(manifest.splits, split)]
-    return not any(manifest_lib.damages(folder, every, files.remembered_sha256))
+    return not any(shards_lib.damages(folder, every))
 
 
 def write_shard(
@@ -96,14 +96,17 @@ def write_shard(
         _, text_bytes, words = (int(x) for x in table.sum(axis=0))
         more = {}
         if beside:
-            more = {'table': beside[0].name, 'table_sha256': _write(beside[0], _npy(table))}
+            digest, crc32c = _write(beside[0], _npy(table))
+            more = {'table': beside[0].name, 'table_sha256': digest, 'table_crc32c': crc32c}
+        digest, crc32c = _write(path, flat.astype(manifest_lib.dtype(tokenizer.n_vocab)).tobytes())
         record[split] = manifest_lib.Record(
             name=path.name,
             tokens=len(flat),
             documents=len(table),
             text_bytes=text_bytes,
             words=words,
-            sha256=_write(path, flat.astype(manifest_lib.dtype(tokenizer.n_vocab)).tobytes()),
+            sha256=digest,
+            crc32c=crc32c,
             **more,
         )
     documents_lib.write(
@@ -121,7 +124,7 @@ def records(folder: pathlib.Path, index: int) -> dict[str, manifest_lib.Record] 
     every = list(by_split.values())
     if not every or any([*r.files()] != _names(split, index) for split, r in by_split.items()):
         return None
-    return None if any(manifest_lib.damages(folder, every, files.remembered_sha256)) else by_split
+    return None if any(shards_lib.damages(folder, every)) else by_split
 
 
 def write_manifest(
@@ -158,13 +161,13 @@ def write_manifest(
 class TokenSet:
     """One split of a folder of token shards, as one long random-access sequence."""
 
-    folder: pathlib.Path
+    folder: pathlib.Path | buckets.Path
     split: str
     end_of_text: int
     n_vocab: int
     fingerprint: str  # of the tokenizer
     digest: str  # of the manifest, and so of every shard
-    _shards: list['Shard']
+    _shards: list[shards_lib.Shard]
     _ends: list[int]  # tokens up to the end of each shard
 
     def __len__(self) -> int:
@@ -177,21 +180,28 @@ class TokenSet:
           InputError: an id is beyond the vocabulary, which a compiled model would not notice, or a
             shard was changed since it was opened.
         """
-        stop = min(start + length, len(self))
-        parts = []
-        shard = bisect.bisect_right(self._ends, start)
+        return self.request(start, length)()
+
+    def request(self, start: int, length: int) -> Callable[[], Integer[np.ndarray, ' L']]:
+        """read(), begun: of shards in a bucket the bytes are on their way when this returns."""
+        stop, parts = min(start + length, len(self)), []
+        index = bisect.bisect_right(self._ends, start)
         while start < stop:
-            first = self._ends[shard] - len(self._shards[shard].tokens)
-            part = self._shards[shard].read(start - first, stop - first)
-            parts.append(part)
-            start += len(part)
-            shard += 1
-        found = parts[0] if len(parts) == 1 else np.concatenate([*parts, _NOTHING])
-        if len(found) and found.max() >= self.n_vocab:
-            raise errors.InputError(
-                f'{self.folder}, {self.split}: the id {found.max()} is beyond the {self.n_vocab} '
-                f'of {manifest_lib.NAME}; {manifest_lib.remedy(self.folder)}'
-            )
+            shard, end = self._shards[index], min(stop, self._ends[index])
+            first = self._ends[index] - shard.n_tokens
+            parts.append(shard.request(start - first, end - first))
+            start, index = end, index + 1
+
+        def found() -> np.ndarray:
+            read = [part() for part in parts]
+            whole = read[0] if len(read) == 1 else np.concatenate([*read, _NOTHING])
+            if len(whole) and whole.max() >= self.n_vocab:
+                raise errors.InputError(
+                    f'{self.folder}, {self.split}: the id {whole.max()} is beyond the '
+                    f'{self.n_vocab} of {manifest_lib.NAME}; {manifest_lib.remedy(self.folder)}'
+                )
+            return whole
+
         return found
 
     def check_ids(self, tokenizer: tokenizer_lib.Tokenizer) -> None:
@@ -209,66 +219,13 @@ class TokenSet:
         return np.concatenate([*(s.table() for s in self._shards), np.zeros((0, 3), np.int64)])
 
 
-class Shard:
-    """A shard in a memory map, and the file's size and time when it was opened."""
-
-    def __init__(self, folder: pathlib.Path, record: manifest_lib.Record, dtype: np.dtype) -> None:
-        self._folder, self._record = folder, record
-        self.path = folder / record.name
-        try:
-            self._seen = self._opened = self._state()
-            self.tokens = np.memmap(self.path, dtype, mode='r')
-        except (OSError, ValueError) as e:
-            raise errors.InputError(
-                f'token shard {self.path} cannot be read ({e}); {manifest_lib.remedy(folder)}'
-            ) from e
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """A copy of tokens; looks before and after, as a file that was cut ends the process."""
-        self._check()
-        found = np.array(self.tokens[start:stop])
-        self._check()
-        return found
-
-    def table(self) -> np.ndarray:
-        """Of the documents. Raises InputError where it is not what the record says."""
-        path, record = self._folder / self._record.table, self._record
-        try:
-            with path.open('rb') as f:
-                found = np.lib.format.read_array(f, allow_pickle=False)
-            if found.dtype != np.int64:
-                raise ValueError(f'its numbers are {found.dtype}')
-        except (OSError, ValueError, EOFError) as e:
-            raise errors.InputError(
-                f'{path} is damaged ({e}); {manifest_lib.remedy(self._folder)}'
-            ) from e
-        sums = [record.tokens, record.text_bytes, record.words]
-        if found.shape != (record.documents, 3) or found.sum(axis=0).tolist() != sums:
-            raise errors.InputError(
-                f'{path} is not the table of {record.name}; {manifest_lib.remedy(self._folder)}'
-            )
-        return found
-
-    def _check(self) -> None:
-        with contextlib.suppress(FileNotFoundError):  # what is mapped stays
-            self._seen = self._state()
-        if self._seen != self._opened:
-            raise errors.InputError(
-                f'{self.path} was changed while it was read; {manifest_lib.remedy(self._folder)}'
-            )
-
-    def _state(self) -> tuple[int, int]:
-        found = self.path.stat()
-        return found.st_size, found.st_mtime_ns
-
-
 def open_set(
-    folder: str | pathlib.Path,
+    folder: str | pathlib.Path | buckets.Path,
     split: str,
     verify: str = 'changed',
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> TokenSet:
-    """Opens one split of a prepared folder, its hashes compared.
+    """Opens one split of a prepared folder, its hashes compared; one in a bucket is streamed.
 
     Args:
       verify: as data.verify; held-out splits are hashed whenever they are opened.
@@ -277,28 +234,19 @@ def open_set(
     Raises:
       InputError: the folder is not finished, or a shard is missing or is not what was written.
     """
-    folder = pathlib.Path(folder)
+    if not isinstance(folder, buckets.Path):
+        folder = pathlib.Path(folder)
     manifest = manifest_lib.read(folder)
     found: list[manifest_lib.Record] = getattr(manifest.splits, split)
-    dtype = np.dtype(manifest.dtype)
-    for record in found:
-        path = folder / record.name
-        size = path.stat().st_size if path.exists() else 0
-        if size != record.tokens * dtype.itemsize:
-            raise errors.InputError(
-                f'token shard {path} has {size} bytes where its manifest says '
-                f'{record.tokens * dtype.itemsize}; {manifest_lib.remedy(folder)}'
-            )
-    shards = [Shard(folder, record, dtype) for record in found]
+    shards = shards_lib.open_all(folder, found, np.dtype(manifest.dtype))
     if split == 'valid' or verify != 'never':
         remembers = split == 'train' and verify == 'changed'
-        digest_of = files.remembered_sha256 if remembers else files.sha256
-        compared = manifest_lib.damages(folder, found, digest_of)
+        compared = shards_lib.damages(folder, found, remembers)
         for record, damage in zip(found, compared, strict=True):
             if damage:
                 raise errors.InputError(f'{damage}; {manifest_lib.remedy(folder)}')
             progress(record.tokens)
-    ends = [int(x) for x in np.cumsum([len(shard.tokens) for shard in shards])]
+    ends = [int(x) for x in np.cumsum([shard.n_tokens for shard in shards])]
     return TokenSet(
         folder,
         split,
@@ -311,60 +259,6 @@ def open_set(
     )
 
 
-def locate(
-    name: str, workdir: pathlib.Path, stage_dir: str, progress: Callable[[int], None]
-) -> pathlib.Path:
-    """The local folder of token shards of that name, below the workdir unless absolute.
-
-    A remote one (gs://, s3://, ...) is copied into the workdir's `stage_dir` first, every hash
-    verified; what was copied before is not copied again.
-
-    Args:
-      progress: is told the tokens staged.
-
-    Raises:
-      InputError: the remote folder or its protocol's package is missing, or a hash differs.
-    """
-    if '://' not in name:
-        return workdir / name
-    import fsspec
-
-    try:
-        remote, root = fsspec.core.url_to_fs(name)
-        text = remote.cat_file(f'{root}/{manifest_lib.NAME}')
-        local = workdir / stage_dir / hashlib.sha256(text).hexdigest()[:16]
-        local.mkdir(parents=True, exist_ok=True)
-        manifest = documents_lib.parse(text, manifest_lib.Manifest)
-        manifest.check_names(name)
-        for record in (*manifest.splits.train, *manifest.splits.valid):
-            for file, digest in record.files().items():
-                _fetch(remote, root, local, file, digest)
-            progress(record.tokens)
-    except errors.InputError:
-        raise
-    except Exception as e:  # of whatever library speaks the protocol
-        hint = "; gs:// needs: pip install 'gptjax[tpu]'" if isinstance(e, ImportError) else ''
-        raise errors.InputError(f'cannot read token shards at {name}: {e}{hint}') from e
-    files.replace(local / manifest_lib.NAME, text)
-    return local
-
-
-def _fetch(remote: Any, root: str, local: pathlib.Path, name: str, sha256: str) -> None:
-    target = local / name
-    if target.is_file() and files.remembered_sha256(target) == sha256:
-        return
-    partial = target.with_name(name + '.partial')
-    partial.unlink(missing_ok=True)
-    with files.naming(partial):
-        remote.get_file(f'{root}/{name}', str(partial))
-    if files.sha256(partial) != sha256:
-        raise errors.InputError(
-            f'{root}/{name} does not have the hash of its manifest; it is damaged: upload it again'
-        )
-    partial.replace(target)
-    files.remember_sha256(target, sha256)
-
-
 def _record_path(folder: pathlib.Path, index: int) -> pathlib.Path:
     return folder / f'record-{index:05d}.json'
 
@@ -375,10 +269,10 @@ def _names(split: str, index: int) -> list[str]:
     return [f'{name}.bin', *([f'{name}.documents.npy'] if split == 'valid' else [])]
 
 
-def _write(path: pathlib.Path, content: bytes) -> str:
-    """Writes a file. Returns the hash of what was to be written, whatever the disk holds."""
+def _write(path: pathlib.Path, content: bytes) -> tuple[str, str]:
+    """Writes a file. Returns the hashes of what was to be written, whatever the disk holds."""
     files.replace(path, content)
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(content).hexdigest(), buckets.crc32c(content)
 
 
 def _npy(table: np.ndarray) -> bytes:

@@ -19,7 +19,7 @@ from gptjax.models import heads, weights
 from gptjax.models.published import beside
 from gptjax.runtime import checkpoint
 from gptjax.runtime import meta as meta_lib
-from gptjax.storage import documents, unfinished
+from gptjax.storage import documents, mirror, unfinished
 from gptjax.text import tokenizer as tokenizer_lib
 
 TOKENIZER = 'tokenizer'  # folder below a workdir
@@ -227,13 +227,16 @@ def find(path: pathlib.Path) -> Workdir | None:
       InputError: it has no such checkpoint, or is unfinished.
     """
     item, below = ('average', path.parent) if path.name == _AVERAGE else ('params', path)
-    if (below / checkpoint.FOLDER).is_dir():
-        return Workdir(path, below, item, 'newest')
-    if below.parent.name == checkpoint.FOLDER and below.name.isdecimal():
-        return Workdir(path, below.parent.parent, item, int(below.name))
-    if below.name != _BEST or not (below.parent / checkpoint.FOLDER).is_dir():
+    which: int | str
+    if mirror.origin(below / checkpoint.FOLDER).is_dir():
+        workdir, which = below, 'newest'
+    elif below.parent.name == checkpoint.FOLDER and below.name.isdecimal():
+        workdir, which = below.parent.parent, int(below.name)
+    elif below.name == _BEST and mirror.origin(below.parent / checkpoint.FOLDER).is_dir():
+        workdir, which = below.parent, _BEST
+    else:
         return None
-    return Workdir(path, below.parent, item, _BEST)
+    return Workdir(path, mirror.small(workdir), item, which)
 
 
 def save(

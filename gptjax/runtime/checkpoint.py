@@ -27,9 +27,10 @@ from gptjax.configs import errors, upgrade
 from gptjax.runtime import listing, manifest, program
 from gptjax.runtime import meta as meta_lib
 from gptjax.runtime import scores as scores_lib
-from gptjax.storage import files, retry
+from gptjax.storage import buckets, files, leases, mirror, retry
 
 FOLDER = listing.FOLDER
+_AT_ONCE_SECS = 5.0  # what training may wait for storage that does not answer
 _log = logging.getLogger(__name__)
 
 
@@ -43,9 +44,10 @@ class Config:
     keep_steps: tuple[int, ...]
     keep_best: str
     best_is: Literal['lowest', 'highest']
+    give_up_minutes: float
 
     def __post_init__(self) -> None:
-        errors.require_between(self, 0, 2**40, 'every_steps', 'every_secs')
+        errors.require_between(self, 0, 2**40, 'every_steps', 'every_secs', 'give_up_minutes')
         errors.require(self.keep >= 2, f'checkpoint.keep must be at least 2, got {self.keep}')
         errors.require(
             all(isinstance(step, int) and step > 0 for step in self.keep_steps),
@@ -91,7 +93,7 @@ class Checkpoints:
         """Args: keep: newest ones kept, beside those of keep_steps and the best by `rule`."""
         self._folder = listing.of(workdir)
         self._keep, self._keep_steps, self._rule = keep, keep_steps, rule
-        self._orbax = ocp.AsyncCheckpointer(_handler())
+        self._orbax = ocp.AsyncCheckpointer(_handler(self._folder))
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
         self._pending: concurrent.futures.Future | None = None
         if jax.process_index() == 0:
@@ -112,13 +114,8 @@ class Checkpoints:
         error = None
         try:
             self.wait()
-            self._folder.mkdir(parents=True, exist_ok=True)
-            _check_space(self._folder, items)
-            if jax.process_index() == 0:
-                if target in listing.finished(self._folder):
-                    raise FileExistsError(f'{target} is there already')
-                listing.begin(target)
-                files.replace(target / meta_lib.NAME, json.dumps(meta, indent=1) + '\n')
+            with retry.patience(_AT_ONCE_SECS):
+                self._begin(target, items, meta)
         except Exception as e:
             error = e
         if program.agreed(error is not None)[0]:  # else the others would wait for this host
@@ -127,12 +124,9 @@ class Checkpoints:
                 raise error
             raise self._failed(target, error) from error
         try:
-            self._orbax.save(
-                target / 'state',
-                args=ocp.args.Composite(
-                    **{name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
-                ),
-            )
+            with retry.patience(_AT_ONCE_SECS):
+                trees = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
+                self._orbax.save(target / 'state', args=ocp.args.Composite(**trees))
         except Exception as e:
             raise self._failed(target, e) from e
         self._pending = self._thread.submit(self._finish, target)
@@ -140,6 +134,12 @@ class Checkpoints:
     def done(self) -> bool:
         """Whether a save was started, has ended, and wait() was not called since."""
         return self._pending is not None and self._pending.done()
+
+    def ended(self, secs: float) -> bool:
+        """Whether no save is under way, after waiting for one so long at most."""
+        if self._pending is not None:
+            concurrent.futures.wait([self._pending], secs)
+        return self._pending is None or self._pending.done()
 
     def drop_after(self, step: int) -> None:
         """Removes checkpoints of later steps, for a run that goes back."""
@@ -175,11 +175,23 @@ class Checkpoints:
             self._thread.shutdown()
             self._orbax.close()
 
-    def _finish(self, target: pathlib.Path) -> None:
+    def _begin(self, target: listing.Path, items: dict[str, Any], meta: dict) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _check_space(self._folder, items)
+        if jax.process_index() == 0:
+            if target in listing.finished(self._folder):
+                raise FileExistsError(f'{target} is there already')
+            listing.begin(target)
+            files.replace(target / meta_lib.NAME, json.dumps(meta, indent=1) + '\n')
+
+    def _finish(self, target: listing.Path) -> None:
         try:
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
+                mirror.sync()  # what was logged up to here is there before it commits
                 listing.finish(target)
+        except leases.Lost:
+            raise
         except Exception as e:
             raise self._failed(target, e) from e
         if jax.process_index() == 0:
@@ -194,7 +206,7 @@ class Checkpoints:
             if not wanted and (self._rule is None or scores_lib.is_readable(old)):
                 listing.remove(old)
 
-    def _failed(self, target: pathlib.Path, error: Exception) -> SaveError:
+    def _failed(self, target: listing.Path, error: Exception) -> SaveError:
         if jax.process_index() == 0:
             listing.drop(target)  # orbax may write on: __init__ clears that
         whole = listing.finished(self._folder)
@@ -211,7 +223,7 @@ class Checkpoints:
 
 def latest(
     workdir: str | pathlib.Path, put_aside: bool = True, until_step: int = 2**62
-) -> tuple[pathlib.Path, dict] | None:
+) -> tuple[listing.Path, dict] | None:
     """The newest checkpoint that verifies, and its meta; None where the run has none.
 
     Those of steps beyond `until_step` are passed over. On several hosts the first one says which
@@ -247,7 +259,7 @@ def latest(
     return None
 
 
-def _verified(checkpoint: pathlib.Path) -> tuple[str, dict]:
+def _verified(checkpoint: listing.Path) -> tuple[str, dict]:
     """What is wrong with a checkpoint, and its meta where nothing is."""
     damage = manifest.damage(checkpoint)
     try:
@@ -256,7 +268,7 @@ def _verified(checkpoint: pathlib.Path) -> tuple[str, dict]:
         return str(e), {}
 
 
-def _aside(damaged: pathlib.Path, put_aside: bool) -> str:
+def _aside(damaged: listing.Path, put_aside: bool) -> str:
     """Puts a damaged checkpoint aside where it is ours to change, and says so."""
     if not put_aside:
         return '; an older one is read'
@@ -266,7 +278,7 @@ def _aside(damaged: pathlib.Path, put_aside: bool) -> str:
     return f'; going on from an older one, this one put aside as {name}'
 
 
-def at_step(workdir: str | pathlib.Path, step: int) -> tuple[pathlib.Path, dict]:
+def at_step(workdir: str | pathlib.Path, step: int) -> tuple[listing.Path, dict]:
     """The checkpoint of one step, verified, and its meta.
 
     Raises:
@@ -281,7 +293,7 @@ def at_step(workdir: str | pathlib.Path, step: int) -> tuple[pathlib.Path, dict]
     return checkpoint, meta
 
 
-def is_there(checkpoint: pathlib.Path) -> bool:
+def is_there(checkpoint: listing.Path) -> bool:
     """Whether a checkpoint is finished, and its run has not removed it."""
     return (checkpoint / manifest.NAME).exists()
 
@@ -327,13 +339,13 @@ def peek(workdir: str | pathlib.Path, step: int | None = None) -> dict:
     return {}
 
 
-def digest(checkpoint: pathlib.Path) -> str:
+def digest(checkpoint: listing.Path) -> str:
     """The hash of a finished checkpoint's manifest, and so of every file: other weights differ."""
     return files.sha256(checkpoint / manifest.NAME)
 
 
 def restore(
-    checkpoint: pathlib.Path,
+    checkpoint: listing.Path,
     meta: dict,
     may_lack: Mapping[str, Iterable[str]] | None = None,
     **items: Any,
@@ -362,7 +374,7 @@ def restore(
             for name, tree in items.items()
         }
     )
-    with ocp.Checkpointer(_handler()) as reader:
+    with ocp.Checkpointer(_handler(checkpoint)) as reader:
 
         def read() -> Any:
             try:
@@ -376,17 +388,24 @@ def restore(
     return {name: restored[name] for name in items}
 
 
-def _handler() -> ocp.CompositeCheckpointHandler:
-    """Uncompressed, a file an array shard: compression takes 8 % off and 7 times as long."""
+def _handler(folder: listing.Path) -> ocp.CompositeCheckpointHandler:
+    """Uncompressed: compression takes 8 % off and 7 times as long.
+
+    On a disk a file an array shard. In a bucket, where every request counts, a few large objects
+    a process, of several arrays (docs/pods.md has the numbers).
+    """
+    few = isinstance(folder, buckets.Path)
 
     def plain() -> ocp.PyTreeCheckpointHandler:
-        return ocp.PyTreeCheckpointHandler(use_compression=False, use_ocdbt=False)
+        return ocp.PyTreeCheckpointHandler(use_compression=False, use_ocdbt=few)
 
     return ocp.CompositeCheckpointHandler(params=plain(), rest=plain(), average=plain())
 
 
-def _check_space(folder: pathlib.Path, tree: Any) -> None:
+def _check_space(folder: listing.Path, tree: Any) -> None:
     """Raises OSError before anything is written where the disk cannot take the arrays."""
     needed = sum(x.nbytes for x in jax.tree.leaves(tree))
+    if isinstance(folder, buckets.Path):
+        return
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))

@@ -9,38 +9,39 @@ never removed.
 import contextlib
 import logging
 import pathlib
-import shutil
 
 from gptjax.configs import errors
 from gptjax.runtime import manifest
+from gptjax.storage import buckets, files, mirror
 
-FOLDER = 'checkpoints'
+FOLDER = mirror.IN_PLACE
 UNFINISHED = '.incomplete'
 _STATE = 'state'
+Path = pathlib.Path | buckets.Path
 _log = logging.getLogger(__name__)
 
 
-def of(workdir: str | pathlib.Path) -> pathlib.Path:
-    """The folder of a run's checkpoints; absolute, as orbax takes no other."""
-    return pathlib.Path(workdir).absolute() / FOLDER
+def of(workdir: str | pathlib.Path) -> Path:
+    """The folder of a run's checkpoints, in place; absolute, as orbax takes no other."""
+    return mirror.origin(pathlib.Path(workdir).absolute() / FOLDER)
 
 
-def at(folder: pathlib.Path, step: int) -> pathlib.Path:
+def at(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step stands."""
     return folder / f'{step:08d}'
 
 
-def finished(folder: pathlib.Path) -> list[pathlib.Path]:
+def finished(folder: Path) -> list[Path]:
     """Those with a manifest, in order."""
     return [p for p in _numbered(folder) if (p / manifest.NAME).is_file()]
 
 
-def candidates(folder: pathlib.Path) -> list[pathlib.Path]:
+def candidates(folder: Path) -> list[Path]:
     """Those that are finished, or were: their manifest is gone."""
     return [p for p in _numbered(folder) if not _was_cut_short(p)]
 
 
-def clear(folder: pathlib.Path) -> None:
+def clear(folder: Path) -> None:
     """Removes what a crash has cut short."""
     for checkpoint in _numbered(folder):
         if _was_cut_short(checkpoint):
@@ -49,7 +50,7 @@ def clear(folder: pathlib.Path) -> None:
             (checkpoint / UNFINISHED).unlink(missing_ok=True)  # of a save that was all but ended
 
 
-def begin(checkpoint: pathlib.Path) -> None:
+def begin(checkpoint: Path) -> None:
     """Makes the folder of a save, empty. What might have been whole there is put aside."""
     if checkpoint in candidates(checkpoint.parent):
         put_aside(checkpoint)
@@ -58,20 +59,20 @@ def begin(checkpoint: pathlib.Path) -> None:
     (checkpoint / UNFINISHED).touch()
 
 
-def finish(checkpoint: pathlib.Path) -> None:
+def finish(checkpoint: Path) -> None:
     """Hashes every file of a save; with this it is whole."""
     manifest.write(checkpoint)
     (checkpoint / UNFINISHED).unlink(missing_ok=True)
 
 
-def drop(checkpoint: pathlib.Path) -> None:
+def drop(checkpoint: Path) -> None:
     """Removes what a save has begun and not finished, as far as it can be, and nothing else."""
     if checkpoint.is_dir() and _was_cut_short(checkpoint):
         with contextlib.suppress(OSError):
             _delete(checkpoint)
 
 
-def remove(checkpoint: pathlib.Path) -> None:
+def remove(checkpoint: Path) -> None:
     """Removes a checkpoint; half removed it is an unfinished one. Of a link, the link alone."""
     try:
         if checkpoint.is_symlink():
@@ -84,10 +85,11 @@ def remove(checkpoint: pathlib.Path) -> None:
         _log.warning('could not remove the old checkpoint %s: %s', checkpoint, e)
 
 
-def put_aside(checkpoint: pathlib.Path) -> pathlib.Path:
+def put_aside(checkpoint: Path) -> Path:
     """Renames a damaged checkpoint, in place of one of that name put aside before."""
     aside = checkpoint.with_name(checkpoint.name + '.damaged')
-    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        files.remove_tree(aside)
     checkpoint.rename(aside)
     return aside
 
@@ -110,14 +112,14 @@ def warn(workdir: str | pathlib.Path) -> None:
         _log.warning('%s', e)
 
 
-def _odd(path: pathlib.Path) -> str:
+def _odd(path: Path) -> str:
     """Why something is none of our checkpoints; '' = it may be one."""
     if not path.is_dir():
         return 'is no folder'
     return '' if _is_step(path.name) else 'is no name of a checkpoint of ours'
 
 
-def _delete(checkpoint: pathlib.Path) -> None:
+def _delete(checkpoint: Path) -> None:
     """UNFINISHED last: what is half removed has it. Raises OSError where something stays."""
     if checkpoint.is_symlink():
         checkpoint.unlink()
@@ -127,20 +129,20 @@ def _delete(checkpoint: pathlib.Path) -> None:
         if path.name == UNFINISHED:
             continue
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            files.remove_tree(path)
         else:
             path.unlink()
     (checkpoint / UNFINISHED).unlink(missing_ok=True)
     checkpoint.rmdir()
 
 
-def is_removed(checkpoint: pathlib.Path) -> bool:
+def is_removed(checkpoint: Path) -> bool:
     """Whether a checkpoint that was whole is gone, or half gone."""
     half = (checkpoint / UNFINISHED).exists() and not (checkpoint / manifest.NAME).exists()
     return half or not checkpoint.exists()
 
 
-def _numbered(folder: pathlib.Path) -> list[pathlib.Path]:
+def _numbered(folder: Path) -> list[Path]:
     found = (p for p in folder.glob('[0-9]*') if p.name.isdigit() and not _odd(p))
     return sorted(found, key=lambda p: int(p.name))
 
@@ -149,7 +151,7 @@ def _is_step(name: str) -> bool:
     return name.isascii() and name.isdigit() and at(pathlib.Path(), int(name)).name == name
 
 
-def _was_cut_short(checkpoint: pathlib.Path) -> bool:
+def _was_cut_short(checkpoint: Path) -> bool:
     if (checkpoint / manifest.NAME).is_file():
         return False
     return (checkpoint / UNFINISHED).exists() or not (checkpoint / _STATE).is_dir()

@@ -8,7 +8,6 @@ signal has lost is said), 141 standard output closed by its reader.
 import contextlib
 import ctypes
 import errno
-import fcntl
 import functools
 import logging
 import os
@@ -21,7 +20,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -29,12 +28,11 @@ from absl import flags
 from gptjax.configs import base, cli, errors
 from gptjax.configs import help as help_lib
 from gptjax.runtime import progress, signals, streams
-from gptjax.storage import files, unfinished
+from gptjax.storage import files, leases, mirror, unfinished
 
 _log = logging.getLogger(__name__)
 
 FAILED, WRONG_USAGE, PREEMPTED, CLOSED = 1, 2, signals.STOPPED, 141
-LOCK_SECS = 60.0
 _HEARTBEAT_SECS = 60  # after which a lost host ends the others, which would wait for ever
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
@@ -108,12 +106,18 @@ def _main(
     default_config: str,
     uses_jax: bool,
 ) -> None:
-    args = cli.parse(sys.argv, define, default_config, reads)
-    if default_config == base.OF_RUN:
-        _log.info('config: %s', args.path)
-    if uses_jax:
-        set_up_jax(args.flags)
-    main(args)
+    try:
+        args = cli.parse(sys.argv, define, default_config, reads, mirror.WHERE)
+        if default_config == base.OF_RUN:
+            _log.info('config: %s', args.path)
+        if uses_jax:
+            set_up_jax(args.flags)
+        if not uses_jax or is_first():
+            mirror.begin()
+            signals.at_end(mirror.leave)
+        main(args)
+    finally:
+        mirror.end()
 
 
 def _exit_code(work: Callable[[], None]) -> int:
@@ -342,40 +346,12 @@ def only_one(workdir: pathlib.Path, whole: bool = True) -> Iterator[None]:
     if 'jax' in sys.modules and not is_first():
         yield
         return
-    if whole:
-        unfinished.refuse(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    with _lock_file(workdir / unfinished.LOCK) as f:
-        deadline, holder = time.monotonic() + LOCK_SECS, ''
-        while True:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as e:
-                if not holder:
-                    f.seek(0)
-                    holder = f'{f.read() or "another process"} is at work in {workdir}'
-                    _log.warning('%s: waiting up to %.0f s for its end', holder, LOCK_SECS)
-                if time.monotonic() > deadline:
-                    raise errors.InputError(
-                        f'{holder}; stop it or use another --workdir (with '
-                        f'--config.init_from={workdir} where its weights are wanted)'
-                    ) from e
-                time.sleep(0.2)
-        f.truncate(0)
-        name = pathlib.Path(sys.argv[0]).stem
-        holder = f'process {os.getpid()} on {os.uname().nodename} ({name})'
-        files.appended(f, holder, workdir / unfinished.LOCK)
+    with leases.held(mirror.origin(workdir)):
+        mirror.refresh(workdir)
+        if whole:
+            unfinished.refuse(workdir)
         yield
-
-
-def _lock_file(path: pathlib.Path) -> IO:
-    try:
-        return files.open_(path, 'a+')
-    except OSError as e:
-        if path.is_symlink():
-            raise errors.InputError(f'{path} is a symbolic link; remove it') from e
-        raise
+        mirror.sync()
 
 
 def _on_profile(number: int, frame: object) -> None:

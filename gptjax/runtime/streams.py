@@ -7,6 +7,7 @@ import select
 import sys
 
 from gptjax.runtime import signals
+from gptjax.storage import mirror
 
 
 def set_up() -> None:
@@ -68,7 +69,7 @@ def one_line(text: str) -> str:
 def say(line: str) -> None:
     """A line on standard error; where it cannot be written, nothing."""
     with contextlib.suppress(OSError):
-        print(one_line(line), file=sys.stderr, flush=True)
+        print(one_line(mirror.told(line)), file=sys.stderr, flush=True)
 
 
 def settle() -> None:

@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
 from gptjax.configs import checksum, errors
+from gptjax.storage import buckets
 
 _MARKS = {  # how texts of these encodings begin, the longer ones first
     b'\xff\xfe\x00\x00': 'utf-32',
@@ -62,14 +64,23 @@ def content(path: pathlib.Path, most: int = 2**27) -> bytes:
     return found
 
 
-def replace(path: pathlib.Path, content: str | bytes) -> None:
+def replace(path: pathlib.Path | buckets.Path, content: str | bytes) -> None:
     """Writes a file so that, whatever happens, its old or its new content is there.
 
     Raises:
       OSError: it cannot be written; it names the file. InputError: a folder stands there.
     """
+    content = content.encode() if isinstance(content, str) else content
+    if isinstance(path, buckets.Path):
+        path.put(content)
+        return
     with replacing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content)
+
+
+def remove_tree(folder: pathlib.Path | buckets.Path) -> None:
+    """Removes a folder and all in it. Raises OSError where something stays."""
+    folder.rmtree() if isinstance(folder, buckets.Path) else shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
@@ -147,8 +158,10 @@ def plain_name(name: object, said_by: str | pathlib.Path) -> str:
     return name
 
 
-def sha256(path: pathlib.Path) -> str:
+def sha256(path: pathlib.Path | buckets.Path) -> str:
     """Hex digest of a file."""
+    if isinstance(path, buckets.Path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     with path.open('rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 

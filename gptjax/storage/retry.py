@@ -1,21 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Storage that fails for a moment is tried again, after longer and longer waits."""
 
+import contextlib
 import errno
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-WAITS_SECS = (1.0, 2.0, 4.0, 8.0)
+import tenacity
+
+PATIENCE_SECS = 30.0
+FIRST_SECS, LONGEST_SECS = 0.5, 20.0
+_EVERY_SECS = 60.0  # so often at most a failure is said that is tried again
 # What waiting does not mend.
-_LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS}
+_LASTING = {errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM}
+_LASTING |= {errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.EINVAL}
 _log = logging.getLogger(__name__)
 T = TypeVar('T')
 
 
+class _Patience(threading.local):
+    secs: float | None = None
+
+
+class _Said:
+    at = -_EVERY_SECS
+
+
+_patience = _Patience()
+
+
 def call(what: str, function: Callable[[], T], failure: type[Exception] = OSError) -> T:
-    """function(), tried again after every wait where it raises `failure`.
+    """function(), tried again while it raises `failure`, until patience ends; waits have jitter.
 
     Args:
       what: for the log, as 'reading the checkpoint'.
@@ -23,12 +41,33 @@ def call(what: str, function: Callable[[], T], failure: type[Exception] = OSErro
     Raises:
       failure: the last one, or at once where waiting would not mend it.
     """
-    for wait in WAITS_SECS:
-        try:
-            return function()
-        except failure as e:
-            if getattr(e, 'errno', None) in _LASTING:
-                raise
-            _log.warning('%s failed (%s); again in %.0f s', what, e, wait)
-            time.sleep(wait)
-    return function()
+
+    def passes(error: BaseException) -> bool:
+        return isinstance(error, failure) and getattr(error, 'errno', None) not in _LASTING
+
+    def say(state: tenacity.RetryCallState) -> None:
+        now = time.monotonic()
+        if now - _Said.at >= _EVERY_SECS:
+            _Said.at = now
+            error = state.outcome.exception() if state.outcome else ''
+            _log.warning('%s failed (%s); trying again', what, error)
+
+    secs = PATIENCE_SECS if _patience.secs is None else _patience.secs
+    trying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(passes),
+        wait=tenacity.wait_random_exponential(FIRST_SECS, LONGEST_SECS),
+        stop=tenacity.stop_before_delay(secs),
+        before_sleep=say,
+        reraise=True,
+    )
+    return trying(function)
+
+
+@contextlib.contextmanager
+def patience(secs: float) -> Iterator[None]:
+    """How long call() tries in this thread meanwhile."""
+    before, _patience.secs = _patience.secs, secs
+    try:
+        yield
+    finally:
+        _patience.secs = before

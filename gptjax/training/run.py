@@ -215,7 +215,7 @@ class Run:
             self._reader.read()
             self._clock.pause()
             if saving:
-                self._save(step, state, wait=stop or last)
+                self._save(step, state, wait=stop or last, stopping=stop)
             if evaluating:
                 self._evaluate(step, state, saved=saving)
             self._clock.go_on()
@@ -303,7 +303,7 @@ class Run:
         self._open.callback(self._writer.close)
         self._checkpoints = self._checkpointing()
         self._open.callback(self._close_checkpoints)
-        self._saver = saver.Saver(self._checkpoints)
+        self._saver = saver.Saver(self._checkpoints, self._kept.give_up_minutes)
         self._profiler = clock.Profiler(self._workdir, train.profile_at_step, train.profile_steps)
         self._open.callback(self._profiler.close)
         self._reader = reader_lib.Reader(
@@ -335,7 +335,7 @@ class Run:
         elif step and due and self._recipe.evaluation.names:
             self._evaluate(step, state, saved=True)
 
-    def _save(self, step: int, state: step_lib.State, wait: bool) -> None:
+    def _save(self, step: int, state: step_lib.State, wait: bool, stopping: bool = False) -> None:
         self._writer.flush()
         self._save_due.done()
         meta = meta_lib.of(
@@ -347,7 +347,10 @@ class Run:
             clock=self._clock.totals(),
             since_row=self._reader.since_row(),
         )
-        (self._saver.insist if wait else self._saver.save)(step, step_lib.items(state), meta)
+        if wait:
+            self._saver.insist(step, step_lib.items(state), meta, stopping)
+        else:
+            self._saver.save(step, step_lib.items(state), meta)
         signals.unsaved('' if wait else _UNSAVED)
 
     def _evaluate(self, step: int, state: step_lib.State, saved: bool) -> None:

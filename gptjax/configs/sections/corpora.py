@@ -25,16 +25,20 @@ TOKENS = {
     'processes': free(2, 'tokenising processes; at least 1'),
 }
 DATA = {
-    'sets': free(
-        ('tokens',), 'folders of token shards to train on; gs:// and the like are staged first'
-    ),
+    'sets': free(('tokens',), 'folders of token shards to train on, here or in buckets (gs://)'),
     'weights': fixed((1.0,), 'their shares, in windows; normalised'),
     'eval_sets': free(
         {'tokens': 'tokens'},
         "label -> folder whose held-out split is scored as eval/<label>/...; '' = none",
     ),
     'prefetch_steps': free(4, 'batches made ahead of the device'),
-    'stage_dir': free('staged', 'where remote shards are copied before training'),
+    'stage_dir': free('staged', 'where shards are copied from elsewhere; of ~/.cache/gptjax'),
+    'read': free(
+        'auto',
+        'shards in a bucket: stage (copy first), stream (ranges of bytes) or auto: copied where '
+        'the disk has room',
+        was='auto',
+    ),
     'verify': free(
         'changed',
         'hashes of training shards compared: those of changed files, always or never; held-out '

@@ -82,6 +82,9 @@ CHECKPOINT = {
         '', 'a score, as eval/tokens/bits_per_byte: the best checkpoint by it is kept, too', was=''
     ),
     'best_is': free('lowest', 'value of that score: lowest or highest', was='lowest'),
+    'give_up_minutes': free(
+        120.0, 'saves may fail so long before the run ends; 0 = for ever', was=0.0
+    ),
 }
 MESH = {
     'data': free(-1, 'devices that share a batch; one axis may be -1: all devices that are left'),

@@ -13,6 +13,7 @@ import glob
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import logging
 import pathlib
@@ -25,6 +26,7 @@ import zstandard
 
 from gptjax.configs import errors
 from gptjax.data import documents
+from gptjax.storage import buckets, mirror
 from gptjax.storage import files as text_files
 
 _SPLITS = ('train', 'valid')
@@ -54,7 +56,7 @@ def documents_of(path: str, text_field: str) -> Iterator[documents.Document | do
 
 def identity(path: str) -> str:
     """Changes when a file is added, removed or edited."""
-    listing = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in _files(path, tell=False)]
+    listing = [_state(f) for f in _files(path, tell=False)]
     return hashlib.sha256(repr(listing).encode()).hexdigest()
 
 
@@ -65,7 +67,7 @@ def _files(path: str, tell: bool) -> list[pathlib.Path]:
             'the set files needs --config.corpus.path=<a file, a folder or a glob>; it reads '
             f'{known}, also with .gz or .zst'
         )
-    root = pathlib.Path(path)
+    path, root = _here(path)
     if root.is_dir():
         found = [f for f in root.rglob('*') if not _is_hidden(f.relative_to(root))]
     else:
@@ -83,6 +85,23 @@ def _files(path: str, tell: bool) -> list[pathlib.Path]:
     if other and tell:
         _log.warning('left out at %s, of other kinds: %s', path, said)
     return files
+
+
+def _here(path: str) -> tuple[str, pathlib.Path]:
+    """A path and glob as they are here, what they name in a bucket copied."""
+    root = mirror.here(path)
+    whole = itertools.takewhile(lambda part: not glob.has_magic(part), root.parts)
+    mirror.need(pathlib.Path(*whole))
+    return str(root), root
+
+
+def _state(file: pathlib.Path) -> tuple[str, int, int | str]:
+    """Changes when a file does: its path, its size, its time or checksum."""
+    remote = mirror.origin(file)
+    if isinstance(remote, buckets.Path):
+        found = remote.object()
+        return str(remote), file.stat().st_size, found.checksum if found else ''
+    return str(file), file.stat().st_size, file.stat().st_mtime_ns
 
 
 def _is_hidden(path: pathlib.Path) -> bool:

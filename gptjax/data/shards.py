@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token shards, opened: on a disk through memory maps, in a bucket by ranges of bytes."""
+
+import concurrent.futures
+import contextlib
+import functools
+import io
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from gptjax.configs import errors
+from gptjax.data import token_manifest as manifest_lib
+from gptjax.storage import buckets, files
+
+Folder = pathlib.Path | buckets.Path
+
+
+class Shard(Protocol):
+    """Tokens in their order."""
+
+    n_tokens: int
+
+    def request(self, start: int, stop: int) -> Callable[[], np.ndarray]:
+        """Tokens start .. stop - 1, once they are called for. Raises InputError, also then."""
+
+    def table(self) -> np.ndarray:
+        """Of the documents. Raises InputError where it is not what the record says."""
+
+
+def open_all(
+    folder: Folder, records: Sequence[manifest_lib.Record], dtype: np.dtype
+) -> list[Shard]:
+    """Opens shards. Raises InputError where one is missing, or has another size."""
+    if isinstance(folder, buckets.Path):
+        store, there = buckets.store(folder), folder.objects()
+        sizes = {name: found.size for name, found in there.items()}
+    else:
+        paths = [folder / record.name for record in records]
+        sizes = {path.name: path.stat().st_size for path in paths if path.exists()}
+    opened: list[Shard] = []
+    for record in records:
+        path, size = folder / record.name, sizes.get(record.name, 0)
+        if size != record.tokens * dtype.itemsize:
+            raise errors.InputError(
+                f'token shard {path} has {size} bytes where its manifest says '
+                f'{record.tokens * dtype.itemsize}; {manifest_lib.remedy(folder)}'
+            )
+        if isinstance(folder, buckets.Path):
+            opened.append(_Streamed(folder, record, dtype, store, there[record.name]))
+        else:
+            opened.append(_Mapped(folder, record, dtype))
+    return opened
+
+
+def damages(
+    folder: Folder, records: Sequence[manifest_lib.Record], remember: bool = True
+) -> Iterator[str]:
+    """What is wrong with each shard in turn; '' = nothing. Bytes are compared by their hashes.
+
+    Of objects in a bucket storage says the checksum; they are read only where the record has none.
+
+    Args:
+      remember: hashes of files that were not changed since they were compared.
+    """
+    there = folder.objects() if isinstance(folder, buckets.Path) else {}
+    digest_of = files.remembered_sha256 if remember else files.sha256
+
+    def is_whole(name: str, digest: str, crc32c: str) -> bool:
+        if crc32c and name in there:
+            return there[name].checksum == crc32c
+        if isinstance(folder, buckets.Path):
+            return files.sha256(folder / name) == digest
+        return digest_of(folder / name) == digest
+
+    def one(record: manifest_lib.Record) -> str:
+        for name, digest in record.files().items():
+            try:
+                if not is_whole(name, digest, record.checksums()[name]):
+                    return f'{folder / name} does not have the bytes that were written'
+            except OSError as e:
+                return f'{folder / name} cannot be read: {e.strerror}'
+        return ''
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(one, records)
+
+
+def _table(content: bytes, path: Folder, record: manifest_lib.Record) -> np.ndarray:
+    remedy = manifest_lib.remedy(path.parent)
+    try:
+        found = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        if found.dtype != np.int64:
+            raise ValueError(f'its numbers are {found.dtype}')
+    except (OSError, ValueError, EOFError) as e:
+        raise errors.InputError(f'{path} is damaged ({e}); {remedy}') from e
+    sums = [record.tokens, record.text_bytes, record.words]
+    if found.shape != (record.documents, 3) or found.sum(axis=0).tolist() != sums:
+        raise errors.InputError(f'{path} is not the table of {record.name}; {remedy}')
+    return found
+
+
+class _Opened:
+    """What both kinds share."""
+
+    def __init__(self, folder: Folder, record: manifest_lib.Record) -> None:
+        self._folder, self._record = folder, record
+        self.path = folder / record.name
+        self.n_tokens = record.tokens
+
+    def table(self) -> np.ndarray:
+        path = self._folder / self._record.table
+        try:
+            return _table(path.read_bytes(), path, self._record)
+        except OSError as e:
+            raise errors.InputError(
+                f'{path} is damaged ({e}); {manifest_lib.remedy(self._folder)}'
+            ) from e
+
+    def _changed(self) -> errors.InputError:
+        return errors.InputError(
+            f'{self.path} was changed while it was read; {manifest_lib.remedy(self._folder)}'
+        )
+
+
+class _Mapped(_Opened):
+    """A shard in a memory map, and the file's size and time when it was opened."""
+
+    def __init__(self, folder: pathlib.Path, record: manifest_lib.Record, dtype: np.dtype) -> None:
+        super().__init__(folder, record)
+        try:
+            self._seen = self._opened = self._state()
+            self._tokens = np.memmap(self.path, dtype, mode='r')
+        except (OSError, ValueError) as e:
+            raise errors.InputError(
+                f'token shard {self.path} cannot be read ({e}); {manifest_lib.remedy(folder)}'
+            ) from e
+
+    def request(self, start: int, stop: int) -> Callable[[], np.ndarray]:
+        return functools.partial(self._read, start, stop)
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        """A copy of tokens; looks before and after, as a file that was cut ends the process."""
+        self._check()
+        found = np.array(self._tokens[start:stop])
+        self._check()
+        return found
+
+    def _check(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # what is mapped stays
+            self._seen = self._state()
+        if self._seen != self._opened:
+            raise self._changed()
+
+    def _state(self) -> tuple[int, int]:
+        found = self.path.stat()
+        return found.st_size, found.st_mtime_ns
+
+
+class _Streamed(_Opened):
+    """A shard in a bucket, as it was when it was opened."""
+
+    def __init__(
+        self,
+        folder: buckets.Path,
+        record: manifest_lib.Record,
+        dtype: np.dtype,
+        store: Any,
+        opened: buckets.Object,
+    ) -> None:
+        """Args: store: buckets.store() of the folder."""
+        super().__init__(folder, record)
+        self._dtype, self._store, self._generation = dtype, store, opened.generation
+
+    def request(self, start: int, stop: int) -> Callable[[], np.ndarray]:
+        size = self._dtype.itemsize
+        asked = self._store.read(self._record.name, byte_range=slice(start * size, stop * size))
+
+        def found() -> np.ndarray:
+            try:
+                read = asked.result()
+            except Exception as e:  # of tensorstore, which has tried again
+                raise errors.InputError(
+                    f'{self.path} cannot be read: {" ".join(str(e).split())[:200]}; mend that, and '
+                    'run the same command again'
+                ) from e
+            content = read.value
+            if len(content) != (stop - start) * size or not self._is_opened(read.stamp.generation):
+                raise self._changed()
+            return np.frombuffer(content, self._dtype)
+
+        return found
+
+    def _is_opened(self, stamp: bytes) -> bool:
+        """Whether what was read is what was opened: tensorstore writes generations in its way."""
+        return int.from_bytes(stamp[1:9], 'little') == self._generation

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder that one process at a time may write: a locked file, or in a bucket a lease.
+
+A lease is an object that is created only where there is none, and written again before its time
+ends; by storage's clock, no other. One whose holder died is taken over when its time has ended.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import pathlib
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import IO
+
+from gptjax.configs import checksum, errors
+from gptjax.storage import buckets, files, retry
+
+LOCK, LEASE = '.lock', '.lease'
+LOCK_SECS = 60.0  # longer than a stop with saving takes
+LEASE_SECS, RENEW_SECS = 60.0, 15.0
+_log = logging.getLogger(__name__)
+
+
+class Lost(errors.InputError):
+    """Another process holds the folder now."""
+
+
+@contextlib.contextmanager
+def held(folder: pathlib.Path | buckets.Path) -> Iterator[None]:
+    """Keeps other processes out, waiting for one that holds it to end, and saying so at once.
+
+    Raises:
+      InputError: another one holds it for longer than a stop with saving takes.
+    """
+    if isinstance(folder, buckets.Path):
+        lease = _Lease(folder)
+        _leases[str(folder)] = lease
+        try:
+            yield
+        finally:
+            del _leases[str(folder)]
+            lease.release()
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _open(folder / LOCK) as f:
+            _wait(lambda: _locked(f), folder, LOCK_SECS)
+            f.truncate(0)
+            files.appended(f, _name(), folder / LOCK)
+            yield
+
+
+def check() -> None:
+    """Raises Lost where a lease that this process held has become another's; at once."""
+    for lease in list(_leases.values()):
+        lease.check()
+
+
+def confirm() -> None:
+    """Before what is written commits: renews leases that may have run out. Raises Lost."""
+    for lease in list(_leases.values()):
+        lease.confirm()
+
+
+def release_all() -> None:
+    """Gives leases back, where the process ends now."""
+    for lease in list(_leases.values()):
+        lease.release()
+
+
+class _Lease:
+    def __init__(self, folder: buckets.Path) -> None:
+        self._path, self._folder = folder / LEASE, folder
+        self._lost = ''
+        self._busy = threading.Lock()
+        self._generation = 0
+        # What a holder that is alive has renewed meanwhile is not ours; see _taken().
+        _wait(self._taken, folder, LEASE_SECS + RENEW_SECS)
+        self._renewed = time.monotonic()
+        self._ended = threading.Event()
+        threading.Thread(target=self._keep, name='lease', daemon=True).start()
+
+    def check(self) -> None:
+        if self._lost:
+            raise Lost(
+                f'{self._lost} has taken {self._folder} over, as this process could not renew its '
+                'lease in time; nothing more is written by this one'
+            )
+
+    def confirm(self) -> None:
+        if time.monotonic() - self._renewed > LEASE_SECS - RENEW_SECS:
+            self._renew()
+        self.check()
+
+    def release(self) -> None:
+        self._ended.set()
+        with self._busy, contextlib.suppress(OSError), retry.patience(5.0):
+            if not self._lost:
+                self._path.unlink(generation=self._generation)
+                self._lost = 'nobody'
+
+    def _taken(self) -> str:
+        """Takes the lease; else who holds it."""
+        with contextlib.suppress(FileExistsError):
+            self._generation = self._path.put(_said(), 0).generation
+            return ''
+        found = self._path.object()
+        if found is None:
+            return self._taken()
+        holder = _holder(self._path)
+        probe = self._path.with_name(f'{LEASE}-{os.uname().nodename}-{os.getpid()}')
+        now = probe.put(b'').updated  # by storage's clock
+        probe.unlink(missing_ok=True)
+        if now - found.updated < LEASE_SECS:
+            return holder
+        try:
+            self._generation = self._path.put(_said(), found.generation).generation
+        except OSError:  # another was quicker
+            return holder
+        _log.warning('%s holds %s no more: its lease has run out', holder, self._folder)
+        return ''
+
+    def _keep(self) -> None:
+        while not self._ended.wait(RENEW_SECS):
+            with contextlib.suppress(OSError):
+                self._renew()
+
+    def _renew(self) -> None:
+        with self._busy, retry.patience(RENEW_SECS):
+            if self._lost:
+                return
+            begun = time.monotonic()
+            try:
+                self._generation = self._path.put(_said(), self._generation).generation
+                self._renewed = begun
+            except (FileExistsError, FileNotFoundError):
+                found = self._path.object()
+                if found and _read(self._path).get('process') == _PROCESS:  # its answer was lost
+                    self._generation, self._renewed = found.generation, begun
+                else:
+                    self._lost = _holder(self._path)
+
+
+_leases: dict[str, _Lease] = {}
+
+
+def _wait(taken: Callable[[], str], folder: pathlib.Path | buckets.Path, secs: float) -> None:
+    """Args: taken: takes it, and gives '', or who holds it."""
+    deadline, told = time.monotonic() + secs, False
+    while holder := taken():
+        said = f'{holder} is at work in {folder}'
+        if not told:
+            told = True
+            _log.warning('%s: waiting up to %.0f s for its end', said, secs)
+        if time.monotonic() > deadline:
+            raise errors.InputError(
+                f'{said}; stop it or use another --workdir (with --config.init_from={folder} '
+                'where its weights are wanted)'
+            )
+        time.sleep(2.0 if isinstance(folder, buckets.Path) else 0.2)
+
+
+def _locked(f: IO) -> str:
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return ''
+    except BlockingIOError:
+        f.seek(0)
+        return f.read() or 'another process'
+
+
+def _open(path: pathlib.Path) -> IO:
+    try:
+        return files.open_(path, 'a+')
+    except OSError as e:
+        if path.is_symlink():
+            raise errors.InputError(f'{path} is a symbolic link; remove it') from e
+        raise
+
+
+def _name() -> str:
+    program = pathlib.Path(sys.argv[0]).stem
+    return f'process {os.getpid()} on {os.uname().nodename} ({program})'
+
+
+def _said() -> bytes:
+    return json.dumps(checksum.sealed({'holder': _name(), 'process': _PROCESS})).encode()
+
+
+def _holder(path: buckets.Path) -> str:
+    return str(_read(path).get('holder', 'another process'))
+
+
+def _read(path: buckets.Path) -> dict[str, str]:
+    try:
+        found = checksum.opened(json.loads(path.read_bytes()))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+_PROCESS = uuid.uuid4().hex  # names of machines and numbers of processes come again
