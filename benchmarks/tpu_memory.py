@@ -40,15 +40,34 @@ _COLLECTIVE = re.compile(
 )
 
 
+# What one slice sends to another: its shape, and what for.
+_SENT = re.compile(r'= \(([a-z0-9]+)\[([\d,]*)\][^=]* send\(.*_xla_megascale_transfer_type="(\w+)"')
+
+
+def between_slices(text: str) -> dict[str, int]:
+    """Numbers that a device sends to other slices in a step, by the kind of transfer."""
+    found: collections.Counter[str] = collections.Counter()
+    for _, shape, kind in _SENT.findall(text):
+        found[kind] += math.prod(int(n) for n in shape.split(',') if n)
+    return dict(found)
+
+
 def compile_step(
-    section, topology: str, mesh_sizes: tuple[int, ...], windows: int, offload: bool
+    section,
+    topology: str,
+    mesh_sizes: tuple[int, ...],
+    windows: int,
+    offload: bool,
+    slices: int = 1,
+    across: str = 'data',
 ) -> dict:
     """Compiles the train step of a model section; `windows` a device."""
-    megacore = {'chip_config_name': 'megacore'} if topology[:3] in ('v4:', 'v5p') else {}
+    how = {'chip_config_name': 'megacore'} if topology[:3] in ('v4:', 'v5p') else {}
+    how |= {'num_slices': slices} if slices > 1 else {}
     devices = list(
-        topologies.get_topology_desc(platform='tpu', topology_name=topology, **megacore).devices
+        topologies.get_topology_desc(platform='tpu', topology_name=topology, **how).devices
     )
-    mesh = mesh_lib.Mesh(mesh_lib.Config(*mesh_sizes), devices)
+    mesh = mesh_lib.Mesh(mesh_lib.Config(*mesh_sizes, slices=slices, across=across), devices)
     model = heads.build(section)
     n_ctx, config = section.n_ctx, base.get_config()
     batch = windows * len(devices) // (mesh.mesh.shape['tensor'] * mesh.mesh.shape['context'])
@@ -67,6 +86,7 @@ def compile_step(
     found = {
         'model': section.to_dict(),
         'topology': topology,
+        'slices': slices,
         'mesh': dict(mesh.mesh.shape),
         'devices': len(devices),
         'windows_a_device': windows,
@@ -86,6 +106,7 @@ def compile_step(
     return found | {
         'collectives': dict(counts),
         'kernels': kernels,
+        'between_slices': between_slices(text),
         'lines': len(text.splitlines()),
     }
 
@@ -95,6 +116,8 @@ def main() -> None:
     parser.add_argument('--size', default='gpt3-1.3b')
     parser.add_argument('--topology', default='v5e:4x4')
     parser.add_argument('--mesh', default='', help='data,fsdp,tensor,context; all fsdp without')
+    parser.add_argument('--slices', type=int, default=1)
+    parser.add_argument('--across', default='data', help='the axis that slices share')
     parser.add_argument('--windows', type=int, default=4, help='of every data x fsdp device')
     parser.add_argument('--offload', action='store_true', help="Adam's moments to the host")
     parser.add_argument('--set', action='append', default=[], help='a model field: remat=blocks')
@@ -107,8 +130,14 @@ def main() -> None:
         except (ValueError, SyntaxError):
             section[name] = value
     n_devices = math.prod(int(n) for n in args.topology.split(':')[1].split('x'))
-    mesh = tuple(map(int, args.mesh.split(','))) if args.mesh else (1, n_devices, 1, 1)
-    print(json.dumps(compile_step(section, args.topology, mesh, args.windows, args.offload)))
+    if args.mesh:
+        mesh = tuple(map(int, args.mesh.split(',')))
+    elif args.across == 'fsdp':
+        mesh = (1, n_devices * args.slices, 1, 1)
+    else:
+        mesh = (args.slices, n_devices, 1, 1)
+    how = (mesh, args.windows, args.offload, args.slices, args.across)
+    print(json.dumps(compile_step(section, args.topology, *how)))
 
 
 if __name__ == '__main__':

@@ -304,7 +304,7 @@ def test_another_shape_names_the_parameter(tmp_path):
 def test_params_alone_on_another_mesh(tmp_path):
     save(tmp_path, [1])
     folder, meta = checkpoint.latest(tmp_path)
-    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 8, 1, 1)).mesh
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 8, 1, 1, slices=1, across='data')).mesh
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('fsdp'))
     target = {'a': jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=sharding)}
     found = checkpoint.restore(folder, meta, params=target)['params']['a']

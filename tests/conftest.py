@@ -81,3 +81,14 @@ def corpus_file(texts, tmp_path_factory) -> pathlib.Path:
     path = tmp_path_factory.mktemp('corpus') / 'texts.jsonl'
     path.write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts), encoding='utf-8')
     return path
+
+
+@pytest.fixture(scope='session')
+def storage():
+    """Google's storage, emulated."""
+    from tests import emulator
+
+    found = emulator.Storage()
+    emulator.connect(found.url)
+    yield found
+    found.close()

@@ -188,7 +188,9 @@ def test_gguf_fields_that_change_the_computation_are_refused(tmp_path):
 
 
 def test_replicas_share_what_was_read(folder):
-    mesh = mesh_lib.Mesh(mesh_lib.Config(data=4, fsdp=2, tensor=1, context=1))
+    mesh = mesh_lib.Mesh(
+        mesh_lib.Config(data=4, fsdp=2, tensor=1, context=1, slices=1, across='data')
+    )
     with mesh.scope():
         found = pretrained.load(folder, shardings=mesh.shardings).params
     jax.tree.map(np.testing.assert_array_equal, found, pretrained.load(folder).params)

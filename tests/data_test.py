@@ -297,7 +297,7 @@ def test_windows_are_the_same_for_ramps_hosts_and_columns():
 
 @pytest.mark.parametrize('sizes', [(8, 1, 1, 1), (2, 2, 1, 2), (1, 4, 2, 1), (1, 1, 1, 8)])
 def test_windows_are_the_same_on_every_mesh(sizes):
-    mesh, n_ctx = mesh_lib.Mesh(mesh_lib.Config(*sizes)), 16
+    mesh, n_ctx = mesh_lib.Mesh(mesh_lib.Config(*sizes, slices=1, across='data')), 16
     plan = helpers.plan_of(24 * 16, 16, ramp_from_tokens=8 * 16, ramp_over_tokens=2000)
     sets = [_numbers(0, 1001), _numbers(5000, 701)]
     reference = loader.windows(sets, (0.7, 0.3), n_ctx, 7)

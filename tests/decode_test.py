@@ -290,7 +290,7 @@ def test_any_mesh_gives_the_same_texts(sizes, tiny):
     decoder, params = decode.Decoder(model, 64), helpers.params_of(model)
     alone = batch.generate(decoder, params, PROMPTS, [asked(max_new_tokens=6)] * 3)
     sizes = {'data': 1, 'fsdp': 1, 'tensor': 1, 'context': 1} | sizes
-    mesh = mesh_lib.Mesh(mesh_lib.Config(**sizes))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(**sizes, slices=1, across='data'))
     shardings = mesh.shardings(jax.eval_shape(model.init_params, jax.random.key(0)))
     with mesh.scope():
         spread = quantize.for_decoding(jax.device_put(params, shardings), heads.describe(model))

@@ -80,7 +80,7 @@ def test_sharding_divides(name, variant):
     odd = config.model.family == 'gpt' and config.model.n_heads % 2
     sizes = [(8, 1)] if odd else [(8, 1), (4, 2)]
     for fsdp, tensor in sizes:
-        mesh = mesh_lib.Mesh(mesh_lib.Config(1, fsdp, tensor, 1))
+        mesh = mesh_lib.Mesh(mesh_lib.Config(1, fsdp, tensor, 1, slices=1, across='data'))
         shardings = mesh.shardings(boxed)
         per_device = sum(
             np.prod(s.shard_shape(x.shape))

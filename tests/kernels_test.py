@@ -137,7 +137,7 @@ def test_splash_leaves_blocks_that_the_mask_empties_uncomputed():
 @pytest.mark.parametrize('context', [2, 4, 8])
 @pytest.mark.parametrize('mask', [*map(mask_of, (0, 1, 20, 33, 10_000)), Sinks(3, 20)])
 def test_ring_equals_the_plain_form(context, mask):
-    mesh = mesh_lib.Mesh(mesh_lib.Config(8 // context, 1, 1, context))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(8 // context, 1, 1, context, slices=1, across='data'))
     found = arrays((8, 128, 2, 8), 1)
     expected = with_gradients(functools.partial(plain, mask=mask), *found)
     with mesh.scope():
@@ -146,7 +146,7 @@ def test_ring_equals_the_plain_form(context, mask):
 
 
 def test_kernels_that_cannot_do_a_mask_step_aside():
-    mesh = mesh_lib.Mesh(mesh_lib.Config(4, 1, 1, 2))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(4, 1, 1, 2, slices=1, across='data'))
     with mesh.scope():
         assert flash.attend(*arrays((8, 128, 2, 8), 1), mask=Prefix(70)) is None
 
@@ -170,7 +170,7 @@ def test_a_form_that_sees_ahead_scores_windows_and_is_refused_a_cache(monkeypatc
 def ring_memory(context: int, length: int, mask: masks.Mask) -> int:
     """Bytes of temporaries on one device: forward and backward of one attention layer."""
     devices = jax.devices()[:context]
-    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 1, 1, context), devices)
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 1, 1, context, slices=1, across='data'), devices)
     with mesh.scope():
         spec = jax.sharding.PartitionSpec(None, 'context')
         sharding = jax.sharding.NamedSharding(mesh.mesh, spec)
@@ -197,7 +197,7 @@ def test_ring_memory_falls_with_the_devices():
 
 def test_ring_over_32k_tokens_equals_tiles():
     """Of a banded layer, for a dense one of this length takes minutes on two cores."""
-    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 1, 1, 8))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 1, 1, 8, slices=1, across='data'))
     found = arrays((1, 32_768, 1, 8), 1)
     with mesh.scope():
         around = jax.jit(functools.partial(flash.attend, mask=masks.Banded(300)))(*found)
@@ -236,7 +236,9 @@ def test_linear_equals_an_einsum(dtype, sizes, use_bias):
 def test_chunked_loss_equals_the_whole(monkeypatch, sizes, use_bias):
     monkeypatch.setattr(xent, 'CHUNK_BYTES', 4 * 2 * 3 * 32)  # three places or so of two rows
     n_devices = int(np.prod(sizes))
-    mesh = mesh_lib.Mesh(mesh_lib.Config(*sizes), jax.devices()[:n_devices])
+    mesh = mesh_lib.Mesh(
+        mesh_lib.Config(*sizes, slices=1, across='data'), jax.devices()[:n_devices]
+    )
     keys = jax.random.split(jax.random.key(0), 4)
     hidden = jax.random.normal(keys[0], (8, 12, 16))
     table = jax.random.normal(keys[1], (32, 16))

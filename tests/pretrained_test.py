@@ -343,7 +343,9 @@ def test_weights_land_in_their_shardings(published):
     from gptjax.runtime import mesh as mesh_lib
 
     _, folder, (model, params, _) = published('llama')
-    mesh = mesh_lib.Mesh(mesh_lib.Config(data=1, fsdp=4, tensor=1, context=2))
+    mesh = mesh_lib.Mesh(
+        mesh_lib.Config(data=1, fsdp=4, tensor=1, context=2, slices=1, across='data')
+    )
     with mesh.scope():
         found = pretrained.load(folder, shardings=mesh.shardings).params
     kernel = found['network']['block_0']['up']['kernel']
@@ -356,7 +358,9 @@ def test_a_mesh_over_which_weights_do_not_divide_is_one_line(published):
     from gptjax.runtime import mesh as mesh_lib
 
     _, folder, _ = published('llama')
-    mesh = mesh_lib.Mesh(mesh_lib.Config(data=1, fsdp=1, tensor=8, context=1))
+    mesh = mesh_lib.Mesh(
+        mesh_lib.Config(data=1, fsdp=1, tensor=8, context=1, slices=1, across='data')
+    )
     with mesh.scope(), pytest.raises(errors.UsageError, match='over mesh axis tensor = 8; change'):
         pretrained.load(folder, shardings=mesh.shardings)
 

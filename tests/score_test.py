@@ -75,7 +75,7 @@ def test_a_mesh_gives_the_same(shape):
     decoder = decode.Decoder(model, model.config.n_vocab)
     requests = _requests(decoder.n_vocab, 0)
     plain = score.Scorer(decoder, params, 512).scores(requests)
-    mesh = mesh_lib.Mesh(mesh_lib.Config(*shape))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(*shape, slices=1, across='data'))
     with mesh.scope():
         boxed = jax.eval_shape(model.init_params, jax.random.key(0))
         placed = jax.device_put(params, mesh.shardings(boxed))

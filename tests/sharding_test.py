@@ -62,7 +62,7 @@ def alone():
 
 
 def agrees(sizes, alone):
-    losses, params = train(mesh_lib.Mesh(mesh_lib.Config(*sizes)))
+    losses, params = train(mesh_lib.Mesh(mesh_lib.Config(*sizes, slices=1, across='data')))
     np.testing.assert_allclose(losses, alone[0], rtol=1e-5)
     for a, b in zip(*map(jax.tree.leaves, (params, alone[1])), strict=True):
         np.testing.assert_allclose(a, b, atol=5e-5)
@@ -122,14 +122,16 @@ def test_every_family_agrees_on_some_meshes(name):
     model = of_family(name)
     alone = train(helpers.one_device(), steps=1, model=model)
     for split in ((2, 2, 1, 2), (1, 2, 4, 1)):
-        found = train(mesh_lib.Mesh(mesh_lib.Config(*split)), steps=1, model=model)
+        found = train(
+            mesh_lib.Mesh(mesh_lib.Config(*split, slices=1, across='data')), steps=1, model=model
+        )
         np.testing.assert_allclose(found[0], alone[0], rtol=1e-5)
         for a, b in zip(*map(jax.tree.leaves, (found[1], alone[1])), strict=True):
             np.testing.assert_allclose(a, b, atol=5e-5)
 
 
 def test_memory_falls_with_the_devices():
-    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 4, 2, 1))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 4, 2, 1, slices=1, across='data'))
     model = helpers.tiny_model(**_MODEL)
     optimizer = helpers.optimizer_of(helpers.plan_of(256, 16), model)
     target = step_lib.abstract(model.init_params, optimizer, mesh.shardings)
@@ -139,7 +141,7 @@ def test_memory_falls_with_the_devices():
 
 
 def test_collision_names_the_parameter():
-    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 8, 1, 1))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 8, 1, 1, slices=1, across='data'))
     init = axes.matrix(nn.initializers.zeros, 'heads', 'mlp', inputs=(0,))
     box = {'layer': {'w': init(jax.random.key(0), (8, 8), jnp.float32)}}
     with pytest.raises(errors.UsageError, match=r"\['layer'\]\['w'\].*'heads' and 'mlp'.*'tensor'"):
@@ -147,7 +149,7 @@ def test_collision_names_the_parameter():
 
 
 def test_a_model_that_cannot_be_traced_on_a_mesh_is_one_line():
-    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 2, 4, 1))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 2, 4, 1, slices=1, across='data'))
     mesh.check_model(vocab=260, embed=64)
     with pytest.raises(
         errors.UsageError, match=r'tensor = 4; .* pad: --config\.model\.n_vocab=260'
@@ -160,7 +162,7 @@ def test_a_model_that_cannot_be_traced_on_a_mesh_is_one_line():
 
 
 def test_what_does_not_divide_names_parameter_axis_and_remedy():
-    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 1, 8, 1))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 1, 8, 1, slices=1, across='data'))
     model = helpers.tiny_model(n_heads=8, d_head=8, n_vocab=50)
     boxed = jax.eval_shape(model.init_params, jax.random.key(0))
     said = r'token_embedding.*vocab of size 50.*tensor = 8.*n_vocab'
@@ -169,7 +171,7 @@ def test_what_does_not_divide_names_parameter_axis_and_remedy():
 
 
 def test_constraints_need_rules_where_there_is_a_mesh():
-    mesh = mesh_lib.Mesh(mesh_lib.Config(8, 1, 1, 1))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(8, 1, 1, 1, slices=1, across='data'))
     with jax.set_mesh(mesh.mesh), pytest.raises(ValueError, match='no axis rules are in force'):
         axes.constrain(jnp.zeros((8, 4)), 'batch', 'length')
     with mesh.scope():
@@ -184,11 +186,11 @@ def test_constraints_need_rules_where_there_is_a_mesh():
 )
 def test_mesh_sizes(sizes, said):
     with pytest.raises(errors.UsageError, match=said):
-        mesh_lib.Mesh(mesh_lib.Config(*sizes))
+        mesh_lib.Mesh(mesh_lib.Config(*sizes, slices=1, across='data'))
 
 
 def test_mesh_fills_in_and_checks_batches():
-    mesh = mesh_lib.Mesh(mesh_lib.Config(-1, 2, 1, 2))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(-1, 2, 1, 2, slices=1, across='data'))
     assert dict(mesh.mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 1, 'context': 2}
     mesh.check_batch(8, 16, accum_steps=2)
     with pytest.raises(errors.UsageError, match='use a multiple of 8 windows'):
@@ -196,10 +198,59 @@ def test_mesh_fills_in_and_checks_batches():
     with pytest.raises(errors.UsageError, match='does not divide over context = 2'):
         mesh.check_batch(4, 15)
     with pytest.raises(errors.UsageError, match='one of them may be -1'):
-        mesh_lib.Config(-1, -1, 1, 1)
+        mesh_lib.Config(-1, -1, 1, 1, slices=1, across='data')
     rows, columns = mesh.region(8, 16)
     assert rows.tolist() == list(range(8))
     assert columns == slice(0, 16)
+
+
+SLICES = [((2, 2, 2, 1), 2, 'data'), ((1, 4, 1, 2), 2, 'fsdp'), ((4, 1, 1, 2), 4, 'data')]
+
+
+@pytest.mark.parametrize(('sizes', 'slices', 'across'), SLICES)
+def test_slices_agree_with_one_device(sizes, slices, across, alone):
+    mesh = mesh_lib.Mesh(mesh_lib.Config(*sizes, slices=slices, across=across))
+    axis = ('data', 'fsdp', 'tensor', 'context').index(across)
+    groups = np.split(mesh.mesh.devices, slices, axis)
+    size = 8 // slices
+    assert [{d.id // size for d in group.ravel()} for group in groups] == [
+        {number} for number in range(slices)
+    ]
+    losses, params = train(mesh)
+    np.testing.assert_allclose(losses, alone[0], rtol=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (params, alone[1])), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'slices', 'across', 'said'),
+    [
+        ((1, 8, 1, 1), 2, 'data', 'mesh.data = 1 does not divide over 2 slices.*across=fsdp'),
+        ((8, 1, 1, 1), 2, 'fsdp', 'mesh.fsdp = 1 does not divide over 2 slices.*across=data'),
+        ((8, 1, 1, 1), 3, 'data', 'mesh.slices = 3, and the devices are in 1 slices'),
+        ((8, 1, 1, 1), 0, 'data', 'mesh.slices must be above 0, or -1'),
+        ((8, 1, 1, 1), 2, 'tensor', 'across'),
+    ],
+)
+def test_slices_that_do_not_fit(sizes, slices, across, said):
+    with pytest.raises(errors.UsageError, match=said):
+        mesh_lib.Mesh(mesh_lib.Config(*sizes, slices=slices, across=across))
+
+
+def test_devices_say_their_slice():
+    def device(number, platform, **more):
+        return types.SimpleNamespace(platform=platform, process_index=number // 2, **more)
+
+    tpus = [device(i, 'tpu', slice_index=i % 2) for i in range(8)]
+    found = mesh_lib._slices(tpus, -1)
+    assert [[d.slice_index for d in group] for group in found] == [[0] * 4, [1] * 4]
+    assert len(mesh_lib._slices([device(i, 'tpu') for i in range(8)], -1)) == 1
+    gpus = [device(i, 'gpu') for i in range(8)]
+    assert [len(mesh_lib._slices(gpus, slices)) for slices in (1, 4, -1)] == [1, 4, 4]
+    with pytest.raises(errors.UsageError, match='are in 2 slices; set --config.mesh.slices=2'):
+        mesh_lib._slices(tpus, 1)
+    with pytest.raises(errors.UsageError, match='unlike sizes'):
+        mesh_lib._slices(tpus[:7], -1)
 
 
 class _Elsewhere:
@@ -211,7 +262,7 @@ class _Elsewhere:
 
 def test_hosts_may_own_rows_that_are_not_neighbours(monkeypatch):
     """On a torus the devices of a host need not be neighbours in the mesh."""
-    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 8, 1, 1))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(1, 8, 1, 1, slices=1, across='data'))
     devices = np.array([_Elsewhere(0 if i in (0, 1, 5) else 1) for i in range(8)])
     shape = types.SimpleNamespace(devices=devices.reshape(1, 8, 1, 1), shape=mesh.mesh.shape)
     monkeypatch.setattr(mesh, 'mesh', shape)
@@ -223,7 +274,7 @@ def test_hosts_may_own_rows_that_are_not_neighbours(monkeypatch):
 @pytest.mark.parametrize('split', [(2, 2, 1, 2), (1, 2, 2, 2), (1, 1, 1, 8), (8, 1, 1, 1)])
 def test_what_is_put_is_what_comes_out(split):
     """Arrays of every rank: labels, text, choices, images."""
-    mesh = mesh_lib.Mesh(mesh_lib.Config(*split))
+    mesh = mesh_lib.Mesh(mesh_lib.Config(*split, slices=1, across='data'))
     shapes = {'label': (16,), 'text': (16, 8), 'choices': (16, 3, 8), 'images': (16, 5, 5, 3)}
     whole = {name: np.random.default_rng(0).normal(size=shape) for name, shape in shapes.items()}
     whole = {name: x.astype(np.float32) for name, x in whole.items()}

@@ -100,3 +100,23 @@ def test_the_host_takes_moments_and_borders():
     assert there['host_gib'] == pytest.approx(2 * 4 * 1.3157e9 / 16 / 2**30, rel=0.01)
     assert there['argument_gib'] < 0.4 * here['argument_gib']
     assert there['peak_gib'] < here['peak_gib'] - 0.4  # 0.75 GiB of borders
+
+
+@pytest.mark.parametrize(
+    ('topology', 'across'), [('v5e:4x4', 'data'), ('v5p:4x4x4', 'data'), ('v5e:4x4', 'fsdp')]
+)
+def test_two_slices_exchange_what_is_expected(topology, across):
+    """Gradients alone; with fsdp across, weights, too, which are gathered in both passes."""
+    flags = ('--size=gpt3-1.3b', f'--topology={topology}', '--set', 'n_layers=4')
+    one = compiled(*flags)
+    two = compiled(*flags, '--slices=2', f'--across={across}')
+    inside = one['devices']
+    sent = two['between_slices']
+    print({k: two[k] for k in ('mesh', 'peak_gib', 'between_slices')}, one['peak_gib'])
+    if across == 'data':
+        assert set(sent) == {'ALL_REDUCE'}
+        assert two['parameters'] <= inside * sent['ALL_REDUCE'] <= 1.05 * two['parameters']
+        assert two['peak_gib'] == pytest.approx(one['peak_gib'], rel=0.15)
+    else:
+        assert set(sent) > {'ALL_GATHER'}
+        assert two['peak_gib'] <= one['peak_gib']

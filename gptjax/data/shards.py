@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token shards, opened: on a disk through memory maps, in a bucket by ranges of bytes."""
 
+import abc
 import concurrent.futures
 import contextlib
 import functools
@@ -8,7 +9,7 @@ import io
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,23 +17,37 @@ from gptjax.configs import errors
 from gptjax.data import token_manifest as manifest_lib
 from gptjax.storage import buckets, files
 
-Folder = pathlib.Path | buckets.Path
 
+class Shard(abc.ABC):
+    """An open shard."""
 
-class Shard(Protocol):
-    """Tokens in their order."""
+    def __init__(self, folder: buckets.Anywhere, record: manifest_lib.Record) -> None:
+        self._folder, self._record = folder, record
+        self.path = folder / record.name
+        self.n_tokens = record.tokens
 
-    n_tokens: int
-
+    @abc.abstractmethod
     def request(self, start: int, stop: int) -> Callable[[], np.ndarray]:
         """Tokens start .. stop - 1, once they are called for. Raises InputError, also then."""
 
     def table(self) -> np.ndarray:
         """Of the documents. Raises InputError where it is not what the record says."""
+        path = self._folder / self._record.table
+        try:
+            return _table(path.read_bytes(), path, self._record)
+        except OSError as e:
+            raise errors.InputError(
+                f'{path} is damaged ({e}); {manifest_lib.remedy(self._folder)}'
+            ) from e
+
+    def _changed(self) -> errors.InputError:
+        return errors.InputError(
+            f'{self.path} was changed while it was read; {manifest_lib.remedy(self._folder)}'
+        )
 
 
 def open_all(
-    folder: Folder, records: Sequence[manifest_lib.Record], dtype: np.dtype
+    folder: buckets.Anywhere, records: Sequence[manifest_lib.Record], dtype: np.dtype
 ) -> list[Shard]:
     """Opens shards. Raises InputError where one is missing, or has another size."""
     if isinstance(folder, buckets.Path):
@@ -57,7 +72,7 @@ def open_all(
 
 
 def damages(
-    folder: Folder, records: Sequence[manifest_lib.Record], remember: bool = True
+    folder: buckets.Anywhere, records: Sequence[manifest_lib.Record], remember: bool = True
 ) -> Iterator[str]:
     """What is wrong with each shard in turn; '' = nothing. Bytes are compared by their hashes.
 
@@ -89,7 +104,7 @@ def damages(
         yield from pool.map(one, records)
 
 
-def _table(content: bytes, path: Folder, record: manifest_lib.Record) -> np.ndarray:
+def _table(content: bytes, path: buckets.Anywhere, record: manifest_lib.Record) -> np.ndarray:
     remedy = manifest_lib.remedy(path.parent)
     try:
         found = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
@@ -103,30 +118,7 @@ def _table(content: bytes, path: Folder, record: manifest_lib.Record) -> np.ndar
     return found
 
 
-class _Opened:
-    """What both kinds share."""
-
-    def __init__(self, folder: Folder, record: manifest_lib.Record) -> None:
-        self._folder, self._record = folder, record
-        self.path = folder / record.name
-        self.n_tokens = record.tokens
-
-    def table(self) -> np.ndarray:
-        path = self._folder / self._record.table
-        try:
-            return _table(path.read_bytes(), path, self._record)
-        except OSError as e:
-            raise errors.InputError(
-                f'{path} is damaged ({e}); {manifest_lib.remedy(self._folder)}'
-            ) from e
-
-    def _changed(self) -> errors.InputError:
-        return errors.InputError(
-            f'{self.path} was changed while it was read; {manifest_lib.remedy(self._folder)}'
-        )
-
-
-class _Mapped(_Opened):
+class _Mapped(Shard):
     """A shard in a memory map, and the file's size and time when it was opened."""
 
     def __init__(self, folder: pathlib.Path, record: manifest_lib.Record, dtype: np.dtype) -> None:
@@ -160,7 +152,7 @@ class _Mapped(_Opened):
         return found.st_size, found.st_mtime_ns
 
 
-class _Streamed(_Opened):
+class _Streamed(Shard):
     """A shard in a bucket, as it was when it was opened."""
 
     def __init__(

@@ -13,7 +13,6 @@ from gptjax.data import token_manifest as manifest_lib
 from gptjax.storage import buckets, documents, files, mirror
 
 _MOST = 0.8  # of the room on the disk that a copy may take
-Folder = pathlib.Path | buckets.Path
 
 
 def locate(
@@ -23,7 +22,7 @@ def locate(
     progress: Callable[[int], None],
     split: str,
     read: str = 'auto',
-) -> Folder:
+) -> buckets.Anywhere:
     """The folder of token shards of that name, below the workdir unless absolute.
 
     Of one that is elsewhere, the shards of a split are copied into `stage_dir` first, every hash

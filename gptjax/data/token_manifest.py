@@ -3,13 +3,12 @@
 
 import hashlib
 import json
-import pathlib
 from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 
-from gptjax.storage import documents, files
+from gptjax.storage import buckets, documents, files
 
 NAME = 'manifest.json'
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -67,7 +66,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.end_of_text >= self.n_vocab or self.dtype != dtype(self.n_vocab).str:
             raise ValueError(f'end of text or dtype do not fit the {self.n_vocab} ids')
 
-    def check_names(self, folder: str | pathlib.Path) -> None:
+    def check_names(self, folder: str | buckets.Anywhere) -> None:
         """Raises InputError where a file is named that is not in the folder."""
         for record in (*self.splits.train, *self.splits.valid):
             for name in record.files():
@@ -84,7 +83,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return hashlib.sha256(whole.encode()).hexdigest()
 
 
-def read(folder: pathlib.Path) -> Manifest:
+def read(folder: buckets.Anywhere) -> Manifest:
     """The manifest of a finished folder.
 
     Raises:
@@ -101,7 +100,7 @@ def read(folder: pathlib.Path) -> Manifest:
     return found
 
 
-def remedy(folder: pathlib.Path) -> str:
+def remedy(folder: buckets.Anywhere) -> str:
     """What mends token shards, prepared here or copied here."""
     return (
         f'python -m gptjax.prepare_tokens makes {folder} whole again; of a copy, remove it and '

@@ -161,7 +161,7 @@ def write_manifest(
 class TokenSet:
     """One split of a folder of token shards, as one long random-access sequence."""
 
-    folder: pathlib.Path | buckets.Path
+    folder: buckets.Anywhere
     split: str
     end_of_text: int
     n_vocab: int
@@ -220,7 +220,7 @@ class TokenSet:
 
 
 def open_set(
-    folder: str | pathlib.Path | buckets.Path,
+    folder: str | buckets.Anywhere,
     split: str,
     verify: str = 'changed',
     progress: Callable[[int], None] = lambda tokens: None,

@@ -19,7 +19,7 @@ from gptjax.models import heads, weights
 from gptjax.models.published import beside
 from gptjax.runtime import checkpoint
 from gptjax.runtime import meta as meta_lib
-from gptjax.storage import documents, mirror, unfinished
+from gptjax.storage import buckets, documents, mirror, unfinished
 from gptjax.text import tokenizer as tokenizer_lib
 
 TOKENIZER = 'tokenizer'  # folder below a workdir
@@ -80,7 +80,7 @@ class Workdir(weights.Source):
 
     def _read(
         self,
-        folder: pathlib.Path,
+        folder: buckets.Anywhere,
         meta: dict[str, Any],
         dtype: str | None,
         shardings: weights.Shardings | None,
@@ -156,7 +156,7 @@ class Workdir(weights.Source):
         return checkpoint.peek(self._workdir, self._step)
 
     @functools.cached_property
-    def _checkpoint(self) -> tuple[pathlib.Path, dict[str, Any]]:
+    def _checkpoint(self) -> tuple[buckets.Anywhere, dict[str, Any]]:
         while True:
             self._choose()
             try:
@@ -177,7 +177,7 @@ class Workdir(weights.Source):
                 self._digest = checkpoint.digest(found[0])
                 return found
 
-    def _average(self, folder: pathlib.Path, meta: dict[str, Any], target: Any) -> Any:
+    def _average(self, folder: buckets.Anywhere, meta: dict[str, Any], target: Any) -> Any:
         """The averaged parameters, in float32; those that were frozen are their own average."""
         flat = traverse_util.flatten_dict(target)
         averaged = {path: x for path, x in flat.items() if meta_lib.has(meta, _AVERAGE, *path)}

@@ -175,7 +175,7 @@ class Checkpoints:
             self._thread.shutdown()
             self._orbax.close()
 
-    def _begin(self, target: listing.Path, items: dict[str, Any], meta: dict) -> None:
+    def _begin(self, target: buckets.Anywhere, items: dict[str, Any], meta: dict) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         _check_space(self._folder, items)
         if jax.process_index() == 0:
@@ -184,7 +184,7 @@ class Checkpoints:
             listing.begin(target)
             files.replace(target / meta_lib.NAME, json.dumps(meta, indent=1) + '\n')
 
-    def _finish(self, target: listing.Path) -> None:
+    def _finish(self, target: buckets.Anywhere) -> None:
         try:
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
@@ -206,7 +206,7 @@ class Checkpoints:
             if not wanted and (self._rule is None or scores_lib.is_readable(old)):
                 listing.remove(old)
 
-    def _failed(self, target: listing.Path, error: Exception) -> SaveError:
+    def _failed(self, target: buckets.Anywhere, error: Exception) -> SaveError:
         if jax.process_index() == 0:
             listing.drop(target)  # orbax may write on: __init__ clears that
         whole = listing.finished(self._folder)
@@ -223,7 +223,7 @@ class Checkpoints:
 
 def latest(
     workdir: str | pathlib.Path, put_aside: bool = True, until_step: int = 2**62
-) -> tuple[listing.Path, dict] | None:
+) -> tuple[buckets.Anywhere, dict] | None:
     """The newest checkpoint that verifies, and its meta; None where the run has none.
 
     Those of steps beyond `until_step` are passed over. On several hosts the first one says which
@@ -259,7 +259,7 @@ def latest(
     return None
 
 
-def _verified(checkpoint: listing.Path) -> tuple[str, dict]:
+def _verified(checkpoint: buckets.Anywhere) -> tuple[str, dict]:
     """What is wrong with a checkpoint, and its meta where nothing is."""
     damage = manifest.damage(checkpoint)
     try:
@@ -268,7 +268,7 @@ def _verified(checkpoint: listing.Path) -> tuple[str, dict]:
         return str(e), {}
 
 
-def _aside(damaged: listing.Path, put_aside: bool) -> str:
+def _aside(damaged: buckets.Anywhere, put_aside: bool) -> str:
     """Puts a damaged checkpoint aside where it is ours to change, and says so."""
     if not put_aside:
         return '; an older one is read'
@@ -278,7 +278,7 @@ def _aside(damaged: listing.Path, put_aside: bool) -> str:
     return f'; going on from an older one, this one put aside as {name}'
 
 
-def at_step(workdir: str | pathlib.Path, step: int) -> tuple[listing.Path, dict]:
+def at_step(workdir: str | pathlib.Path, step: int) -> tuple[buckets.Anywhere, dict]:
     """The checkpoint of one step, verified, and its meta.
 
     Raises:
@@ -293,7 +293,7 @@ def at_step(workdir: str | pathlib.Path, step: int) -> tuple[listing.Path, dict]
     return checkpoint, meta
 
 
-def is_there(checkpoint: listing.Path) -> bool:
+def is_there(checkpoint: buckets.Anywhere) -> bool:
     """Whether a checkpoint is finished, and its run has not removed it."""
     return (checkpoint / manifest.NAME).exists()
 
@@ -339,13 +339,13 @@ def peek(workdir: str | pathlib.Path, step: int | None = None) -> dict:
     return {}
 
 
-def digest(checkpoint: listing.Path) -> str:
+def digest(checkpoint: buckets.Anywhere) -> str:
     """The hash of a finished checkpoint's manifest, and so of every file: other weights differ."""
     return files.sha256(checkpoint / manifest.NAME)
 
 
 def restore(
-    checkpoint: listing.Path,
+    checkpoint: buckets.Anywhere,
     meta: dict,
     may_lack: Mapping[str, Iterable[str]] | None = None,
     **items: Any,
@@ -388,7 +388,7 @@ def restore(
     return {name: restored[name] for name in items}
 
 
-def _handler(folder: listing.Path) -> ocp.CompositeCheckpointHandler:
+def _handler(folder: buckets.Anywhere) -> ocp.CompositeCheckpointHandler:
     """Uncompressed: compression takes 8 % off and 7 times as long.
 
     On a disk a file an array shard. In a bucket, where every request counts, a few large objects
@@ -402,7 +402,7 @@ def _handler(folder: listing.Path) -> ocp.CompositeCheckpointHandler:
     return ocp.CompositeCheckpointHandler(params=plain(), rest=plain(), average=plain())
 
 
-def _check_space(folder: listing.Path, tree: Any) -> None:
+def _check_space(folder: buckets.Anywhere, tree: Any) -> None:
     """Raises OSError before anything is written where the disk cannot take the arrays."""
     needed = sum(x.nbytes for x in jax.tree.leaves(tree))
     if isinstance(folder, buckets.Path):

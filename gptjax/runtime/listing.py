@@ -17,31 +17,30 @@ from gptjax.storage import buckets, files, mirror
 FOLDER = mirror.IN_PLACE
 UNFINISHED = '.incomplete'
 _STATE = 'state'
-Path = pathlib.Path | buckets.Path
 _log = logging.getLogger(__name__)
 
 
-def of(workdir: str | pathlib.Path) -> Path:
+def of(workdir: str | pathlib.Path) -> buckets.Anywhere:
     """The folder of a run's checkpoints, in place; absolute, as orbax takes no other."""
     return mirror.origin(pathlib.Path(workdir).absolute() / FOLDER)
 
 
-def at(folder: Path, step: int) -> Path:
+def at(folder: buckets.Anywhere, step: int) -> buckets.Anywhere:
     """Where the checkpoint of a step stands."""
     return folder / f'{step:08d}'
 
 
-def finished(folder: Path) -> list[Path]:
+def finished(folder: buckets.Anywhere) -> list[buckets.Anywhere]:
     """Those with a manifest, in order."""
     return [p for p in _numbered(folder) if (p / manifest.NAME).is_file()]
 
 
-def candidates(folder: Path) -> list[Path]:
+def candidates(folder: buckets.Anywhere) -> list[buckets.Anywhere]:
     """Those that are finished, or were: their manifest is gone."""
     return [p for p in _numbered(folder) if not _was_cut_short(p)]
 
 
-def clear(folder: Path) -> None:
+def clear(folder: buckets.Anywhere) -> None:
     """Removes what a crash has cut short."""
     for checkpoint in _numbered(folder):
         if _was_cut_short(checkpoint):
@@ -50,7 +49,7 @@ def clear(folder: Path) -> None:
             (checkpoint / UNFINISHED).unlink(missing_ok=True)  # of a save that was all but ended
 
 
-def begin(checkpoint: Path) -> None:
+def begin(checkpoint: buckets.Anywhere) -> None:
     """Makes the folder of a save, empty. What might have been whole there is put aside."""
     if checkpoint in candidates(checkpoint.parent):
         put_aside(checkpoint)
@@ -59,20 +58,20 @@ def begin(checkpoint: Path) -> None:
     (checkpoint / UNFINISHED).touch()
 
 
-def finish(checkpoint: Path) -> None:
+def finish(checkpoint: buckets.Anywhere) -> None:
     """Hashes every file of a save; with this it is whole."""
     manifest.write(checkpoint)
     (checkpoint / UNFINISHED).unlink(missing_ok=True)
 
 
-def drop(checkpoint: Path) -> None:
+def drop(checkpoint: buckets.Anywhere) -> None:
     """Removes what a save has begun and not finished, as far as it can be, and nothing else."""
     if checkpoint.is_dir() and _was_cut_short(checkpoint):
         with contextlib.suppress(OSError):
             _delete(checkpoint)
 
 
-def remove(checkpoint: Path) -> None:
+def remove(checkpoint: buckets.Anywhere) -> None:
     """Removes a checkpoint; half removed it is an unfinished one. Of a link, the link alone."""
     try:
         if checkpoint.is_symlink():
@@ -85,7 +84,7 @@ def remove(checkpoint: Path) -> None:
         _log.warning('could not remove the old checkpoint %s: %s', checkpoint, e)
 
 
-def put_aside(checkpoint: Path) -> Path:
+def put_aside(checkpoint: buckets.Anywhere) -> buckets.Anywhere:
     """Renames a damaged checkpoint, in place of one of that name put aside before."""
     aside = checkpoint.with_name(checkpoint.name + '.damaged')
     with contextlib.suppress(OSError):
@@ -112,14 +111,14 @@ def warn(workdir: str | pathlib.Path) -> None:
         _log.warning('%s', e)
 
 
-def _odd(path: Path) -> str:
+def _odd(path: buckets.Anywhere) -> str:
     """Why something is none of our checkpoints; '' = it may be one."""
     if not path.is_dir():
         return 'is no folder'
     return '' if _is_step(path.name) else 'is no name of a checkpoint of ours'
 
 
-def _delete(checkpoint: Path) -> None:
+def _delete(checkpoint: buckets.Anywhere) -> None:
     """UNFINISHED last: what is half removed has it. Raises OSError where something stays."""
     if checkpoint.is_symlink():
         checkpoint.unlink()
@@ -136,13 +135,13 @@ def _delete(checkpoint: Path) -> None:
     checkpoint.rmdir()
 
 
-def is_removed(checkpoint: Path) -> bool:
+def is_removed(checkpoint: buckets.Anywhere) -> bool:
     """Whether a checkpoint that was whole is gone, or half gone."""
     half = (checkpoint / UNFINISHED).exists() and not (checkpoint / manifest.NAME).exists()
     return half or not checkpoint.exists()
 
 
-def _numbered(folder: Path) -> list[Path]:
+def _numbered(folder: buckets.Anywhere) -> list[buckets.Anywhere]:
     found = (p for p in folder.glob('[0-9]*') if p.name.isdigit() and not _odd(p))
     return sorted(found, key=lambda p: int(p.name))
 
@@ -151,7 +150,7 @@ def _is_step(name: str) -> bool:
     return name.isascii() and name.isdigit() and at(pathlib.Path(), int(name)).name == name
 
 
-def _was_cut_short(checkpoint: Path) -> bool:
+def _was_cut_short(checkpoint: buckets.Anywhere) -> bool:
     if (checkpoint / manifest.NAME).is_file():
         return False
     return (checkpoint / UNFINISHED).exists() or not (checkpoint / _STATE).is_dir()

@@ -7,7 +7,6 @@ object, so that nothing is read for it. Copied from one to the other, files are 
 
 import concurrent.futures
 import hashlib
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,16 +16,15 @@ from gptjax.runtime import meta
 from gptjax.storage import buckets, documents, files, retry
 
 NAME = 'manifest.json'
-Path = pathlib.Path | buckets.Path
 
 
-def write(checkpoint: Path) -> None:
+def write(checkpoint: buckets.Anywhere) -> None:
     """Hashes every file; with this a checkpoint is finished."""
     known = _files(checkpoint)
     documents.write(checkpoint / NAME, _digests(checkpoint, known, {}, sorted(known)))
 
 
-def damage(checkpoint: Path) -> str:
+def damage(checkpoint: buckets.Anywhere) -> str:
     """What is wrong with this host's share of a finished checkpoint's files; '' if nothing."""
     try:
         listed, known = _read(checkpoint), _files(checkpoint)
@@ -47,7 +45,7 @@ def damage(checkpoint: Path) -> str:
     return ''
 
 
-def read_meta(checkpoint: Path) -> dict[str, Any]:
+def read_meta(checkpoint: buckets.Anywhere) -> dict[str, Any]:
     """The meta of a finished checkpoint, verified. Raises OSError or ValueError."""
     content, said = (checkpoint / meta.NAME).read_bytes(), _read(checkpoint)[meta.NAME]
     if buckets.is_crc32c(said):
@@ -59,7 +57,7 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
     return documents.parse(content, dict, ('step',))
 
 
-def _read(checkpoint: Path) -> dict[str, str]:
+def _read(checkpoint: buckets.Anywhere) -> dict[str, str]:
     """Name -> hash; of every file that must be there."""
     listed = documents.parse((checkpoint / NAME).read_bytes(), dict[str, str])
     if meta.NAME not in listed or len(listed) < 2:
@@ -70,7 +68,7 @@ def _read(checkpoint: Path) -> dict[str, str]:
     return listed
 
 
-def _files(checkpoint: Path) -> dict[str, str]:
+def _files(checkpoint: buckets.Anywhere) -> dict[str, str]:
     """The files it covers, of the arrays and the meta: what storage says they hash to, or ''."""
     if isinstance(checkpoint, buckets.Path):
         found = {name: o.checksum for name, o in checkpoint.objects().items()}
@@ -80,7 +78,10 @@ def _files(checkpoint: Path) -> dict[str, str]:
 
 
 def _digests(
-    checkpoint: Path, known: Mapping[str, str], listed: Mapping[str, str], names: Sequence[str]
+    checkpoint: buckets.Anywhere,
+    known: Mapping[str, str],
+    listed: Mapping[str, str],
+    names: Sequence[str],
 ) -> dict[str, str]:
     """Name -> hash, of the kind that is listed."""
 

@@ -4,8 +4,8 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -62,19 +62,30 @@ def of_weights(config: 'Config', weights: Weights) -> 'Mesh':
 
 def one_device() -> 'Mesh':
     """A mesh of this process's first device alone."""
-    return Mesh(Config(1, 1, 1, 1), jax.local_devices()[:1])
+    return Mesh(Config(1, 1, 1, 1, 1, 'data'), jax.local_devices()[:1])
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Devices along each axis; -1 on at most one axis takes all that are left."""
+    """Devices along each axis; -1 on at most one axis takes all that are left.
+
+    slices: of TPUs, between which data centre's network runs, or of GPUs hosts; -1 = what the
+    devices say. across: the axis that they share; the others stay inside one.
+    """
 
     data: int
     fsdp: int
     tensor: int
     context: int
+    slices: int
+    across: Literal['data', 'fsdp']
 
     def __post_init__(self) -> None:
+        errors.require_choice(self, 'across', _BATCH)
+        errors.require(
+            self.slices > 0 or self.slices == -1,
+            f'mesh.slices must be above 0, or -1 for what the devices say; got {self.slices}',
+        )
         sizes = [getattr(self, axis) for axis in _AXES]
         errors.require(
             all(size > 0 or size == -1 for size in sizes) and sizes.count(-1) <= 1,
@@ -99,7 +110,7 @@ class Mesh:
             'one of them may be -1',
         )
         self.mesh = jax.sharding.Mesh(
-            mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True),
+            _arranged(shape, devices, config.slices, config.across),
             _AXES,
             axis_types=(jax.sharding.AxisType.Auto,) * len(_AXES),
         )
@@ -246,6 +257,55 @@ class Mesh:
             f'{axis} = {over}; change --config.mesh.{axis}'
             + (f' or pad: --config.model.n_vocab={padded}' if logical == 'vocab' else ''),
         )
+
+
+def _arranged(
+    shape: Mapping[str, int], devices: Sequence[Any], slices: int, across: str
+) -> np.ndarray:
+    """Devices in the shape of a mesh: one slice behind the other along one axis.
+
+    Raises:
+      UsageError: they are in another number of slices, or that axis does not divide over them.
+    """
+    groups = _slices(devices, slices)
+    errors.require(
+        shape[across] % len(groups) == 0,
+        f'mesh.{across} = {shape[across]} does not divide over {len(groups)} slices; use a '
+        f'multiple of {len(groups)}, or --config.mesh.across={"".join({*_BATCH} - {across})}',
+    )
+    inside = {**shape, across: shape[across] // len(groups)}
+    sizes = list(inside.values())
+    parts = [
+        mesh_utils.create_device_mesh(sizes, devices=group, allow_split_physical_axes=True)
+        for group in groups
+    ]
+    return np.concatenate(parts, axis=_AXES.index(across))
+
+
+def _slices(devices: Sequence[Any], wanted: int) -> list[list[Any]]:
+    """The devices of each slice, as they say; of CPUs, which say nothing, `wanted` equal parts."""
+    kind = devices[0].platform
+    by: dict[int, list[Any]] = {}
+    for device in devices:
+        # Some TPUs of Google's cloud have no slice_index. GPUs of one host are near each other.
+        slice_ = device.process_index if kind == 'gpu' else getattr(device, 'slice_index', 0)
+        by.setdefault(slice_, []).append(device)
+    found = [by[key] for key in sorted(by)]
+    if kind == 'gpu' and wanted == 1:
+        return [list(devices)]
+    if kind == 'cpu' and wanted > 1 and len(devices) % wanted == 0:
+        size = len(devices) // wanted
+        found = [list(devices[i : i + size]) for i in range(0, len(devices), size)]
+    errors.require(
+        wanted in (-1, len(found)),
+        f'mesh.slices = {wanted}, and the devices are in {len(found)} slices; set '
+        f'--config.mesh.slices={len(found)}, or -1',
+    )
+    errors.require(
+        len({len(group) for group in found}) == 1,
+        f'slices of unlike sizes make no mesh: {[len(group) for group in found]} devices',
+    )
+    return found
 
 
 def _is_box(x: Any) -> bool:

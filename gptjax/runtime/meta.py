@@ -2,7 +2,6 @@
 """What is said of a checkpoint beside its arrays: meta.json."""
 
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import ml_collections
 
 from gptjax.configs import errors
 from gptjax.runtime import program
+from gptjax.storage import buckets
 
 NAME = 'meta.json'
 
@@ -51,7 +51,7 @@ def shapes(tree: Any) -> dict[str, list]:
     return {jax.tree_util.keystr(p): [list(x.shape), str(x.dtype)] for p, x in leaves}
 
 
-def check(checkpoint: pathlib.Path, saved: dict, wanted: dict, items: tuple) -> None:
+def check(checkpoint: buckets.Anywhere, saved: dict, wanted: dict, items: tuple) -> None:
     """Raises InputError where what is saved of some items is not what is wanted."""
     saved = {k: v for k, v in saved.items() if k.startswith(tuple(key(i) for i in items))}
     for name in sorted(saved.keys() | wanted.keys()):

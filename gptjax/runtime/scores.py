@@ -6,11 +6,10 @@ It comes after the manifest, which does not cover it: a score that cannot be rea
 
 import logging
 import math
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from gptjax.storage import documents
+from gptjax.storage import buckets, documents
 
 NAME = 'scores.json'
 OF_AVERAGE = 'eval_average'  # how names of scores begin that are the average's of the weights
@@ -30,7 +29,7 @@ class Rule(NamedTuple):
         return -math.inf if math.isnan(value) else value if self.highest else -value
 
 
-def write(checkpoint: pathlib.Path, scores: Mapping[str, float]) -> None:
+def write(checkpoint: buckets.Anywhere, scores: Mapping[str, float]) -> None:
     """Keeps what a checkpoint scored, where there is such a checkpoint."""
     if checkpoint.is_dir():
         try:
@@ -40,17 +39,17 @@ def write(checkpoint: pathlib.Path, scores: Mapping[str, float]) -> None:
             _log.warning('the scores of %s could not be kept: %s', checkpoint, e)
 
 
-def is_readable(checkpoint: pathlib.Path) -> bool:
+def is_readable(checkpoint: buckets.Anywhere) -> bool:
     """Whether nothing is said of a checkpoint, or what is said can be read."""
     return _read(checkpoint) is not None
 
 
-def read(checkpoint: pathlib.Path) -> dict[str, float]:
+def read(checkpoint: buckets.Anywhere) -> dict[str, float]:
     """What a checkpoint scored; empty where that is unknown."""
     return _read(checkpoint) or {}
 
 
-def _read(checkpoint: pathlib.Path) -> dict[str, float] | None:
+def _read(checkpoint: buckets.Anywhere) -> dict[str, float] | None:
     """The same; None where it cannot be read."""
     path = checkpoint / NAME
     path = path if path.exists() else checkpoint.parent / _ONCE
@@ -69,7 +68,7 @@ def _read(checkpoint: pathlib.Path) -> dict[str, float] | None:
         return None
 
 
-def best(checkpoints: Iterable[pathlib.Path], rule: Rule) -> pathlib.Path | None:
+def best(checkpoints: Iterable[buckets.Anywhere], rule: Rule) -> buckets.Anywhere | None:
     """The best checkpoint, among equals the first; None where none has the score."""
     worth = {checkpoint: rule.worth(read(checkpoint)) for checkpoint in checkpoints}
     found = max(worth, key=worth.__getitem__, default=None)

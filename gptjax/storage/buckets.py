@@ -17,7 +17,7 @@ import os
 import pathlib
 import posixpath
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from etils import epath
 from etils.epath import gpath, stat_utils
@@ -112,7 +112,7 @@ class Path(gpath.PosixGPath):
 
     def resolve(self, strict: bool = False) -> 'Path':
         del strict
-        return type(self)(SCHEME + posixpath.normpath(f'{self.bucket}/{self.key}'))
+        return of(str(self))
 
     def stat(self) -> stat_utils.StatResult:
         found = self.object()
@@ -156,7 +156,7 @@ class Path(gpath.PosixGPath):
         how = {'retry': None, 'timeout': _TIMEOUT_SECS, 'checksum': 'crc32c'}
         gcs.tried('reading', self, lambda: self._blob.download_to_filename(str(target), **how))
 
-    def open(self, mode: str = 'r', **how: Any) -> IO:
+    def open(self, mode: str = 'r', **how: Any) -> io.IOBase:
         """A file in memory, which is written when it is closed."""
         stream = io.BytesIO(self.read_bytes()) if mode.startswith('r') else _Written(self)
         return stream if 'b' in mode else io.TextIOWrapper(stream, encoding='utf-8')
@@ -237,6 +237,9 @@ class Path(gpath.PosixGPath):
         )
 
 
+Anywhere = pathlib.Path | Path  # a path on a disk here, or in a bucket
+
+
 def of(name: str | os.PathLike) -> Path:
     """The path of a name as gs://bucket/name.
 
@@ -249,13 +252,14 @@ def of(name: str | os.PathLike) -> Path:
         f'{name}: buckets of Google Cloud Storage (gs://bucket/folder) can be read and written '
         f'here, {scheme}:// cannot; copy it there, or to a disk',
     )
+    whole = posixpath.normpath(rest)
     bucket = rest.partition('/')[0]
     errors.require(
-        bool(bucket) and bucket not in ('.', '..'),
+        bucket not in ('', '.', '..') and whole.partition('/')[0] == bucket,
         f'{name} names no bucket; give gs://bucket/folder',
     )
     _set_up()
-    return Path(str(name)).resolve()
+    return Path(SCHEME + whole)
 
 
 def is_remote(path: object) -> bool:
@@ -324,6 +328,7 @@ def _set_up() -> None:
     epath.register_path_cls(SCHEME)(Path)
     for name in ('google', 'urllib3', 'tenacity'):
         logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault('DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA', 'true')
     os.environ.setdefault('GCE_METADATA_TIMEOUT', '2')
     os.environ.setdefault('GCE_METADATA_DETECT_RETRIES', '1')
     if emulator := os.environ.get(gcs.EMULATOR):

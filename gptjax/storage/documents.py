@@ -7,21 +7,20 @@ What was written before there were checksums has none: it is taken where it has 
 
 import json
 import math
-import pathlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from gptjax.configs import checksum, errors
-from gptjax.storage import files
+from gptjax.storage import buckets, files
 
 
 class Damaged(errors.InputError):
     """A document that is not what was written."""
 
 
-def write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+def write(path: buckets.Anywhere, content: Mapping[str, Any]) -> None:
     """Writes a document with its checksum."""
     files.replace(path, text(content))
 
@@ -31,7 +30,7 @@ def text(content: Mapping[str, Any]) -> str:
     return json.dumps(checksum.sealed(content), indent=1) + '\n'
 
 
-def read(path: pathlib.Path, form: Any, remedy: str, needs: Collection[str] = ()) -> Any:
+def read(path: buckets.Anywhere, form: Any, remedy: str, needs: Collection[str] = ()) -> Any:
     """The document in a file.
 
     Args:
@@ -94,7 +93,7 @@ def lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return ''.join(map(line, rows))
 
 
-def read_lines(path: pathlib.Path, needs: Collection[str] = ()) -> Lines:
+def read_lines(path: buckets.Anywhere, needs: Collection[str] = ()) -> Lines:
     """The rows of a file; none where there is no file.
 
     A line without a checksum is bad where another one has one.

@@ -64,7 +64,7 @@ def content(path: pathlib.Path, most: int = 2**27) -> bytes:
     return found
 
 
-def replace(path: pathlib.Path | buckets.Path, content: str | bytes) -> None:
+def replace(path: buckets.Anywhere, content: str | bytes) -> None:
     """Writes a file so that, whatever happens, its old or its new content is there.
 
     Raises:
@@ -78,7 +78,7 @@ def replace(path: pathlib.Path | buckets.Path, content: str | bytes) -> None:
         file.write(content)
 
 
-def remove_tree(folder: pathlib.Path | buckets.Path) -> None:
+def remove_tree(folder: buckets.Anywhere) -> None:
     """Removes a folder and all in it. Raises OSError where something stays."""
     folder.rmtree() if isinstance(folder, buckets.Path) else shutil.rmtree(folder)
 
@@ -143,7 +143,7 @@ def check_writable(folder: pathlib.Path) -> None:
         ) from e
 
 
-def plain_name(name: object, said_by: str | pathlib.Path) -> str:
+def plain_name(name: object, said_by: str | buckets.Anywhere) -> str:
     """A name that a document gives of a file beside it.
 
     Raises:
@@ -158,7 +158,7 @@ def plain_name(name: object, said_by: str | pathlib.Path) -> str:
     return name
 
 
-def sha256(path: pathlib.Path | buckets.Path) -> str:
+def sha256(path: buckets.Anywhere) -> str:
     """Hex digest of a file."""
     if isinstance(path, buckets.Path):
         return hashlib.sha256(path.read_bytes()).hexdigest()

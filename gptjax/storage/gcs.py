@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The connection to Google Cloud Storage; what goes wrong there is an OSError that says where."""
 
+import contextlib
 import errno
 import functools
 import os
+import pathlib
 import threading
+import urllib.request
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,6 +44,38 @@ def tried(doing: str, where: object, do: Callable[[], T]) -> T:
       OSError: it failed; it names the object.
     """
     return retry.call(f'{doing} {where}', lambda: _asked(where, do))
+
+
+def far(bucket: str) -> str:
+    """Where a bucket is and where this machine is, if that is elsewhere; '' = near, or unknown."""
+    machine = _region()
+    if not machine:
+        return ''
+    try:
+        found = connection(bucket).client.get_bucket(bucket, retry=None, timeout=5.0)
+    except Exception:  # not every account may ask that
+        return ''
+    places = [str(place).lower() for place in found.data_locations or [found.location]]
+    wide = {'us': 'us-', 'eu': 'europe-', 'asia': 'asia-'}  # multi-regions
+    if any(machine == place or machine.startswith(wide.get(place, '\0')) for place in places):
+        return ''
+    return f'the bucket is in {" and ".join(places)}, this machine in {machine}'
+
+
+def _region() -> str:
+    """Of the virtual machine of Google's that this is; '' = of none."""
+    host = os.environ.get('GCE_METADATA_HOST')
+    with contextlib.suppress(OSError):
+        made_by = pathlib.Path('/sys/class/dmi/id/product_name').read_text(encoding='utf-8')
+        host = host or ('metadata.google.internal' if 'Google' in made_by else '')
+    if not host:
+        return ''
+    zone = urllib.request.Request(
+        f'http://{host}/computeMetadata/v1/instance/zone', headers={'Metadata-Flavor': 'Google'}
+    )
+    with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(zone, timeout=2) as found:
+        return found.read().decode().rpartition('/')[2].rpartition('-')[0]
+    return ''
 
 
 @functools.cache

@@ -32,7 +32,7 @@ class Lost(errors.InputError):
 
 
 @contextlib.contextmanager
-def held(folder: pathlib.Path | buckets.Path) -> Iterator[None]:
+def held(folder: buckets.Anywhere) -> Iterator[None]:
     """Keeps other processes out, waiting for one that holds it to end, and saying so at once.
 
     Raises:
@@ -149,7 +149,7 @@ class _Lease:
 _leases: dict[str, _Lease] = {}
 
 
-def _wait(taken: Callable[[], str], folder: pathlib.Path | buckets.Path, secs: float) -> None:
+def _wait(taken: Callable[[], str], folder: buckets.Anywhere, secs: float) -> None:
     """Args: taken: takes it, and gives '', or who holds it."""
     deadline, told = time.monotonic() + secs, False
     while holder := taken():

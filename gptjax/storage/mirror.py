@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from gptjax.configs import cli, errors
-from gptjax.storage import buckets, files, leases, retry
+from gptjax.storage import buckets, files, gcs, leases, retry
 
 EVERY_SECS = 5.0
 IN_PLACE = 'checkpoints'  # the folder of a workdir that is not mirrored
@@ -78,7 +78,7 @@ def here(name: str | os.PathLike) -> pathlib.Path:
     return _scratch.root.joinpath(path.bucket, *path.parts[3:])
 
 
-def origin(path: str | os.PathLike) -> pathlib.Path | buckets.Path:
+def origin(path: str | os.PathLike) -> buckets.Anywhere:
     """Where a local path really is: in a bucket where it is below the scratch folder."""
     path = pathlib.Path(path)
     if _scratch is None:
@@ -143,6 +143,13 @@ def open_workdir(name: str) -> str:
         raise errors.InputError(
             f'{name} cannot be written: {e.strerror}; mend that, and run the same command again'
         ) from e
+    if away := gcs.far(remote.bucket):
+        _log.warning(
+            '%s: %s; every gigabyte read from there costs from $0.02 (North America, Europe) to '
+            '$0.14 (between continents), by the price list of Google Cloud: use one that is near',
+            name,
+            away,
+        )
     if path not in _scratch.workdirs:
         _scratch.workdirs.append(path)
     path.mkdir(parents=True, exist_ok=True)

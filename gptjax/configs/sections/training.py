@@ -91,4 +91,6 @@ MESH = {
     'fsdp': free(1, 'devices that share a batch and the parameters'),
     'tensor': free(1, 'devices that share heads, feed-forward nets and the vocabulary'),
     'context': free(1, 'devices that share the length of a window'),
+    'slices': free(1, 'of TPUs, or hosts of GPUs; -1: what the devices say', was=1),
+    'across': free('data', 'the axis that slices share: data or fsdp', was='data'),
 }
