@@ -20,7 +20,7 @@ import numpy as np
 import tensorstore as ts
 from array_record.python import array_record_module
 
-from gptjax.data import loader, token_manifest, tokens
+from gptjax.data import loader, shards, token_manifest, tokens
 from gptjax.training import plan as plan_lib
 
 N_CTX, TOKENS, READS, ROUNDS = 1024, 50_000_000, 3000, 5
@@ -59,9 +59,9 @@ def tensorstore(folder: pathlib.Path, stream: np.ndarray) -> Callable[[int], np.
 def through_the_loader(folder: pathlib.Path, stream: np.ndarray) -> tuple[float, float]:
     """(tokens/s with one thread, seconds to the first batch of step 300,000)."""
     record = token_manifest.Record('flat.bin', len(stream), 1, 0, 0, '')
-    shard = tokens.Shard(folder, record, np.dtype(np.uint16))
+    (shard,) = shards.open_all(folder, [record], np.dtype(np.uint16))
     token_set = tokens.TokenSet(folder, 'train', 0, 50257, '', '', [shard], [len(stream)])
-    config = loader.Config(('x', 'y'), (0.7, 0.3), (('x', 'x'),), 4, 'staged', 'never')
+    config = loader.Config(('x', 'y'), (0.7, 0.3), (('x', 'x'),), 4, 'staged', 'auto', 'never')
     plan = plan_lib.of_tokens(plan_lib.Config(32 * N_CTX, 1, 0, 0, 1), N_CTX, 10**12)
     began = time.perf_counter()
     batches = loader.batches(

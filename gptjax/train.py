@@ -4,7 +4,7 @@
 Laptop:
   python -m gptjax.train --config=experiments/quickstart.py --workdir=runs/quickstart
 TPU VM, on every host of a v5e-16:
-  python -m gptjax.train --config=experiments/gpt2/pretrain.py:size=small --workdir=gs://bucket/run \
+  python -m gptjax.train --config=experiments/gpt2/pretrain.py:size=small --workdir=gs://b/run \
       --config.mesh.fsdp=16 --config.mesh.data=1 --config.model.n_vocab=50304 \
       --config.batch.accum_steps=8 --config.model.remat=full --distributed
 """

@@ -8,7 +8,7 @@ import pytest
 
 from gptjax import prepare_corpus, prepare_tokens, train
 from gptjax.configs import errors
-from gptjax.data import documents, tokens
+from gptjax.data import documents, staging, tokens
 from gptjax.storage import documents as documents_lib
 from gptjax.storage import files
 from tests import helpers
@@ -77,7 +77,7 @@ def test_names_lead_nowhere_else(prepared, tmp_path, name):
     remote = fsspec.filesystem('memory')
     remote.put(str(folder), '/hostile/tokens', recursive=True)
     with pytest.raises(errors.InputError, match='not in its folder'):
-        staging.locate('memory://hostile/tokens', tmp_path, 'cache', lambda amount: None)
+        staging.locate('memory://hostile/tokens', tmp_path, 'cache', lambda amount: None, 'train')
 
 
 def test_links_of_our_names_are_not_followed(tmp_path):

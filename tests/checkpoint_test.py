@@ -18,7 +18,7 @@ import pytest
 
 from gptjax.configs import errors
 from gptjax.models import pretrained, sources
-from gptjax.runtime import checkpoint, listing, manifest, scores
+from gptjax.runtime import arrays, checkpoint, listing, manifest, scores
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.storage import documents
 from tests import helpers
@@ -338,7 +338,7 @@ def test_a_disk_that_will_not_hold_it_is_seen_beforehand(tmp_path, monkeypatch):
     save(tmp_path, [1])
     checkpoints = checkpoint.Checkpoints(tmp_path, 2)
     usage = type('Usage', (), {'free': 1000})
-    monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda path: usage)
+    monkeypatch.setattr(arrays.shutil, 'disk_usage', lambda path: usage)
     with pytest.raises(checkpoint.SaveError, match='no space is left .* make room'):
         checkpoints.save(2, items(*tree(2)), {})
     checkpoints.close()

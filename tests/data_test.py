@@ -8,7 +8,7 @@ import pytest
 
 from gptjax import prepare_corpus, prepare_tokens, train
 from gptjax.configs import errors
-from gptjax.data import documents, loader, tokens
+from gptjax.data import documents, loader, staging, tokens
 from gptjax.data.sets import stdlib
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.storage import documents as documents_lib
@@ -227,16 +227,16 @@ def test_staging_from_a_remote_file_system(prepared, tmp_path):
     _, workdir = prepared
     remote = fsspec.filesystem('memory')
     remote.put(str(workdir / 'tokens'), '/bucket/tokens', recursive=True)
-    local = staging.locate('memory://bucket/tokens', tmp_path, 'cache', nothing)
     for split in tokens.SPLITS:
+        local = staging.locate('memory://bucket/tokens', tmp_path, str(tmp_path), nothing, split)
         here, there = tokens.open_set(local, split), tokens.open_set(workdir / 'tokens', split)
         assert here.read(0, len(here)).tolist() == there.read(0, len(there)).tolist()
     with remote.open('/bucket/tokens/train-00000.bin', 'r+b') as f:
         f.write(b'\xff\xff')
     with pytest.raises(errors.InputError, match='does not have the hash'):
-        staging.locate('memory://bucket/tokens', tmp_path, 'other', nothing)
+        staging.locate('memory://bucket/tokens', tmp_path, str(tmp_path / 'b'), nothing, 'train')
     with pytest.raises(errors.InputError, match='cannot read token shards'):
-        staging.locate('memory://bucket/none', tmp_path, 'other', nothing)
+        staging.locate('memory://bucket/none', tmp_path, str(tmp_path), nothing, 'train')
 
 
 def _numbers(first: int, length: int) -> tokens.TokenSet:
@@ -246,7 +246,9 @@ def _numbers(first: int, length: int) -> tokens.TokenSet:
 
 
 def _config(weights=(0.7, 0.3)):
-    return loader.Config(('a', 'b')[: len(weights)], weights, (('a', 'a'),), 2, 'x', 'changed')
+    return loader.Config(
+        ('a', 'b')[: len(weights)], weights, (('a', 'a'),), 2, 'x', 'auto', 'changed'
+    )
 
 
 def _windows(plan, rows_of, steps, n_ctx, hosts, columns=1, start=0):
@@ -291,7 +293,7 @@ def test_windows_are_the_same_for_ramps_hosts_and_columns():
             hosts,
             columns,
         )
-        expected = np.stack([reference[i][:-1] for i in range(len(found))])
+        expected = np.stack([reference[i]()[:-1] for i in range(len(found))])
         np.testing.assert_array_equal(found, expected)
 
 
@@ -307,7 +309,7 @@ def test_windows_are_the_same_on_every_mesh(sizes):
     for step, batch in enumerate(batches):
         first, count = plan.examples(step)
         found = mesh.put(batch)
-        expected = np.stack([reference[first + row] for row in range(count)])
+        expected = np.stack([reference[first + row]() for row in range(count)])
         np.testing.assert_array_equal(found['tokens'], expected[:, :-1])
         np.testing.assert_array_equal(found['targets'], expected[:, 1:])
 
@@ -322,8 +324,8 @@ def test_starting_anywhere_gives_the_same_batches():
 
 def test_an_epoch_has_every_window_once_and_the_next_another_order():
     windows = loader.windows([_numbers(0, 1001)], (1.0,), 10, 3)
-    first = [int(windows[i][0]) for i in range(100)]
-    second = [int(windows[i][0]) for i in range(100, 200)]
+    first = [int(windows[i]()[0]) for i in range(100)]
+    second = [int(windows[i]()[0]) for i in range(100, 200)]
     assert sorted(first) == sorted(second) == list(range(0, 1000, 10))
     assert first != second
     assert first != sorted(first)
@@ -331,7 +333,7 @@ def test_an_epoch_has_every_window_once_and_the_next_another_order():
 
 def test_mixture_keeps_its_weights():
     windows = loader.windows([_numbers(0, 1001), _numbers(5000, 701)], (0.7, 0.3), 10, 3)
-    from_second = sum(int(windows[i][0]) >= 5000 for i in range(1000))
+    from_second = sum(int(windows[i]()[0]) >= 5000 for i in range(1000))
     assert from_second == pytest.approx(300, abs=2)
 
 

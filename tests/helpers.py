@@ -9,7 +9,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ import pytest
 from flax import linen as nn
 
 from gptjax.configs import base, cli, sizes
-from gptjax.data import tokens
+from gptjax.data import shards, tokens
 from gptjax.models import heads, kneser_ney, ngram, pretrained
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program
@@ -68,9 +67,19 @@ def prepare(config: str, workdir: pathlib.Path, *flags: str) -> None:
         each.main(args(config, workdir, *flags))
 
 
+class InMemory(shards.Shard):
+    """A shard that was never written."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array, self.n_tokens = array, len(array)
+
+    def request(self, start, stop):
+        return lambda: self._array[start:stop]
+
+
 def token_set(array: np.ndarray) -> tokens.TokenSet:
     """A training set of tokens in memory."""
-    shard = types.SimpleNamespace(tokens=array, read=lambda start, stop: array[start:stop])
+    shard = InMemory(array)
     named = (pathlib.Path('numbers'), 'train')
     return tokens.TokenSet(*named, 0, 10**6, '', '', [shard], [len(array)])
 

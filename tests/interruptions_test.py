@@ -14,7 +14,7 @@ import pytest
 
 from gptjax import train
 from gptjax.configs import errors
-from gptjax.runtime import checkpoint, clock, metrics, program, saver
+from gptjax.runtime import arrays, checkpoint, clock, metrics, program, saver
 from gptjax.storage import retry
 from gptjax.training import reader
 from gptjax.training import step as step_lib
@@ -156,7 +156,7 @@ def full_for_a_while(monkeypatch, failures: int):
         left[0] -= 1
         return types.SimpleNamespace(free=0 if left[0] >= 0 else 2**40)
 
-    monkeypatch.setattr(checkpoint.shutil, 'disk_usage', disk_usage)
+    monkeypatch.setattr(arrays.shutil, 'disk_usage', disk_usage)
     monkeypatch.setattr(metrics, 'shutil', types.SimpleNamespace(disk_usage=_roomy))
 
 
@@ -174,15 +174,16 @@ def test_a_full_disk_is_waited_for(ready, workdir, monkeypatch, caplog):
 
 
 def test_the_last_save_is_insisted_on(ready, workdir, monkeypatch):
-    monkeypatch.setattr(retry, 'WAITS_SECS', (0.0, 0.0))
+    monkeypatch.setattr(saver, 'INSIST_SECS', 0.5)
     full_for_a_while(monkeypatch, 10**6)
+    soon = '--config.checkpoint.give_up_minutes=0.01'
     with pytest.raises(checkpoint.SaveError, match='no space is left'):
-        run(ready, workdir, '--config.checkpoint.every_steps=0')
+        run(ready, workdir, '--config.checkpoint.every_steps=0', soon)
 
 
 def test_storage_that_fails_for_a_moment_is_tried_again(monkeypatch, caplog):
-    waits = []
-    monkeypatch.setattr(retry.time, 'sleep', waits.append)
+    monkeypatch.setattr(retry, 'FIRST_SECS', 0.001)
+    monkeypatch.setattr(retry._Said, 'at', -1e9)
     outcomes = [OSError(errno.EIO, 'input/output error'), TimeoutError('slow'), 'read']
 
     def read():
@@ -192,15 +193,14 @@ def test_storage_that_fails_for_a_moment_is_tried_again(monkeypatch, caplog):
         return outcome
 
     assert retry.call('reading x', read) == 'read'
-    assert waits == [1.0, 2.0]
-    assert 'reading x failed' in caplog.text
+    assert caplog.text.count('reading x failed') == 1  # a minute
     outcomes[:] = [FileNotFoundError(errno.ENOENT, 'gone')]
     with pytest.raises(FileNotFoundError):
         retry.call('reading x', read)
-    outcomes[:] = [OSError(errno.EIO, 'broken')] * 9
-    with pytest.raises(OSError, match='broken'):
+    outcomes[:] = [OSError(errno.EIO, 'broken')] * 900
+    with pytest.raises(OSError, match='broken'), retry.patience(0.2):
         retry.call('reading x', read)
-    assert len(outcomes) == 9 - 1 - len(retry.WAITS_SECS)
+    assert 0 < len(outcomes) < 899
 
 
 def test_rows_that_a_full_disk_refused_are_written_later(tmp_path, monkeypatch, caplog):

@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -132,6 +133,8 @@ def test_every_program_works_there(folder, config, local, tmp_path):
         assert lines(places[0]) == lines(places[1])
     for name, field in (('evaluation.json', 'sets'), ('forgetting.json', 'runs')):
         found = [documents.read(place / name, dict, '')[field] for place in (local, folder)]
+        if field == 'runs':
+            assert [said['GPT'].pop('weights') for said in found] == [here, there]
         assert found[0] == found[1]
     assert (local / 'ngram' / 'model.arpa').read_bytes() == (
         folder / 'ngram' / 'model.arpa'
@@ -218,18 +221,22 @@ def test_damaged_checkpoints_in_a_bucket_are_passed_over(folder, config, local):
     rng = random.Random(0)
     newest = sorted(name for name in folder.objects() if name.startswith('checkpoints/00000008/'))
     kept = {name: (folder / name).read_bytes() for name in newest}
-    for name in newest:
-        for damaged in (b'', b'x' + kept[name][1:], None):
-            if damaged == kept[name] or name.endswith('scores.json'):
-                continue
-            (folder / name).unlink() if damaged is None else (folder / name).put(damaged)
-            with emulator.process():
-                workdir = mirror.small(mirror.here(str(folder)))
-                found = checkpoint.latest(workdir, put_aside=False)
-            step = found[1]['step']
-            whole = kept[name] == damaged
-            assert step == (8 if whole else 6), (name, damaged)
-            (folder / name).put(kept[name])
+    damages = [(name, how) for name in newest for how in ('cut', 'flip', 'gone')]
+    damages = [d for d in damages if not d[0].endswith('scores.json')]
+    wanted = [d for d in damages if d[0].endswith(('manifest.json', 'meta.json'))]
+    for name, how in wanted + rng.sample(damages, 12):
+        damaged = {
+            'cut': kept[name][: len(kept[name]) // 2],
+            'flip': kept[name][:-1] + b'\xff',
+            'gone': None,
+        }[how]
+        (folder / name).unlink() if damaged is None else (folder / name).put(damaged)
+        with emulator.process():
+            workdir = mirror.small(mirror.here(str(folder)))
+            found = checkpoint.latest(workdir, put_aside=False)
+        whole = kept[name] == damaged
+        assert found[1]['step'] == (8 if whole else 6), (name, how)
+        (folder / name).put(kept[name])
     victim = rng.choice([name for name in newest if '/state/' in name])
     (folder / victim).put(b'damaged')
     (folder / 'results.json').unlink()
@@ -259,13 +266,12 @@ def command(folder: object, config: str, *flags: str) -> list[str]:
 
 def environment(home: pathlib.Path, **more: str) -> dict[str, str]:
     """Of a process with a home of its own."""
-    flags = {'XLA_FLAGS': '--xla_backend_optimization_level=0', 'XDG_CACHE_HOME': str(home)}
     (home / 'gptjax').mkdir(parents=True, exist_ok=True)
     compiled = pathlib.Path.home() / '.cache' / 'gptjax'
     if not (home / 'gptjax' / 'xla').exists():
         (compiled / 'xla').mkdir(parents=True, exist_ok=True)
         (home / 'gptjax' / 'xla').symlink_to(compiled / 'xla')
-    return os.environ | flags | more
+    return os.environ | {'XDG_CACHE_HOME': str(home)} | more
 
 
 def test_credentials_and_packages_are_asked_for(tmp_path, config):
@@ -416,7 +422,8 @@ def test_a_run_gives_up_with_a_line(storage, folder, config, monkeypatch):
     monkeypatch.setattr(saver, 'FIRST_SECS', 0.01)
     monkeypatch.setattr(saver, 'INSIST_SECS', 0.5)
     monkeypatch.setattr(mirror, '_CLOSE_SECS', 0.3)
-    trained(folder, config, '--config.train.total_tokens=2048')
+    with helpers.stopped_after(4), pytest.raises(program.Preempted):
+        trained(folder, config)
     last = checkpoint_steps(folder)
 
     def fault(request):
@@ -431,3 +438,66 @@ def test_a_run_gives_up_with_a_line(storage, folder, config, monkeypatch):
 
 def checkpoint_steps(folder: buckets.Path) -> list[str]:
     return sorted(name for name in folder.objects() if name.endswith('manifest.json'))
+
+
+def hosts(count: int, folder: object, config: str, homes: pathlib.Path, *flags: str):
+    """Processes that share nothing but storage: each has a home and a folder of its own."""
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    joined = (f'--coordinator=localhost:{port}', f'--processes={count}')
+    mesh = ('--config.mesh.data=2', '--config.mesh.fsdp=2')
+    found = []
+    for index in range(count):
+        home = homes / f'{count}-{index}'
+        (home / 'here').mkdir(parents=True, exist_ok=True)
+        env = environment(
+            home,
+            XLA_FLAGS=f'--xla_force_host_platform_device_count={4 // count}',
+            PYTHONPATH=str(pathlib.Path(__file__).resolve().parents[1]),
+        )
+        told = command(folder, config, *mesh, *joined, f'--process={index}', *flags)
+        found.append(
+            subprocess.Popen(told, env=env, cwd=home / 'here', stderr=subprocess.PIPE, text=True)
+        )
+    return found
+
+
+def ended(processes) -> None:
+    said = [process.communicate()[1] for process in processes]
+    assert not any('Traceback' in each for each in said), said
+    assert all(process.returncode == 0 for process in processes), said
+
+
+def losses(place) -> list[float]:
+    _, scores, rows, _ = outcome(place)
+    assert list(rows) == list(range(1, 9))
+    return [*rows.values(), *scores.values()]
+
+
+def test_two_hosts_share_nothing_but_the_bucket(folder, config, local, tmp_path):
+    ended(hosts(2, folder, config, tmp_path))
+    assert losses(folder) == pytest.approx(losses(local), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_one_host_of_two_is_killed_and_others_go_on(storage, folder, config, local, tmp_path):
+    """On two again, then on one, then on four."""
+    for count in (2, 1, 4):
+        begun, number = len(storage.requests), {2: 150, 1: 60, 4: 10**9}[count]
+        running = hosts(count, folder, config, tmp_path)
+
+        def fault(request, begun=begun, number=number, running=running):
+            if len(storage.requests) - begun == number:
+                running[-1].kill()
+            return emulator.FORWARD
+
+        with storage.failing(fault):
+            codes = [(p.communicate()[1], p.returncode) for p in running]
+        if count < 4:
+            assert any(code == -signal.SIGKILL for _, code in codes), codes
+            assert all(code != 0 for _, code in codes), codes
+        else:
+            assert all(code == 0 for _, code in codes), codes
+        (folder / '.lease').unlink(missing_ok=True)
+    assert losses(folder) == pytest.approx(losses(local), rel=1e-4)

@@ -18,6 +18,7 @@ import pytest
 from gptjax.configs import errors
 from gptjax.runtime import clock, metrics, plots, program, progress
 from gptjax.scaling import flops
+from gptjax.storage import leases
 
 
 def test_rows_are_merged_and_later_ones_dropped_on_resume(tmp_path):
@@ -146,7 +147,7 @@ def test_a_bar_has_room_and_tells_the_speed_once():
 
 
 def test_a_workdir_is_for_one_process(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(program, 'LOCK_SECS', 0.3)
+    monkeypatch.setattr(leases, 'LOCK_SECS', 0.3)
     said = rf'process {os.getpid()} on .* is at work in {tmp_path}'
     with (
         program.only_one(tmp_path),

@@ -15,7 +15,7 @@ import numpy as np
 
 from gptjax.configs import errors
 from gptjax.data import token_manifest as manifest_lib
-from gptjax.storage import buckets, files
+from gptjax.storage import buckets, files, retry
 
 
 class Shard(abc.ABC):
@@ -169,12 +169,18 @@ class _Streamed(Shard):
 
     def request(self, start: int, stop: int) -> Callable[[], np.ndarray]:
         size = self._dtype.itemsize
-        asked = self._store.read(self._record.name, byte_range=slice(start * size, stop * size))
+        where = slice(start * size, stop * size)
+        asked = [self._store.read(self._record.name, byte_range=where)]
+
+        def answer() -> Any:
+            on_its_way = asked.pop() if asked else None
+            again = on_its_way or self._store.read(self._record.name, byte_range=where)
+            return again.result()
 
         def found() -> np.ndarray:
             try:
-                read = asked.result()
-            except Exception as e:  # of tensorstore, which has tried again
+                read = retry.call(f'reading {self.path}', answer, Exception)
+            except Exception as e:  # tensorstore's, of many kinds
                 raise errors.InputError(
                     f'{self.path} cannot be read: {" ".join(str(e).split())[:200]}; mend that, and '
                     'run the same command again'

@@ -11,12 +11,11 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import logging
 import math
-import os
 import pathlib
-import shutil
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from gptjax.configs import errors, upgrade
-from gptjax.runtime import listing, manifest, program
+from gptjax.runtime import arrays, listing, manifest, program
 from gptjax.runtime import meta as meta_lib
 from gptjax.runtime import scores as scores_lib
 from gptjax.storage import buckets, files, leases, mirror, retry
@@ -93,7 +92,7 @@ class Checkpoints:
         """Args: keep: newest ones kept, beside those of keep_steps and the best by `rule`."""
         self._folder = listing.of(workdir)
         self._keep, self._keep_steps, self._rule = keep, keep_steps, rule
-        self._orbax = ocp.AsyncCheckpointer(_handler(self._folder))
+        self._orbax = ocp.AsyncCheckpointer(arrays.handler(self._folder))
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
         self._pending: concurrent.futures.Future | None = None
         if jax.process_index() == 0:
@@ -152,14 +151,21 @@ class Checkpoints:
         """Whether a checkpoint with these scores would be better than all that are kept."""
         if not self._rule:
             return False
-        found = scores_lib.best(listing.finished(self._folder), self._rule)
-        before = -math.inf if found is None else self._rule.worth(scores_lib.read(found))
-        return bool(program.first_says(self._rule.worth(scores) > before))
+        better = False
+        try:
+            with retry.patience(_AT_ONCE_SECS):
+                found = scores_lib.best(listing.finished(self._folder), self._rule)
+                before = -math.inf if found is None else self._rule.worth(scores_lib.read(found))
+            better = self._rule.worth(scores) > before
+        except OSError as e:
+            _log.warning('whether this is the best checkpoint so far is not known: %s', e)
+        return bool(program.first_says(better))
 
     def scored(self, step: int, scores: Mapping[str, float]) -> None:
         """Keeps what a checkpoint scored, which may still be being saved."""
         if jax.process_index() == 0:
-            scores_lib.write(listing.at(self._folder, step), scores)
+            with retry.patience(_AT_ONCE_SECS):
+                scores_lib.write(listing.at(self._folder, step), scores)
 
     def wait(self) -> None:
         """Returns when the last save is whole. Raises SaveError where it failed."""
@@ -177,7 +183,7 @@ class Checkpoints:
 
     def _begin(self, target: buckets.Anywhere, items: dict[str, Any], meta: dict) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        _check_space(self._folder, items)
+        arrays.check_space(self._folder, items)
         if jax.process_index() == 0:
             if target in listing.finished(self._folder):
                 raise FileExistsError(f'{target} is there already')
@@ -207,10 +213,13 @@ class Checkpoints:
                 listing.remove(old)
 
     def _failed(self, target: buckets.Anywhere, error: Exception) -> SaveError:
-        if jax.process_index() == 0:
-            listing.drop(target)  # orbax may write on: __init__ clears that
-        whole = listing.finished(self._folder)
-        kept = f'the checkpoint of step {int(whole[-1].name)} is whole' if whole else 'none is kept'
+        kept = 'those before it are whole'
+        with contextlib.suppress(OSError), retry.patience(_AT_ONCE_SECS):
+            if jax.process_index() == 0:
+                listing.drop(target)  # orbax may write on: __init__ clears that
+            whole = listing.finished(self._folder)
+            newest = int(whole[-1].name) if whole else None
+            kept = 'none is kept' if newest is None else f'the checkpoint of step {newest} is whole'
         if getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error):
             reason = 'no space is left on the disk; make room (or lower checkpoint.keep)'
         else:
@@ -366,46 +375,11 @@ def restore(
         }
         items[item] = {n: tree for n, tree in items[item].items() if n not in absent}
     meta_lib.check(checkpoint, meta['shapes'], meta_lib.shapes(items), tuple(items))
-    wanted = ocp.args.Composite(
-        **{
-            name: ocp.args.PyTreeRestore(
-                tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
-            )
-            for name, tree in items.items()
-        }
-    )
-    with ocp.Checkpointer(_handler(checkpoint)) as reader:
-
-        def read() -> Any:
-            try:
-                return reader.restore(checkpoint / 'state', args=wanted)
-            except Exception as e:
-                if is_there(checkpoint):
-                    raise
-                raise errors.InputError(f'{checkpoint} was removed while it was read') from e
-
+    try:
+        read = functools.partial(arrays.restore, checkpoint / 'state', items)
         restored = retry.call('reading the checkpoint', read)
+    except Exception as e:
+        if is_there(checkpoint):
+            raise
+        raise errors.InputError(f'{checkpoint} was removed while it was read') from e
     return {name: restored[name] for name in items}
-
-
-def _handler(folder: buckets.Anywhere) -> ocp.CompositeCheckpointHandler:
-    """Uncompressed: compression takes 8 % off and 7 times as long.
-
-    On a disk a file an array shard. In a bucket, where every request counts, a few large objects
-    a process, of several arrays (docs/pods.md has the numbers).
-    """
-    few = isinstance(folder, buckets.Path)
-
-    def plain() -> ocp.PyTreeCheckpointHandler:
-        return ocp.PyTreeCheckpointHandler(use_compression=False, use_ocdbt=few)
-
-    return ocp.CompositeCheckpointHandler(params=plain(), rest=plain(), average=plain())
-
-
-def _check_space(folder: buckets.Anywhere, tree: Any) -> None:
-    """Raises OSError before anything is written where the disk cannot take the arrays."""
-    needed = sum(x.nbytes for x in jax.tree.leaves(tree))
-    if isinstance(folder, buckets.Path):
-        return
-    if shutil.disk_usage(folder).free < needed:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))

@@ -31,12 +31,12 @@ class Rule(NamedTuple):
 
 def write(checkpoint: buckets.Anywhere, scores: Mapping[str, float]) -> None:
     """Keeps what a checkpoint scored, where there is such a checkpoint."""
-    if checkpoint.is_dir():
-        try:
+    try:
+        if checkpoint.is_dir():
             said = {'step': int(checkpoint.name), 'scores': dict(scores)}
             documents.write(checkpoint / NAME, said)
-        except OSError as e:
-            _log.warning('the scores of %s could not be kept: %s', checkpoint, e)
+    except OSError as e:
+        _log.warning('the scores of %s could not be kept: %s', checkpoint, e)
 
 
 def is_readable(checkpoint: buckets.Anywhere) -> bool:

@@ -106,7 +106,7 @@ def need(path: pathlib.Path, most: int = 2**62) -> pathlib.Path:
 
 def within(workdir: str | os.PathLike, name: str) -> pathlib.Path:
     """The local path of a name that is taken from a workdir where it is relative."""
-    return small(here(name)) if '://' in name else pathlib.Path(workdir, name)
+    return small(here(name) if '://' in name else pathlib.Path(workdir, name))
 
 
 def small(path: pathlib.Path) -> pathlib.Path:
