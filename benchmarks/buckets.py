@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bucket costs beside a disk: requests, seconds to the first step, step time, tokens/s.
+
+Storage is emulated on this machine, so times without added latency are a lower bound.
+
+  python benchmarks/buckets.py [--rounds=3]
+"""
+
+import argparse
+import collections
+import contextlib
+import itertools
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from gptjax.configs import base
+from gptjax.data import loader, staging, token_manifest, tokens
+from gptjax.storage import buckets, documents, files
+from tests import emulator
+
+CONFIG = 'experiments/quickstart.py'
+SMALL = ('--config.model.n_layers=2', '--config.model.d_model=64', '--config.model.d_head=16')
+SMALL += ('--config.model.d_ff=256', '--config.train.eval_every_steps=0')
+TOKENS, N_CTX, WINDOWS = 4_000_000, 256, 32
+
+
+def shards(folder: pathlib.Path) -> None:
+    """A set of token shards of random text."""
+    folder.mkdir(parents=True)
+    ids = np.random.default_rng(0).integers(1, 50000, TOKENS).astype('<u2')
+    records = []
+    for number, part in enumerate(np.split(ids, 4)):
+        path = folder / f'train-{number:05d}.bin'
+        path.write_bytes(part.tobytes())
+        records.append(
+            {
+                'name': path.name,
+                'tokens': len(part),
+                'documents': 1,
+                'text_bytes': len(part),
+                'words': 1,
+                'sha256': files.sha256(path),
+                'crc32c': buckets.crc32c_of(path),
+            }
+        )
+    said = {'format': 1, 'source': {}, 'tokenizer': '', 'n_vocab': 50257, 'end_of_text': 0}
+    said |= {'dtype': '<u2', 'splits': {'train': records, 'valid': []}}
+    documents.write(folder / token_manifest.NAME, said)
+
+
+def read(place: buckets.Anywhere, secs: float) -> float:
+    """Tokens/s through the loader."""
+    section = dict(base.get_config().data) | {'sets': ('x',), 'weights': (1.0,)}
+    found = loader.batches(
+        [tokens.open_set(place, 'train', 'never')],
+        loader.configure(section),
+        N_CTX,
+        0,
+        lambda step: (step * WINDOWS, WINDOWS),
+        lambda count: (np.arange(count), slice(None)),
+        0,
+        10**6,
+    )
+    next(found)
+    began, steps = time.monotonic(), 0
+    while time.monotonic() - began < secs:
+        next(found)
+        steps += 1
+    return steps * WINDOWS * N_CTX / (time.monotonic() - began)
+
+
+def streams(storage: emulator.Storage, folder: pathlib.Path) -> None:
+    shards(folder)
+    place = buckets.of(f'gs://{storage.bucket()}/tokens')
+    for path in folder.iterdir():
+        (place / path.name).put(path)
+    staged = staging.locate(
+        str(place), folder, str(folder / 'staged'), lambda n: None, 'train', 'stage'
+    )
+    print(f'staged: {read(staged, 3):,.0f} tokens/s')
+    for delay in (0, 20, 50):
+        storage.delay_secs = delay / 1000
+        print(f'streamed, {delay} ms a request: {read(place, 6):,.0f} tokens/s')
+    storage.delay_secs = 0.0
+
+
+def train(workdir: object, *flags: str) -> tuple[float, float]:
+    """(seconds from the command to the first step done, seconds from then to the end)."""
+    said = [sys.executable, '-m', 'gptjax.train', f'--config={CONFIG}', f'--workdir={workdir}']
+    began = time.monotonic()
+    first = 0.0
+    with subprocess.Popen([*said, *SMALL, *flags], stderr=subprocess.PIPE, text=True) as process:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if 'first step done' in line:
+                first = time.monotonic()
+    if process.returncode:
+        raise RuntimeError(''.join(lines))
+    return first - began, time.monotonic() - first
+
+
+def prepare(workdir: object) -> None:
+    for program in ('prepare_corpus', 'train_tokenizer', 'prepare_tokens'):
+        command = [sys.executable, '-m', f'gptjax.{program}', f'--config={CONFIG}']
+        subprocess.run([*command, f'--workdir={workdir}'], check=True, stderr=subprocess.DEVNULL)
+
+
+def asked(storage: emulator.Storage, begun: int) -> str:
+    found = collections.Counter(request.method for request in storage.requests[begun:])
+    return f'{sum(found.values())} ({", ".join(f"{n} {m}" for m, n in found.items())})'
+
+
+def runs(storage: emulator.Storage, folder: pathlib.Path, rounds: int) -> None:
+    local, remote = folder / 'run', f'gs://{storage.bucket()}/run'
+    prepare(local)
+    begun = len(storage.requests)
+    prepare(remote)
+    print(f'requests of the three programs that prepare: {asked(storage, begun)}')
+    step = 16 * 128  # tokens
+    none = ('--config.checkpoint.every_steps=0', '--config.checkpoint.every_secs=0')
+    for what, tokens_, flags in (
+        ('start, 1 step, 1 save', step, none),
+        ('resume: done already', step, none),
+    ):
+        begun = len(storage.requests)
+        with contextlib.suppress(RuntimeError):
+            train(remote, f'--config.train.total_tokens={tokens_}', *flags)
+        print(f'requests, {what}: {asked(storage, begun)}')
+    times = collections.defaultdict(list)
+    for number, (kind, place) in itertools.product(
+        range(rounds), (('disk', local), ('bucket', remote))
+    ):
+        for saves in (0, 20):
+            where = f'{place}-{number}-{saves}'
+            copy(storage, place, where)
+            length = f'--config.train.total_tokens={200 * step}'
+            first, rest = train(
+                where, length, f'--config.checkpoint.every_steps={saves}', *none[1:]
+            )
+            times[kind, saves].append((first, rest))
+    for (kind, saves), found in times.items():
+        first, rest = (statistics.median(x) for x in zip(*found, strict=True))
+        print(f'{kind}, a save every {saves} steps: first step {first:.1f} s, rest {rest:.2f} s')
+
+
+def copy(storage: emulator.Storage, place: object, where: str) -> None:
+    """A workdir with its tokens and tokenizer alone."""
+    for name in ('tokens', 'tokenizer'):
+        if isinstance(place, pathlib.Path):
+            shutil.copytree(place / name, pathlib.Path(where) / name)
+        else:
+            (buckets.of(str(place)) / name).copy(buckets.of(where) / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--rounds', type=int, default=3)
+    rounds = parser.parse_args().rounds
+    storage = emulator.Storage()
+    emulator.connect(storage.url)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ['XDG_CACHE_HOME'] = folder
+        streams(storage, pathlib.Path(folder) / 'set')
+        runs(storage, pathlib.Path(folder), rounds)
+    storage.close()
+
+
+if __name__ == '__main__':
+    main()
