@@ -67,10 +67,11 @@ def _main(args: cli.Args) -> None:
 
 
 def _before(made: pathlib.Path) -> str:
-    """What a tokenizer was made by; once a line of text."""
+    """What a tokenizer was made by; once a line of text. Raises Damaged."""
     content = made.read_bytes()
-    if not content.startswith(b'{'):
-        return content.decode(errors='replace')
+    text = content.decode(errors='replace')
+    if text[:-1].isprintable() and text[-1:] == '\n' and text[:1] != '{' and '\ufffd' not in text:
+        return text
     remedy = f'remove {made.parent}, and run this again'
     return str(documents_lib.read(made, dict, remedy).get('recipe'))
 

@@ -322,6 +322,19 @@ def test_sixty_damages_end_right_or_with_a_line(whole):
     assert ended['said'] >= 5
 
 
+# What the whole series has found.
+FOUND = [
+    ('tokenizer/recipe.json', 'not UTF-8', 'train_tokenizer'),
+    ('config.json', 'object', 'evaluate'),
+]
+
+
+@pytest.mark.parametrize(('name', 'how', 'program_'), FOUND)
+def test_what_once_ended_wrong(whole, name, how, program_):
+    folder, _, last = name.rpartition('/')
+    assert run(whole, ((folder, last), how, program_), 0) in ('right', 'said')
+
+
 def results_are_made_again(whole, damages) -> None:
     copy, reference = whole
     copy.restore()
