@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -19,7 +20,9 @@ pytestmark = pytest.mark.slow
 DEVICES = 4
 
 
-def start(config, workdir, processes: int, *flags) -> list[subprocess.Popen]:
+def start(
+    config, workdir, processes: int, *flags, differing=types.MappingProxyType({})
+) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = free.getsockname()[1]
@@ -29,7 +32,7 @@ def start(config, workdir, processes: int, *flags) -> list[subprocess.Popen]:
     devices = f'--xla_force_host_platform_device_count={DEVICES // processes}'
     return [
         subprocess.Popen(
-            [*command, f'--process={index}'],
+            [*command, f'--process={index}', *differing.get(index, ())],
             env=os.environ | {'XLA_FLAGS': devices},
             stderr=subprocess.PIPE,
             text=True,
@@ -99,3 +102,13 @@ def test_restored_by_another_number_of_processes(config, tmp_path, alone):
     (tmp_path / 'results.json').unlink()
     finish(start(config, tmp_path, 2, '--config.checkpoint.every_steps=2'))
     assert found(tmp_path) == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_host_that_runs_something_else_is_named(config, tmp_path):
+    helpers.prepare(config, tmp_path)
+    said = []
+    running = start(config, tmp_path, 2, differing={1: ['--config.seed=2']})
+    for process in running:
+        said.append(process.communicate()[1])
+        assert process.returncode == 1, said
+    assert all('error: host 1 has config.seed = 2' in each for each in said)

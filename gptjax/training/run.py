@@ -24,6 +24,7 @@ import ml_collections
 
 from gptjax.configs import base, errors
 from gptjax.runtime import checkpoint, clock, inventory, metrics, program, progress, saver, signals
+from gptjax.runtime import hosts as hosts_lib
 from gptjax.runtime import meta as meta_lib
 from gptjax.runtime import results as results_lib
 from gptjax.storage import documents, files
@@ -113,6 +114,7 @@ class Run:
     ) -> None:
         """Args: reads: sections and top-level fields of the config that the program reads."""
         self._config, self._workdir, self._reads = config, workdir, reads
+        self._said = json.loads(config.to_json())
         self._train, self._kept = train, checkpoints
         self._claimed, self._open = contextlib.ExitStack(), contextlib.ExitStack()
         self._spikes, self._limit = 0, 2**62  # the step that a rollback goes back to
@@ -147,9 +149,11 @@ class Run:
         self._open.close()
         self._recipe, self._plan = recipe, recipe.plan
         self._check_best()
+        hosts_lib.check_same(config=self._said, data=dict(recipe.data))
         found = checkpoint.latest(self._workdir, until_step=self._limit)
         self._claim(found[1] if found else None)
-        if found and found[1]['step'] >= self.total_steps and results_lib.is_whole(self._workdir):
+        whole = program.first_says(results_lib.is_whole(self._workdir))
+        if found and found[1]['step'] >= self.total_steps and whole:
             _log.info('training in %s is done already', self._workdir)
             return None
         if not self._spikes and program.is_first():
@@ -271,14 +275,14 @@ class Run:
     def _claim(self, meta: Mapping[str, Any] | None) -> None:
         """Makes the workdir this run's. Raises InputError where it holds another."""
         if meta:
-            config = json.loads(self._config.to_json())
+            config = self._said
             longer = claim.goes_on(meta, config, self._recipe.rate_of, self.total_steps)
             may_differ = claim.LENGTH if longer else ()
             claim.check(self._workdir, meta, config, self._reads, self._recipe.data, may_differ)
             if not self._spikes:
                 self._plan.restore(meta['step'], meta['data'])
         if program.is_first():
-            documents.write(self._workdir / base.OF_RUN, json.loads(self._config.to_json()))
+            documents.write(self._workdir / base.OF_RUN, self._said)
 
     def _prepare(self, step: int, meta: Mapping[str, Any]) -> None:
         """Opens what a run writes to, and what watches it. meta: of its checkpoint, if any."""
