@@ -9,6 +9,8 @@ import time
 import jax
 import numpy as np
 
+from gptjax.runtime import hang
+
 # Peak dense bf16 FLOP/s of one device, from the vendors' data sheets.
 _PEAK_FLOPS = {
     'TPU v4': 275e12,
@@ -28,8 +30,9 @@ _log = logging.getLogger(__name__)
 class Clock:
     """Counts training time apart from pauses (evaluation, saving); totals survive a resume."""
 
-    def __init__(self, flops_per_token: float) -> None:
+    def __init__(self, flops_per_token: float, watched_by: hang.Hang | None = None) -> None:
         """Args: flops_per_token: of one training step, forward and backward."""
+        self._hang = watched_by
         self._flops_per_token = flops_per_token
         self._begun = self._mark = time.monotonic()
         self._paused = self._pause_mark = 0.0
@@ -55,9 +58,13 @@ class Clock:
     def pause(self) -> None:
         """Stops counting, for an evaluation or a save."""
         self._pause_mark = time.monotonic()
+        if self._hang:
+            self._hang.pause()
 
     def go_on(self) -> None:
         """Ends a pause."""
+        if self._hang:
+            self._hang.go_on()
         self._paused += time.monotonic() - self._pause_mark
 
     def waited(self, secs: float) -> None:
@@ -66,6 +73,8 @@ class Clock:
 
     def trained(self, tokens: int, secs: float) -> None:
         """Adds a step: its tokens, and the seconds from its beginning to the next one's."""
+        if self._hang:
+            self._hang.step(secs)
         self._compiling = self._compiling or (tokens, secs)
         self._tokens += tokens
         self._steps.append(secs)

@@ -23,10 +23,11 @@ from typing import Any, Literal, NamedTuple
 import ml_collections
 
 from gptjax.configs import base, errors
-from gptjax.runtime import checkpoint, clock, inventory, metrics, program, progress, saver, signals
+from gptjax.runtime import checkpoint, clock, hang, inventory, metrics, program, progress, saver
 from gptjax.runtime import hosts as hosts_lib
 from gptjax.runtime import meta as meta_lib
 from gptjax.runtime import results as results_lib
+from gptjax.runtime import signals as signals_lib
 from gptjax.storage import documents, files
 from gptjax.training import claim
 from gptjax.training import plan as plan_lib
@@ -54,6 +55,7 @@ class Config:
     layer_norms: bool
     profile_at_step: int
     profile_steps: int
+    end_if_hung: bool
     wandb_project: str
 
     def __post_init__(self) -> None:
@@ -208,7 +210,7 @@ class Run:
         note = self._reader.push(step, found)
         tokens = self._plan.tokens(step) - self._plan.tokens(step - 1)
         self._clock.trained(tokens, time.monotonic() - self._mark)
-        signals.unsaved(_UNSAVED)
+        signals_lib.unsaved(_UNSAVED)
         self._bar.advance(tokens, note)
         last = step == self._plan.total_steps
         due = self._save_due(step) or self._saver.due() or step in self._kept.keep_steps
@@ -287,7 +289,8 @@ class Run:
     def _prepare(self, step: int, meta: Mapping[str, Any]) -> None:
         """Opens what a run writes to, and what watches it. meta: of its checkpoint, if any."""
         train, plan, flops = self._train, self._plan, self._recipe.flops_per_token
-        self._clock = clock.Clock(flops)
+        watched = self._open.enter_context(hang.Hang(train.end_if_hung))
+        self._clock = clock.Clock(flops, watched)
         if meta:
             self._clock.restore(meta['clock'])
         rows = metrics.read(self._workdir)
@@ -355,7 +358,7 @@ class Run:
             self._saver.insist(step, step_lib.items(state), meta, stopping)
         else:
             self._saver.save(step, step_lib.items(state), meta)
-        signals.unsaved('' if wait else _UNSAVED)
+        signals_lib.unsaved('' if wait else _UNSAVED)
 
     def _evaluate(self, step: int, state: step_lib.State, saved: bool) -> None:
         """Scores a state; a mistake costs no step, and nothing that is not finite is kept."""

@@ -71,6 +71,9 @@ TRAIN = {
     'layer_norms': free(False, "log every layer's norms of weights, gradients, updates"),
     'profile_at_step': free(0, 'write a profile from this step on; 0 = only on SIGUSR1'),
     'profile_steps': free(5, 'steps that it covers'),
+    'end_if_hung': free(
+        False, 'end where no step ends for 5 minutes and 10 times the usual', was=False
+    ),
     'wandb_project': free('', "also log to Weights & Biases (pip install wandb); '' = no"),
 }
 CHECKPOINT = {
