@@ -29,7 +29,7 @@ from gptjax.runtime import checkpoint, listing, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import meta as meta_lib
 from gptjax.runtime import results as results_lib
-from gptjax.storage import documents, files, mirror
+from gptjax.storage import documents, files, scratch
 from gptjax.training import claim
 from gptjax.training import step as step_lib
 
@@ -56,7 +56,7 @@ def main(args: cli.Args) -> None:
             own = workdir / pretrained.TOKENIZER
             opening = (
                 loader.configure(config.data),
-                mirror.within(workdir, config.tokenizer.dir),
+                scratch.within(workdir, config.tokenizer.dir),
                 workdir,
             )
             data = inputs.open_all(*opening, own, program.is_first(), bar.advance)

@@ -28,7 +28,7 @@ from gptjax.models import pretrained, sources, weights
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program, progress
 from gptjax.sampling import loaded as loaded_lib
-from gptjax.storage import documents, files, mirror
+from gptjax.storage import documents, files, scratch
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.training import step as step_lib
 
@@ -57,7 +57,7 @@ def _suite(args: cli.Args) -> None:
     source, workdir = _opened(args)
     mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
     errors.require(program.is_alone(), 'tasks are scored by one process; leave --distributed out')
-    others = [mirror.small(mirror.here(other)) for other in config.beside]
+    others = [scratch.small(scratch.here(other)) for other in config.beside]
     for other in others:
         errors.require(bool(report.read(other)), f'{other} holds no results.jsonl')
     jobs, absent = _at_hand(config, args.config.data_dir)

@@ -35,7 +35,7 @@ from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program, progress, signals
 from gptjax.sampling import decode, engine, options, router, speculative, texts
 from gptjax.sampling import loaded as loaded_lib
-from gptjax.storage import documents, files, mirror
+from gptjax.storage import documents, files, scratch
 
 READS = ('init_from', 'mesh', 'decode', 'engine')
 SAMPLES = 'samples.jsonl'
@@ -110,7 +110,7 @@ def _prompts(args: cli.Args) -> list[dict[str, Any]]:
             content = (
                 sys.stdin.buffer.read()
                 if path == '-'
-                else files.content(mirror.need(mirror.here(path)))
+                else files.content(scratch.need(scratch.here(path)))
             )
             text = files.decoded(content)
         except UnicodeDecodeError as e:

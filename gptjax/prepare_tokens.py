@@ -16,7 +16,7 @@ import pathlib
 from gptjax.configs import cli, errors
 from gptjax.data import documents, tokens
 from gptjax.runtime import program, progress, workers
-from gptjax.storage import mirror
+from gptjax.storage import scratch
 from gptjax.text import tokenizer as tokenizer_lib
 
 READS = ('corpus', 'tokenizer', 'tokens')
@@ -47,8 +47,8 @@ def main(args: cli.Args) -> None:
 
 def _main(args: cli.Args) -> None:
     config = args.section('tokens', tokens.Config)
-    corpus = mirror.within(args.workdir, args.config.corpus.dir)
-    tokenizer_dir = mirror.within(args.workdir, args.config.tokenizer.dir)
+    corpus = scratch.within(args.workdir, args.config.corpus.dir)
+    tokenizer_dir = scratch.within(args.workdir, args.config.tokenizer.dir)
     folder = pathlib.Path(args.workdir, config.dir)
     shards = documents.shards(corpus)
     tokenizer = tokenizer_lib.load(tokenizer_dir)

@@ -23,7 +23,7 @@ import ml_collections
 
 from gptjax.configs import cli, errors
 from gptjax.runtime import plots, program, results, signals, workers
-from gptjax.storage import documents, files, mirror
+from gptjax.storage import documents, files, scratch
 
 CONFIG = 'experiments/quickstart.py'
 # What the programs read that it runs.
@@ -74,7 +74,7 @@ def main(args: cli.Args) -> None:
     """Writes WORKDIR/report.md and everything it names."""
     workdir = pathlib.Path(args.workdir)
     errors.require(
-        mirror.origin(workdir) == workdir,
+        scratch.origin(workdir) == workdir,
         'the quickstart writes to a disk; docs/pods.md has the programs it runs, for buckets',
     )
     workdir.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from gptjax.models import heads, pretrained, sources, weights
 from gptjax.models.published import beside
 from gptjax.runtime import checkpoint, inventory, program, progress
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.storage import mirror
+from gptjax.storage import scratch
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.training import loop, losses, optim, parameters
 from gptjax.training import plan as plan_lib
@@ -77,7 +77,7 @@ def main(args: cli.Args) -> None:
         with progress.Progress('open tokens', None, ' tokens checked') as bar:
             data = inputs.open_all(
                 sections.data,
-                mirror.within(workdir, config.tokenizer.dir),
+                scratch.within(workdir, config.tokenizer.dir),
                 workdir,
                 workdir / pretrained.TOKENIZER,
                 program.is_first(),

@@ -16,7 +16,7 @@ from gptjax.configs import cli, errors
 from gptjax.data import documents
 from gptjax.runtime import program, progress
 from gptjax.storage import documents as documents_lib
-from gptjax.storage import mirror
+from gptjax.storage import scratch
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.text import vocabulary
 
@@ -33,7 +33,7 @@ def main(args: cli.Args) -> None:
 
 def _main(args: cli.Args) -> None:
     config = args.section('tokenizer', vocabulary.Config)
-    corpus = mirror.within(args.workdir, args.config.corpus.dir)
+    corpus = scratch.within(args.workdir, args.config.corpus.dir)
     folder = pathlib.Path(args.workdir, config.dir)
     recipe = f'{config.kind} {config.path} {config.n_vocab} {config.sample_bytes}\n'
     made = folder / _RECIPE

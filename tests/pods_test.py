@@ -31,7 +31,7 @@ from gptjax.configs import base, errors
 from gptjax.data import loader, staging, tokens
 from gptjax.models import pretrained
 from gptjax.runtime import checkpoint, metrics, program, results, saver
-from gptjax.storage import buckets, documents, mirror, retry
+from gptjax.storage import buckets, documents, mirror, retry, scratch
 from tests import emulator, helpers
 
 PREPARING = (prepare_corpus, train_tokenizer, prepare_tokens)
@@ -76,7 +76,7 @@ def trained(folder: buckets.Path, config: str, *flags: str) -> None:
 def outcome(place: pathlib.Path | buckets.Path) -> tuple:
     """The weights, the scores and the rows of a run."""
     with emulator.process():
-        workdir = mirror.small(mirror.here(str(place)))
+        workdir = scratch.small(scratch.here(str(place)))
         found = results.read(workdir)
         scores = {name: value for name, value in found.items() if name.startswith('eval/')}
         rows = {row['step']: row['train/loss'] for row in metrics.read(workdir)}
@@ -118,6 +118,9 @@ def test_every_program_works_there(folder, config, local, tmp_path):
     both(forgetting.main, '--workdir=HERE', *flags, define=forgetting.define)
     both(convert.main, '--workdir=BESIDE/hf', init, '--to=huggingface', define=convert.define)
     published = '--config.init_from=BESIDE/hf'
+    both(convert.main, '--workdir=BESIDE/ours', published, define=convert.define)
+    ours = '--config.init_from=BESIDE/ours'
+    both(generate.main, '--workdir=BESIDE/fourth', ours, *prompted, define=generate.define)
     both(generate.main, '--workdir=BESIDE/again', published, *prompted, define=generate.define)
     counted = (f'--config={config}:model=ngram', '--config.tokenizer.dir=../tokenizer')
     counted += ("--config.data.sets=('../tokens',)", '--config.data.eval_sets.tokens=../tokens')
@@ -126,7 +129,12 @@ def test_every_program_works_there(folder, config, local, tmp_path):
     def lines(path):
         return [json.loads(line)['text'] for line in path.read_bytes().splitlines()]
 
-    for name in ('samples.jsonl', '../out/samples.jsonl', '../again/samples.jsonl'):
+    for name in (
+        'samples.jsonl',
+        '../out/samples.jsonl',
+        '../again/samples.jsonl',
+        '../fourth/samples.jsonl',
+    ):
         places = local / name, buckets.of(f'{folder}/{name}')
         if name.startswith('..'):
             places = tmp_path / name[3:], folder.parent / name[3:]
@@ -232,7 +240,7 @@ def test_damaged_checkpoints_in_a_bucket_are_passed_over(folder, config, local):
         }[how]
         (folder / name).unlink() if damaged is None else (folder / name).put(damaged)
         with emulator.process():
-            workdir = mirror.small(mirror.here(str(folder)))
+            workdir = scratch.small(scratch.here(str(folder)))
             found = checkpoint.latest(workdir, put_aside=False)
         whole = kept[name] == damaged
         assert found[1]['step'] == (8 if whole else 6), (name, how)
@@ -314,7 +322,7 @@ def test_a_bucket_far_away_is_told_of(folder, monkeypatch, caplog, zone, far):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv('GCE_METADATA_HOST', f'127.0.0.1:{server.server_address[1]}')
         with emulator.process():
-            mirror.open_workdir(str(folder))
+            scratch.open_workdir(str(folder))
         server.shutdown()
     assert ('this machine in' in caplog.text) == far
 

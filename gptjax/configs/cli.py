@@ -325,8 +325,9 @@ def _of_run(argv: list[str], where: Where) -> str:
     Where it is lost or damaged, the newest checkpoint's meta.json, which says the same.
     """
     given = {_name(flag): flag.partition('=')[2] for flag in _joined(argv[1:])}
-    for folder in (given.get('workdir'), given.get('config.init_from')):
-        run = pathlib.Path(where.other(_WEIGHTS.sub('', folder or '')))
+    for name, find in (('workdir', where.workdir), ('config.init_from', where.other)):
+        folder = given.get(name)
+        run = pathlib.Path(find(_WEIGHTS.sub('', folder or '')))
         path = run / base.OF_RUN
         # A published folder has one of another kind.
         if not folder or (path.is_file() and b'"model_type"' in path.read_bytes()):

@@ -21,7 +21,7 @@ import msgspec
 
 from gptjax.configs import errors
 from gptjax.storage import documents as documents_lib
-from gptjax.storage import files, mirror
+from gptjax.storage import files, scratch
 
 MANIFEST, BAD = 'manifest.json', 'bad.jsonl'
 _REMEDY = 'run python -m gptjax.prepare_corpus again, which makes it whole'
@@ -189,7 +189,7 @@ def _kept(
 def is_finished(folder: pathlib.Path, source: dict) -> bool:
     """Whether `folder` holds a whole corpus made from `source`."""
     try:
-        found = documents_lib.read(mirror.need(folder) / MANIFEST, _Manifest, '')
+        found = documents_lib.read(scratch.need(folder) / MANIFEST, _Manifest, '')
     except documents_lib.Damaged:
         return False
     before = found.source
@@ -200,7 +200,7 @@ def is_finished(folder: pathlib.Path, source: dict) -> bool:
 
 def shards(folder: pathlib.Path) -> list[Shard]:
     """The shards of a finished corpus. Raises InputError where there is none, or a damaged one."""
-    path = mirror.need(folder) / MANIFEST
+    path = scratch.need(folder) / MANIFEST
     if not path.exists():
         raise errors.InputError(
             f'no finished corpus in {folder}; run python -m gptjax.prepare_corpus first'

@@ -10,7 +10,7 @@ from typing import Any
 
 from gptjax.configs import errors
 from gptjax.data import token_manifest as manifest_lib
-from gptjax.storage import buckets, documents, files, mirror
+from gptjax.storage import buckets, documents, files, scratch
 
 _MOST = 0.8  # of the room on the disk that a copy may take
 
@@ -36,7 +36,7 @@ def locate(
     Raises:
       InputError: the folder or its protocol's package is missing, or a hash differs.
     """
-    place = mirror.origin(workdir / name) if '://' not in name else name
+    place = scratch.origin(workdir / name) if '://' not in name else name
     if isinstance(place, pathlib.Path):
         return place
     is_bucket = isinstance(place, buckets.Path) or place.startswith(buckets.SCHEME)

@@ -23,7 +23,7 @@ from gptjax.configs import errors
 from gptjax.data import documents
 from gptjax.data import shards as shards_lib
 from gptjax.data import token_manifest as manifest_lib
-from gptjax.storage import buckets, files, mirror
+from gptjax.storage import buckets, files, scratch
 from gptjax.storage import documents as documents_lib
 from gptjax.text import tokenizer as tokenizer_lib
 
@@ -49,7 +49,7 @@ def is_finished(folder: pathlib.Path, source: dict) -> bool:
     Raises:
       InputError: it holds shards of another corpus, tokenizer or split, or does not say of which.
     """
-    mirror.need(folder).mkdir(parents=True, exist_ok=True)
+    scratch.need(folder).mkdir(parents=True, exist_ok=True)
     begun, manifest = folder / 'source.json', None
     with contextlib.suppress(documents_lib.Damaged):
         manifest = manifest_lib.read(folder)

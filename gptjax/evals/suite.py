@@ -22,7 +22,7 @@ from gptjax.evals import answers, contamination, fewshot, measures, papers
 from gptjax.evals import kept as kept_lib
 from gptjax.sampling import loaded as loaded_lib
 from gptjax.sampling import texts
-from gptjax.storage import mirror
+from gptjax.storage import scratch
 
 ITEMS = 'items'
 _CHUNK = 512  # units asked at once
@@ -364,7 +364,7 @@ def compared(ours: pathlib.Path, theirs: pathlib.Path, tasks: Sequence[Job]) -> 
             'low': low,
             'high': high,
             'p': p,
-            'beside': mirror.told(str(theirs)),
+            'beside': scratch.told(str(theirs)),
         }
 
 

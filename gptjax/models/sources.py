@@ -15,7 +15,7 @@ from typing import Any
 from gptjax.configs import errors
 from gptjax.models import weights, workdirs
 from gptjax.models.published import beside, families, gguf, llama, stream, tensors
-from gptjax.storage import files, mirror, sums, unfinished
+from gptjax.storage import files, scratch, sums, unfinished
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.text import trial
 
@@ -31,10 +31,10 @@ def open(path: str | pathlib.Path) -> weights.Source:
     Raises:
       InputError: there are none, or a conversion that was to write them is unfinished.
     """
-    path = mirror.small(mirror.here(path))
+    path = scratch.small(scratch.here(path))
     unfinished.refuse(path)
     if path.suffix == '.gguf':
-        mirror.need(path)
+        scratch.need(path)
     if path.suffix == '.gguf' and path.is_file():
         return Gguf(path)
     if workdir := workdirs.find(path):
@@ -46,7 +46,7 @@ def open(path: str | pathlib.Path) -> weights.Source:
             f'hf download {path} --local-dir {path.name}'
         )
     if (path / CONFIG).is_file() and 'model_type' in (found := _config(path)):
-        return Published(mirror.need(path), found)
+        return Published(scratch.need(path), found)
     raise errors.InputError(
         f'no checkpoint in {path}, and it is no published folder (config.json with a model_type) '
         'nor a .gguf file; train one with python -m gptjax.train, or name another with '

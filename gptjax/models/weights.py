@@ -17,7 +17,7 @@ from jax.sharding import SingleDeviceSharding
 
 from gptjax.configs import errors
 from gptjax.models import axes, heads
-from gptjax.storage import mirror
+from gptjax.storage import scratch
 from gptjax.text import tokenizer as tokenizer_lib
 
 Shardings = Callable[[Any], Any]  # boxed abstract parameters -> shardings, as runtime.mesh's
@@ -86,7 +86,7 @@ class Source(abc.ABC):
     @functools.cached_property
     def said(self) -> str:
         """The path with its provenance: how results name the weights."""
-        return ', '.join(filter(None, (mirror.told(str(self.path)), self.provenance)))
+        return ', '.join(filter(None, (scratch.told(str(self.path)), self.provenance)))
 
 
 def target(model: nn.Module, shardings: Shardings | None) -> Any:

@@ -19,7 +19,7 @@ from gptjax.models import heads, weights
 from gptjax.models.published import beside
 from gptjax.runtime import checkpoint
 from gptjax.runtime import meta as meta_lib
-from gptjax.storage import buckets, documents, mirror, unfinished
+from gptjax.storage import buckets, documents, scratch, unfinished
 from gptjax.text import tokenizer as tokenizer_lib
 
 TOKENIZER = 'tokenizer'  # folder below a workdir
@@ -228,15 +228,15 @@ def find(path: pathlib.Path) -> Workdir | None:
     """
     item, below = ('average', path.parent) if path.name == _AVERAGE else ('params', path)
     which: int | str
-    if mirror.origin(below / checkpoint.FOLDER).is_dir():
+    if scratch.origin(below / checkpoint.FOLDER).is_dir():
         workdir, which = below, 'newest'
     elif below.parent.name == checkpoint.FOLDER and below.name.isdecimal():
         workdir, which = below.parent.parent, int(below.name)
-    elif below.name == _BEST and mirror.origin(below.parent / checkpoint.FOLDER).is_dir():
+    elif below.name == _BEST and scratch.origin(below.parent / checkpoint.FOLDER).is_dir():
         workdir, which = below.parent, _BEST
     else:
         return None
-    return Workdir(path, mirror.small(workdir), item, which)
+    return Workdir(path, scratch.small(workdir), item, which)
 
 
 def save(

@@ -12,9 +12,9 @@ import pathlib
 
 from gptjax.configs import errors
 from gptjax.runtime import manifest
-from gptjax.storage import buckets, files, mirror
+from gptjax.storage import buckets, files, scratch
 
-FOLDER = mirror.IN_PLACE
+FOLDER = scratch.IN_PLACE
 UNFINISHED = '.incomplete'
 _STATE = 'state'
 _log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 def of(workdir: str | pathlib.Path) -> buckets.Anywhere:
     """The folder of a run's checkpoints, in place; absolute, as orbax takes no other."""
-    return mirror.origin(pathlib.Path(workdir).absolute() / FOLDER)
+    return scratch.origin(pathlib.Path(workdir).absolute() / FOLDER)
 
 
 def at(folder: buckets.Anywhere, step: int) -> buckets.Anywhere:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.configs import errors
-from gptjax.storage import documents, files
+from gptjax.storage import documents, files, scratch
 
 FILE = 'metrics.jsonl'
 _BOARD_BYTES = 2**20  # less free than this is a full disk
@@ -168,7 +168,7 @@ def _wandb(project: str, workdir: pathlib.Path) -> Any:
             'train.wandb_project wants Weights & Biases: pip install wandb, or leave it empty'
         ) from e
     # One W&B run a workdir, whatever interrupts it.
-    name = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(scratch.told(str(workdir.absolute())).encode()).hexdigest()[:16]
     run = wandb.init(project=project, id=name, name=workdir.name, resume='allow')
     # Against our step: W&B's own would drop what a run that went back logs again.
     run.define_metric('*', step_metric='step')

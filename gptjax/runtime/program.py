@@ -28,7 +28,7 @@ from absl import flags
 from gptjax.configs import base, cli, errors
 from gptjax.configs import help as help_lib
 from gptjax.runtime import progress, signals, streams
-from gptjax.storage import files, leases, mirror, unfinished
+from gptjax.storage import files, leases, mirror, scratch, unfinished
 
 _log = logging.getLogger(__name__)
 
@@ -106,18 +106,14 @@ def _main(
     default_config: str,
     uses_jax: bool,
 ) -> None:
-    try:
-        args = cli.parse(sys.argv, define, default_config, reads, mirror.WHERE)
-        if default_config == base.OF_RUN:
-            _log.info('config: %s', args.path)
-        if uses_jax:
-            set_up_jax(args.flags)
-        if not uses_jax or is_first():
-            mirror.begin()
-            signals.at_end(mirror.leave)
+    signals.at_end(mirror.leave)
+    args = cli.parse(sys.argv, define, default_config, reads, scratch.WHERE)
+    if default_config == base.OF_RUN:
+        _log.info('config: %s', args.path)
+    if uses_jax:
+        set_up_jax(args.flags)
+    with mirror.mirroring(not uses_jax or is_first()):
         main(args)
-    finally:
-        mirror.end()
 
 
 def _exit_code(work: Callable[[], None]) -> int:
@@ -346,12 +342,12 @@ def only_one(workdir: pathlib.Path, whole: bool = True) -> Iterator[None]:
     if 'jax' in sys.modules and not is_first():
         yield
         return
-    with leases.held(mirror.origin(workdir)):
-        mirror.refresh(workdir)
+    with leases.held(scratch.origin(workdir)):
+        scratch.refresh(workdir)
         if whole:
             unfinished.refuse(workdir)
-        yield
-        mirror.sync()
+        with mirror.synced():
+            yield
 
 
 def _on_profile(number: int, frame: object) -> None:

@@ -11,7 +11,7 @@ from types import TracebackType
 import tqdm
 
 from gptjax.runtime import signals, streams
-from gptjax.storage import mirror
+from gptjax.storage import scratch
 
 LOG_SECS = 30.0
 _NOTED = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]'
@@ -105,7 +105,7 @@ class Handler(logging.Handler):
         said = record.getMessage()
         if record.exc_info and record.exc_info[1]:  # a library's traceback: its last line
             said += f': {type(record.exc_info[1]).__name__}: {record.exc_info[1]}'
-        record.msg, record.args = streams.one_line(mirror.told(said)), None
+        record.msg, record.args = streams.one_line(scratch.told(said)), None
         record.exc_info = record.exc_text = record.stack_info = None
         try:
             tqdm.tqdm.write(self.format(record), file=sys.stderr)

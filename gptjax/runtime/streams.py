@@ -7,7 +7,7 @@ import select
 import sys
 
 from gptjax.runtime import signals
-from gptjax.storage import mirror
+from gptjax.storage import scratch
 
 
 def set_up() -> None:
@@ -69,7 +69,7 @@ def one_line(text: str) -> str:
 def say(line: str) -> None:
     """A line on standard error; where it cannot be written, nothing."""
     with contextlib.suppress(OSError):
-        print(one_line(mirror.told(line)), file=sys.stderr, flush=True)
+        print(one_line(scratch.told(line)), file=sys.stderr, flush=True)
 
 
 def settle() -> None:

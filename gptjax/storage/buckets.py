@@ -8,6 +8,7 @@ name the object; what passes is tried again.
 
 import base64
 import concurrent.futures
+import contextvars
 import errno
 import fnmatch
 import functools
@@ -270,7 +271,8 @@ def is_remote(path: object) -> bool:
 def each(do: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
     """Calls a function for several items at once. Raises the first error when all have ended."""
     with concurrent.futures.ThreadPoolExecutor(_AT_ONCE, 'storage') as pool:
-        return list(pool.map(do, items))
+        asked = [pool.submit(contextvars.copy_context().run, do, item) for item in items]
+    return [each_.result() for each_ in asked]
 
 
 def store(folder: Path) -> Any:

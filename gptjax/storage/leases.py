@@ -44,8 +44,9 @@ def held(folder: buckets.Anywhere) -> Iterator[None]:
         try:
             yield
         finally:
-            del _leases[str(folder)]
-            lease.release()
+            if not lease.is_lost:  # else check() goes on to say so: nothing more is written
+                del _leases[str(folder)]
+                lease.release()
     else:
         folder.mkdir(parents=True, exist_ok=True)
         with _open(folder / LOCK) as f:
@@ -85,6 +86,10 @@ class _Lease:
         self._ended = threading.Event()
         threading.Thread(target=self._keep, name='lease', daemon=True).start()
 
+    @property
+    def is_lost(self) -> bool:
+        return bool(self._lost)
+
     def check(self) -> None:
         if self._lost:
             raise Lost(
@@ -98,11 +103,10 @@ class _Lease:
         self.check()
 
     def release(self) -> None:
-        self._ended.set()
+        self._ended.set()  # and is not renewed any more
         with self._busy, contextlib.suppress(OSError), retry.patience(5.0):
             if not self._lost:
                 self._path.unlink(generation=self._generation)
-                self._lost = 'nobody'
 
     def _taken(self) -> str:
         """Takes the lease; else who holds it."""
@@ -132,7 +136,7 @@ class _Lease:
 
     def _renew(self) -> None:
         with self._busy, retry.patience(RENEW_SECS):
-            if self._lost:
+            if self._lost or self._ended.is_set():
                 return
             begun = time.monotonic()
             try:

@@ -2,9 +2,9 @@
 """Storage that fails for a moment is tried again, after longer and longer waits."""
 
 import contextlib
+import contextvars
 import errno
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -21,15 +21,11 @@ _log = logging.getLogger(__name__)
 T = TypeVar('T')
 
 
-class _Patience(threading.local):
-    secs: float | None = None
-
-
 class _Said:
     at = -_EVERY_SECS
 
 
-_patience = _Patience()
+_patience: contextvars.ContextVar[float | None] = contextvars.ContextVar('secs', default=None)
 
 
 def call(what: str, function: Callable[[], T], failure: type[Exception] = OSError) -> T:
@@ -52,7 +48,8 @@ def call(what: str, function: Callable[[], T], failure: type[Exception] = OSErro
             error = state.outcome.exception() if state.outcome else ''
             _log.warning('%s failed (%s); trying again', what, error)
 
-    secs = PATIENCE_SECS if _patience.secs is None else _patience.secs
+    asked = _patience.get()
+    secs = PATIENCE_SECS if asked is None else asked
     trying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(passes),
         wait=tenacity.wait_random_exponential(FIRST_SECS, LONGEST_SECS),
@@ -65,9 +62,9 @@ def call(what: str, function: Callable[[], T], failure: type[Exception] = OSErro
 
 @contextlib.contextmanager
 def patience(secs: float) -> Iterator[None]:
-    """How long call() tries in this thread meanwhile."""
-    before, _patience.secs = _patience.secs, secs
+    """How long call() tries meanwhile, in this thread and in those that buckets.each() uses."""
+    before = _patience.set(secs)
     try:
         yield
     finally:
-        _patience.secs = before
+        _patience.reset(before)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 
 from gptjax.configs import checksum, errors
-from gptjax.storage import files, leases, mirror
+from gptjax.storage import files, leases, scratch
 
 MARK, LOCK = '.unfinished', leases.LOCK
 _LONGEST = 2**16  # bytes of a mark that are read
@@ -23,7 +23,7 @@ _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 def check_free(folder: pathlib.Path) -> None:
     """Raises InputError where a folder holds anything that is not of an unfinished writer."""
-    held = (folder.exists() and _held(folder)) or mirror.names(folder)
+    held = (folder.exists() and _held(folder)) or scratch.names(folder)
     if held and not is_unfinished(folder):
         raise errors.InputError(f'{folder} is not empty; choose another --workdir, or remove it')
 
@@ -39,7 +39,7 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with files.naming(folder / MARK), files.open_(folder / MARK, 'w') as f:
         f.write(json.dumps(checksum.sealed({'command': _command()})))
-    mirror.clear(folder, MARK)
+    scratch.clear(folder, MARK)
     for path in _held(folder):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

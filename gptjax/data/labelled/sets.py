@@ -16,7 +16,7 @@ from typing import Any
 
 from gptjax.configs import errors
 from gptjax.data.labelled import rows, synthetic
-from gptjax.storage import mirror
+from gptjax.storage import scratch
 
 Record = dict[str, Any]
 
@@ -85,7 +85,7 @@ def _local(
 ) -> Iterator[pathlib.Path]:
     if not data_dir:
         return
-    root = mirror.need(mirror.here(data_dir))
+    root = scratch.need(scratch.here(data_dir))
     if not root.is_dir():
         raise errors.UsageError(f'data_dir = {str(data_dir)!r} is no folder')
     own = (f'{name}/{split}.jsonl', f'{name}/{split}.jsonl.gz')

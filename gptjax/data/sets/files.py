@@ -26,7 +26,7 @@ import zstandard
 
 from gptjax.configs import errors
 from gptjax.data import documents
-from gptjax.storage import buckets, mirror
+from gptjax.storage import buckets, scratch
 from gptjax.storage import files as text_files
 
 _SPLITS = ('train', 'valid')
@@ -89,15 +89,15 @@ def _files(path: str, tell: bool) -> list[pathlib.Path]:
 
 def _here(path: str) -> tuple[str, pathlib.Path]:
     """A path and glob as they are here, what they name in a bucket copied."""
-    root = mirror.here(path)
+    root = scratch.here(path)
     whole = itertools.takewhile(lambda part: not glob.has_magic(part), root.parts)
-    mirror.need(pathlib.Path(*whole))
+    scratch.need(pathlib.Path(*whole))
     return str(root), root
 
 
 def _state(file: pathlib.Path) -> tuple[str, int, int | str]:
     """Changes when a file does: its path, its size, its time or checksum."""
-    remote = mirror.origin(file)
+    remote = scratch.origin(file)
     if isinstance(remote, buckets.Path):
         found = remote.object()
         return str(remote), file.stat().st_size, found.checksum if found else ''
