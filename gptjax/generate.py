@@ -180,7 +180,7 @@ class _Out:
         fingerprint: str,
     ) -> None:
         """Finds out how many prompts are done; another command's results are put aside."""
-        self.path = pathlib.Path(args.workdir, args.flags.samples)
+        self.path = scratch.need(pathlib.Path(args.workdir, args.flags.samples))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._form, self._stream = args.flags.out, args.flags.stream
         self._wanted, self._jobs, self._tokenizer = wanted, jobs, loaded.tokenizer

@@ -92,3 +92,33 @@ def storage():
     emulator.connect(found.url)
     yield found
     found.close()
+
+
+@pytest.fixture(scope='module')
+def config_file(tmp_path_factory, corpus_file) -> str:
+    """The config file of a tiny run."""
+    from tests import helpers
+
+    return helpers.tiny_config(tmp_path_factory.mktemp('config'), corpus_file)
+
+
+@pytest.fixture(scope='module')
+def local(config_file, tmp_path_factory) -> pathlib.Path:
+    """A run on a disk, to its end."""
+    from tests import pods
+
+    return pods.prepared(tmp_path_factory.mktemp('local') / 'run', config_file, train=True)
+
+
+@pytest.fixture(scope='module')
+def prepared_bucket(config_file, storage):
+    """A workdir in a bucket, with tokens."""
+    from tests import pods
+
+    return pods.prepared(f'gs://{storage.bucket()}/prepared', config_file)
+
+
+@pytest.fixture
+def bucket(prepared_bucket, storage):
+    """A copy of it, of this test."""
+    return prepared_bucket.copy(f'gs://{storage.bucket()}/run')

@@ -8,7 +8,7 @@ from typing import Any
 
 from gptjax.configs import errors
 from gptjax.evals import fewshot
-from gptjax.storage import documents, files
+from gptjax.storage import documents, files, scratch
 
 Row = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ class Items:
         self.path, self.rows, self._file, self._also = path, [], None, also
         if path is None:
             return
+        scratch.need(path)
         if path.exists():
             old, self.rows = read(path)
             differing = [k for k in header if old.get(k) != header[k]]

@@ -119,7 +119,7 @@ class Checkpoints:
             error = e
         if program.agreed(error is not None)[0]:  # else the others would wait for this host
             error = error or OSError('another host cannot write there')
-            if isinstance(error, SaveError):
+            if isinstance(error, SaveError | leases.Lost):
                 raise error
             raise self._failed(target, error) from error
         try:
@@ -182,6 +182,7 @@ class Checkpoints:
             self._orbax.close()
 
     def _begin(self, target: buckets.Anywhere, items: dict[str, Any], meta: dict) -> None:
+        leases.check()
         self._folder.mkdir(parents=True, exist_ok=True)
         arrays.check_space(self._folder, items)
         if jax.process_index() == 0:
@@ -195,13 +196,17 @@ class Checkpoints:
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
                 mirror.sync()  # what was logged up to here is there before it commits
+                leases.check()
                 listing.finish(target)
         except leases.Lost:
             raise
         except Exception as e:
             raise self._failed(target, e) from e
         if jax.process_index() == 0:
-            self._prune()
+            try:
+                self._prune()
+            except OSError as e:
+                _log.warning('old checkpoints are not removed now: %s', e)
 
     def _prune(self) -> None:
         """Removes those that nothing asks to keep."""
@@ -214,8 +219,9 @@ class Checkpoints:
 
     def _failed(self, target: buckets.Anywhere, error: Exception) -> SaveError:
         kept = 'those before it are whole'
-        with contextlib.suppress(OSError), retry.patience(_AT_ONCE_SECS):
+        with contextlib.suppress(OSError, leases.Lost), retry.patience(_AT_ONCE_SECS):
             if jax.process_index() == 0:
+                leases.check()
                 listing.drop(target)  # orbax may write on: __init__ clears that
             whole = listing.finished(self._folder)
             newest = int(whole[-1].name) if whole else None

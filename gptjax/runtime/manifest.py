@@ -71,7 +71,7 @@ def _read(checkpoint: buckets.Anywhere) -> dict[str, str]:
 def _files(checkpoint: buckets.Anywhere) -> dict[str, str]:
     """The files it covers, of the arrays and the meta: what storage says they hash to, or ''."""
     if isinstance(checkpoint, buckets.Path):
-        found = {name: o.checksum for name, o in checkpoint.objects().items()}
+        found = {n: o.checksum for n, o in checkpoint.objects().items() if not n.endswith('/')}
         return {n: known for n, known in found.items() if n == meta.NAME or n.startswith('state/')}
     paths = [checkpoint / meta.NAME, *(checkpoint / 'state').rglob('*')]
     return {p.relative_to(checkpoint).as_posix(): '' for p in paths if p.is_file()}

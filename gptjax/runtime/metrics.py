@@ -44,7 +44,7 @@ class Writer:
         self._flops_per_token = flops_per_token
         self._row: dict[str, float] = {}
         self._waiting: list[dict[str, float]] = []
-        self._path = workdir / FILE
+        self._path = scratch.need(workdir / FILE)
         if self._path.is_dir():
             _put_aside(self._path)
         rows, bad = _read(self._path)

@@ -5,6 +5,7 @@ import logging
 import time
 from typing import Any
 
+from gptjax.configs import errors
 from gptjax.runtime import checkpoint, program
 from gptjax.storage import leases
 
@@ -24,25 +25,18 @@ class Saver:
         self._wait_secs = FIRST_SECS
         self._retry_at = float('inf')
         self._failing_since = 0.0  # by time.monotonic(); 0 = they do not
+        self._ended: errors.InputError | None = None  # why no more can be saved
 
     def save(self, step: int, items: dict[str, Any], meta: dict) -> None:
-        """Starts a save; where it, or the one before, fails, warns and goes on.
-
-        Raises:
-          SaveError: they have failed for longer than give_up_minutes.
-        """
-        self._look()
+        """Starts a save; where it, or the one before, fails, warns and goes on."""
         if program.agreed(not self._checkpoints.ended(_SLOW_SECS))[0]:
             self._later('the save before is still under way: storage is slow')
             return
-        try:
-            self._checkpoints.wait()
-        except checkpoint.SaveError as e:
-            self._later(e)
+        self._look()
         self._retry_at = float('inf')
         try:
             self._checkpoints.save(step, items, meta)
-        except checkpoint.SaveError as e:
+        except (checkpoint.SaveError, leases.Lost) as e:
             self._later(e)
 
     def insist(self, step: int, items: dict[str, Any], meta: dict, stopping: bool) -> None:
@@ -60,8 +54,8 @@ class Saver:
         except checkpoint.SaveError as e:
             _log.warning('%s', e)
 
-        long = min(self._give_up_secs, _LONGEST_SECS)
-        deadline = time.monotonic() + (INSIST_SECS if stopping else max(INSIST_SECS, long))
+        long = max(INSIST_SECS, min(self._give_up_secs, _LONGEST_SECS))
+        begun = time.monotonic()
         wait = 1.0
         while True:
             error = None
@@ -70,7 +64,8 @@ class Saver:
                 self._checkpoints.wait()
             except checkpoint.SaveError as e:
                 error = e
-            late = time.monotonic() + wait > deadline
+            soon = stopping or program.stop_requested()
+            late = time.monotonic() + wait - begun > (INSIST_SECS if soon else long)
             failed, late = program.agreed(error is not None, late)
             # What one host cannot save, none has saved: they try again, or give up, together.
             if not failed:
@@ -82,27 +77,39 @@ class Saver:
             wait = min(2 * wait, 60.0)
 
     def due(self) -> bool:
-        """Whether a save that failed is to be tried again now. Raises as save(), and Lost."""
-        leases.check()
+        """Whether a save that failed is to be tried again now."""
         self._look()
         return time.monotonic() >= self._retry_at
+
+    def over(self) -> bool:
+        """Whether no more can be saved: give_up_minutes are over, or the workdir is another's."""
+        return self._ended is not None or leases.is_lost()
+
+    def end_if(self, over: bool) -> None:
+        """Raises InputError that says why no more can be saved. Args: over: on any host."""
+        if over:
+            leases.check()
+            raise self._ended or checkpoint.SaveError('another host can save no more; see its log')
 
     def _look(self) -> None:
         """Learns how the save under way ended, if it has."""
         if self._checkpoints.done():
             try:
                 self._checkpoints.wait()
-            except checkpoint.SaveError as e:
+            except (checkpoint.SaveError, leases.Lost) as e:
                 self._later(e)
             else:
                 self._wait_secs, self._failing_since = FIRST_SECS, 0.0
 
-    def _later(self, why: checkpoint.SaveError | str) -> None:
+    def _later(self, why: errors.InputError | str) -> None:
+        if isinstance(why, leases.Lost):
+            self._ended = why
+            return
         now = time.monotonic()
         self._failing_since = self._failing_since or now
         failing = now - self._failing_since
         if failing > self._give_up_secs:
-            raise checkpoint.SaveError(
+            self._ended = checkpoint.SaveError(
                 f'{why}. That has been so for {failing / 60:.0f} minutes '
                 '(checkpoint.give_up_minutes): what was trained since the last save is lost'
             )

@@ -30,7 +30,7 @@ SCHEME = 'gs://'
 CRC32C = 'crc32c:'  # begins a checksum of that kind
 _TIMEOUT_SECS = (5.0, 60.0)  # to connect, to wait for bytes
 _AT_ONCE = 8  # requests; the connections that are kept open are 10
-_MANY = 1000  # names a page of a listing has
+_CHUNK = 2**24  # bytes that are read at once of what may be large
 T = TypeVar('T')
 
 
@@ -134,16 +134,34 @@ class Path(gpath.PosixGPath):
         self.put(bytes(data))
         return len(data)
 
-    def put(self, content: bytes | pathlib.Path, generation: int | None = None) -> Object:
+    def chunks(self) -> Iterator[bytes]:
+        """The content in pieces, for what may not fit into memory."""
+        found = self.object()
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+        blob, how = self._blob, {'retry': None, 'timeout': _TIMEOUT_SECS, 'checksum': None}
+        how['if_generation_match'] = found.generation
+        for start in range(0, found.size, _CHUNK):
+            part = {'start': start, 'end': min(start + _CHUNK, found.size) - 1}
+            read = functools.partial(blob.download_as_bytes, **part, **how)
+            yield gcs.tried('reading', self, read)
+
+    def put(
+        self,
+        content: bytes | pathlib.Path,
+        generation: int | None = None,
+        answer_secs: float = _TIMEOUT_SECS[1],
+    ) -> Object:
         """Writes an object, of bytes or of a local file.
 
         Args:
           generation: what is to be replaced; 0 = nothing; None = whatever is there.
+          answer_secs: how long an answer is waited for.
 
         Raises:
           FileExistsError: the generation that is there is another.
         """
-        how = {'retry': None, 'timeout': _TIMEOUT_SECS, 'checksum': 'crc32c'}
+        how = {'retry': None, 'timeout': (_TIMEOUT_SECS[0], answer_secs), 'checksum': 'crc32c'}
         how['if_generation_match'] = generation
         blob = self._blob
         if isinstance(content, bytes):
@@ -261,11 +279,6 @@ def of(name: str | os.PathLike) -> Path:
     )
     _set_up()
     return Path(SCHEME + whole)
-
-
-def is_remote(path: object) -> bool:
-    """Whether a path or a name is one in a bucket, or other storage that has addresses."""
-    return isinstance(path, Path) or (isinstance(path, str) and '://' in path)
 
 
 def each(do: Callable[[Any], T], items: Iterable[Any]) -> list[T]:

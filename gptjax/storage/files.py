@@ -161,7 +161,10 @@ def plain_name(name: object, said_by: str | buckets.Anywhere) -> str:
 def sha256(path: buckets.Anywhere) -> str:
     """Hex digest of a file."""
     if isinstance(path, buckets.Path):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256()
+        for part in path.chunks():
+            digest.update(part)
+        return digest.hexdigest()
     with path.open('rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
@@ -196,6 +199,8 @@ def remembered_sha256(path: pathlib.Path) -> str:
 
 def remember_sha256(path: pathlib.Path, digest: str) -> None:
     """Notes the digest of a file as it is now; a cache that cannot be written is none."""
+    if path.resolve().is_relative_to(cache_dir() / 'scratch'):
+        return  # of this process alone
     with contextlib.suppress(OSError):
         note = _note(path)
         note.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from gptjax.storage import buckets, files, retry
 LOCK, LEASE = '.lock', '.lease'
 LOCK_SECS = 60.0  # longer than a stop with saving takes
 LEASE_SECS, RENEW_SECS = 60.0, 15.0
+_ANSWER_SECS = 10.0  # after which an answer is not waited for
 _log = logging.getLogger(__name__)
 
 
@@ -57,15 +58,18 @@ def held(folder: buckets.Anywhere) -> Iterator[None]:
 
 
 def check() -> None:
-    """Raises Lost where a lease that this process held has become another's; at once."""
+    """Before anything is written: renews a lease that may have run out.
+
+    Raises:
+      Lost: it has become another's. OSError: storage does not say.
+    """
     for lease in list(_leases.values()):
         lease.check()
 
 
-def confirm() -> None:
-    """Before what is written commits: renews leases that may have run out. Raises Lost."""
-    for lease in list(_leases.values()):
-        lease.confirm()
+def is_lost() -> bool:
+    """Whether it is known that a lease has become another's."""
+    return any(lease.is_lost for lease in _leases.values())
 
 
 def release_all() -> None:
@@ -78,6 +82,7 @@ class _Lease:
     def __init__(self, folder: buckets.Path) -> None:
         self._path, self._folder = folder / LEASE, folder
         self._lost = ''
+        self._token = uuid.uuid4().hex  # machines' names and processes' numbers come again
         self._busy = threading.Lock()
         self._generation = 0
         # What a holder that is alive has renewed meanwhile is not ours; see _taken().
@@ -91,16 +96,13 @@ class _Lease:
         return bool(self._lost)
 
     def check(self) -> None:
+        if not self._lost and time.monotonic() - self._renewed > LEASE_SECS - RENEW_SECS:
+            self._renew()  # it may have run out unseen: this process was stopped, or cut off
         if self._lost:
             raise Lost(
                 f'{self._lost} has taken {self._folder} over, as this process could not renew its '
                 'lease in time; nothing more is written by this one'
             )
-
-    def confirm(self) -> None:
-        if time.monotonic() - self._renewed > LEASE_SECS - RENEW_SECS:
-            self._renew()
-        self.check()
 
     def release(self) -> None:
         self._ended.set()  # and is not renewed any more
@@ -111,11 +113,14 @@ class _Lease:
     def _taken(self) -> str:
         """Takes the lease; else who holds it."""
         with contextlib.suppress(FileExistsError):
-            self._generation = self._path.put(_said(), 0).generation
+            self._generation = self._put(0)
             return ''
         found = self._path.object()
         if found is None:
             return self._taken()
+        if _read(self._path).get('token') == self._token:  # the answer was lost, not the lease
+            self._generation = found.generation
+            return ''
         holder = _holder(self._path)
         probe = self._path.with_name(f'{LEASE}-{os.uname().nodename}-{os.getpid()}')
         now = probe.put(b'').updated  # by storage's clock
@@ -123,7 +128,7 @@ class _Lease:
         if now - found.updated < LEASE_SECS:
             return holder
         try:
-            self._generation = self._path.put(_said(), found.generation).generation
+            self._generation = self._put(found.generation)
         except OSError:  # another was quicker
             return holder
         _log.warning('%s holds %s no more: its lease has run out', holder, self._folder)
@@ -131,8 +136,10 @@ class _Lease:
 
     def _keep(self) -> None:
         while not self._ended.wait(RENEW_SECS):
-            with contextlib.suppress(OSError):
+            try:
                 self._renew()
+            except Exception as e:  # the next one may do
+                _log.debug('%s could not be renewed: %s', self._path, e)
 
     def _renew(self) -> None:
         with self._busy, retry.patience(RENEW_SECS):
@@ -140,14 +147,19 @@ class _Lease:
                 return
             begun = time.monotonic()
             try:
-                self._generation = self._path.put(_said(), self._generation).generation
-                self._renewed = begun
+                self._generation, self._renewed = self._put(self._generation), begun
             except (FileExistsError, FileNotFoundError):
                 found = self._path.object()
-                if found and _read(self._path).get('process') == _PROCESS:  # its answer was lost
+                if found is None:  # somebody removed it
+                    self._generation, self._renewed = self._put(0), begun
+                elif _read(self._path).get('token') == self._token:  # its answer was lost
                     self._generation, self._renewed = found.generation, begun
                 else:
                     self._lost = _holder(self._path)
+
+    def _put(self, generation: int) -> int:
+        said = json.dumps(checksum.sealed({'holder': _name(), 'token': self._token}))
+        return self._path.put(said.encode(), generation, _ANSWER_SECS).generation
 
 
 _leases: dict[str, _Lease] = {}
@@ -192,10 +204,6 @@ def _name() -> str:
     return f'process {os.getpid()} on {os.uname().nodename} ({program})'
 
 
-def _said() -> bytes:
-    return json.dumps(checksum.sealed({'holder': _name(), 'process': _PROCESS})).encode()
-
-
 def _holder(path: buckets.Path) -> str:
     return str(_read(path).get('holder', 'another process'))
 
@@ -204,8 +212,5 @@ def _read(path: buckets.Path) -> dict[str, str]:
     try:
         found = checksum.opened(json.loads(path.read_bytes()))
         return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return {}
-
-
-_PROCESS = uuid.uuid4().hex  # names of machines and numbers of processes come again

@@ -22,6 +22,7 @@ _DOCUMENT = re.compile(r'(\.json|/SHA256SUMS)$')  # may commit what was written 
 _LAST = re.compile(r'/\.unfinished$')  # removed behind everything else
 _BYTES_PER_SEC = 2**20  # of a file that grows, copied again and again
 _CLOSE_SECS = 60.0  # how long the last files are tried
+_SAID_SECS = 60.0  # so often what is wrong is said
 _LEAVE_SECS = 3.0  # the same, where whoever stops the process may not wait
 _log = logging.getLogger(__name__)
 
@@ -34,10 +35,15 @@ class _Mirror:
         threading.Thread(target=self._keep, name='mirror', daemon=True).start()
 
     def _keep(self) -> None:
+        said = -_SAID_SECS
         while not self.ended.wait(EVERY_SECS):
-            with contextlib.suppress(OSError, leases.Lost):
+            try:
                 for workdir in self.folder.workdirs:
                     _copy(workdir, whole=False)
+            except Exception as e:
+                if time.monotonic() - said >= _SAID_SECS:
+                    said = time.monotonic()
+                    _log.warning('what changes is not copied to its bucket now: %s', e)
 
 
 _mirror: _Mirror | None = None
@@ -89,7 +95,6 @@ def begin() -> None:
 def sync() -> None:
     """Returns when all that was written is in its bucket. Raises OSError where it cannot be."""
     if mirror := _running():
-        leases.confirm()
         for workdir in mirror.folder.workdirs:
             _copy(workdir, whole=True)
 
@@ -103,9 +108,11 @@ def end() -> None:
     try:
         with retry.patience(_CLOSE_SECS):
             sync()
-    except OSError as e:
+    except Exception as e:
         where = ', '.join(str(scratch.origin(workdir)) for workdir in mirror.folder.workdirs)
         kept = mirror.folder.keep()
+        if isinstance(e, leases.Lost):
+            raise
         raise errors.InputError(
             f'{where} cannot be written ({e}); what it lacks is kept in {kept}: copy it there, or '
             'run the same command again, which goes on from the last checkpoint'
@@ -114,11 +121,20 @@ def end() -> None:
 
 def leave() -> None:
     """Before the process ends at once: what can be copied in a moment, and leases given back."""
+    ending = threading.Thread(target=_leave, daemon=True)  # storage may not answer
+    ending.start()
+    ending.join(2 * _LEAVE_SECS)
+
+
+def _leave() -> None:
     mirror = _running()
-    if mirror and mirror.folder.busy.acquire(timeout=_LEAVE_SECS):
-        with contextlib.suppress(OSError, errors.InputError), retry.patience(_LEAVE_SECS):
+    if mirror and not mirror.ended.is_set() and mirror.folder.busy.acquire(timeout=_LEAVE_SECS):
+        mirror.ended.set()
+        with contextlib.suppress(Exception), retry.patience(_LEAVE_SECS):
             sync()
-    leases.release_all()
+        mirror.folder.busy.release()
+    with contextlib.suppress(Exception):
+        leases.release_all()
     scratch.remove()
 
 
@@ -139,23 +155,44 @@ def _copy(workdir: pathlib.Path, whole: bool) -> None:
         leases.check()
         found = dict(_files(workdir))
         gone = [p for p in folder.seen if p.is_relative_to(workdir) and p not in found]
-        gone = [p for p in gone if not _in_place(p, workdir)]
+        gone = [p for p in gone if not _in_place(p, workdir) and _is_gone(p)]
+        folder.check()  # else all of it is gone, which says nothing of the bucket
         last = [p for p in gone if _LAST.search(str(p))]
         _remove_there([p for p in gone if p not in last])
         group: list[pathlib.Path] = []
+        early: list[pathlib.Path] = []  # files that grow, which were copied a moment ago
         now = time.monotonic()
-        for path, state in sorted(found.items(), key=lambda item: item[1][1]):
+        for path, state in sorted(found.items(), key=_order):
             seen = folder.seen.get(path)
-            if seen and (seen.state == state or not (whole or _due(seen, state, now))):
+            if seen and seen.state == state:
                 continue
-            if _DOCUMENT.search(str(path)):
-                _put(group)
-                group = []
+            if seen and not (whole or _due(seen, state, now)):
+                early.append(path)
+            elif _DOCUMENT.search(str(path)):
+                _put(group + early)
+                group, early = [], []
                 _put([path])
             else:
                 group.append(path)
-        _put(group)
+        _put(group + (early if last else []))
         _remove_there(last)
+
+
+def _order(item: tuple[pathlib.Path, tuple[int, int, int]]) -> tuple[int, bool]:
+    """By the time of writing; of one moment, documents last."""
+    path, state = item
+    return state[1], bool(_DOCUMENT.search(str(path)))
+
+
+def _is_gone(path: pathlib.Path) -> bool:
+    """Whether there is no such file, for sure."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _due(seen: scratch.Seen, state: tuple[int, int, int], now: float) -> bool:
@@ -164,11 +201,13 @@ def _due(seen: scratch.Seen, state: tuple[int, int, int], now: float) -> bool:
 
 def _put(paths: list[pathlib.Path]) -> None:
     def one(path: pathlib.Path) -> None:
-        with contextlib.suppress(FileNotFoundError):  # removed since
+        try:
             state = scratch.state(path)
             content = path.read_bytes() if state[0] <= scratch.SMALL else path
-            scratch.origin(path).put(content)
-            scratch.current().seen[path] = scratch.Seen(state, time.monotonic())
+        except FileNotFoundError:  # removed since
+            return
+        scratch.origin(path).put(content)
+        scratch.current().seen[path] = scratch.Seen(state, time.monotonic())
 
     buckets.each(one, paths)
 
@@ -182,7 +221,7 @@ def _remove_there(paths: list[pathlib.Path]) -> None:
 
 
 def _files(workdir: pathlib.Path) -> Iterator[tuple[pathlib.Path, tuple[int, int, int]]]:
-    for folder, folders, names in os.walk(workdir):
+    for folder, folders, names in os.walk(workdir, onerror=_raise):
         here_ = pathlib.Path(folder)
         if here_ == workdir and scratch.IN_PLACE in folders:
             folders.remove(scratch.IN_PLACE)
@@ -196,3 +235,7 @@ def _files(workdir: pathlib.Path) -> Iterator[tuple[pathlib.Path, tuple[int, int
 
 def _in_place(path: pathlib.Path, workdir: pathlib.Path) -> bool:
     return scratch.IN_PLACE in path.relative_to(workdir).parts
+
+
+def _raise(error: OSError) -> None:
+    raise error

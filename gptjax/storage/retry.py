@@ -29,7 +29,9 @@ _patience: contextvars.ContextVar[float | None] = contextvars.ContextVar('secs',
 
 
 def call(what: str, function: Callable[[], T], failure: type[Exception] = OSError) -> T:
-    """function(), tried again while it raises `failure`, until patience ends; waits have jitter.
+    """function(), tried again while it raises `failure`; waits have jitter.
+
+    Patience ends so long after the first failure.
 
     Args:
       what: for the log, as 'reading the checkpoint'.
@@ -38,7 +40,10 @@ def call(what: str, function: Callable[[], T], failure: type[Exception] = OSErro
       failure: the last one, or at once where waiting would not mend it.
     """
 
+    failed: list[float] = []
+
     def passes(error: BaseException) -> bool:
+        failed.append(time.monotonic())
         return isinstance(error, failure) and getattr(error, 'errno', None) not in _LASTING
 
     def say(state: tenacity.RetryCallState) -> None:
@@ -53,7 +58,7 @@ def call(what: str, function: Callable[[], T], failure: type[Exception] = OSErro
     trying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(passes),
         wait=tenacity.wait_random_exponential(FIRST_SECS, LONGEST_SECS),
-        stop=tenacity.stop_before_delay(secs),
+        stop=lambda state: time.monotonic() - failed[0] >= secs,  # a long transfer is none
         before_sleep=say,
         reraise=True,
     )

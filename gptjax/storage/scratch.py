@@ -55,6 +55,11 @@ class Scratch:
         self.busy = threading.RLock()
         atexit.register(remove)
 
+    def check(self) -> None:
+        """Raises OSError where somebody has removed it."""
+        if not (self.root / leases.LOCK).exists():
+            raise OSError(errno.ENOENT, 'the scratch folder was removed', str(self.root))
+
     def keep(self) -> pathlib.Path:
         """Puts it where no process removes it. Returns where."""
         self.root = self.root.rename(
@@ -69,7 +74,7 @@ _scratch: Scratch | None = None
 def here(name: str | os.PathLike) -> pathlib.Path:
     """The local path of a name, which may be in a bucket; nothing is copied."""
     global _scratch
-    if not buckets.is_remote(name) and '://' not in str(name):
+    if '://' not in str(name):
         return pathlib.Path(name)
     path = buckets.of(str(name))
     _scratch = _scratch or Scratch()
@@ -87,18 +92,19 @@ def origin(path: str | os.PathLike) -> buckets.Anywhere:
     return buckets.of(f'{buckets.SCHEME}{whole.relative_to(_scratch.root).as_posix()}')
 
 
-def need(path: pathlib.Path, most: int = 2**62) -> pathlib.Path:
+def need(path: pathlib.Path, most: int = 2**62, own: bool = True) -> pathlib.Path:
     """Makes sure that a file, or all of a folder but checkpoints, is here. Returns the path.
 
     Args:
       most: bytes of a file or folder in it that are copied; larger ones stay away.
+      own: whether it was written by gptjax: of the user's folders everything is wanted.
     """
     remote = origin(path)
     if isinstance(remote, buckets.Path):
         path = here(remote)
         with _scratch.busy:
             if not _covered(path):
-                _fetch(path, remote, most)
+                _fetch(path, remote, most, own)
     return path
 
 
@@ -159,7 +165,10 @@ def refresh(workdir: pathlib.Path) -> None:
     remote = origin(workdir)
     if isinstance(remote, buckets.Path):
         with _scratch.busy:
-            _fetch(here(remote), remote, SMALL)
+            path = here(remote)
+            known = _scratch.fetched
+            known -= {f for f in known if f.is_relative_to(path) or path.is_relative_to(f)}
+            _fetch(path, remote, SMALL, own=True)
 
 
 def told(text: str) -> str:
@@ -204,7 +213,7 @@ def _covered(path: pathlib.Path) -> bool:
     return not _scratch.fetched.isdisjoint((path, *path.parents))
 
 
-def _fetch(path: pathlib.Path, remote: buckets.Path, most: int) -> None:
+def _fetch(path: pathlib.Path, remote: buckets.Path, most: int, own: bool) -> None:
     """Copies what is not here as it is there; what is gone there goes here, too."""
     try:
         found = whole = remote.objects()
@@ -212,7 +221,7 @@ def _fetch(path: pathlib.Path, remote: buckets.Path, most: int) -> None:
         raise errors.InputError(f'there is no bucket {buckets.SCHEME}{remote.bucket}') from e
     if not found and (alone := remote.object()):
         found = {'': alone}
-    found = {name: o for name, o in found.items() if _wanted(name)}
+    found = {name: o for name, o in found.items() if _wanted(name, own)}
     sizes: dict[str, int] = {}
     for name, o in found.items():
         first = name.partition('/')[0]
@@ -228,30 +237,38 @@ def _fetch(path: pathlib.Path, remote: buckets.Path, most: int) -> None:
     def one(target: pathlib.Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_file() and buckets.crc32c_of(target) == targets[target].checksum:
+            _scratch.seen[target] = Seen(state(target), time.monotonic())
             return
         partial = target.with_name(f'{target.name}.{os.getpid()}.partial')
-        origin(target).fetch(partial)
+        try:
+            origin(target).fetch(partial)
+        except FileNotFoundError:  # removed since it was listed
+            partial.unlink(missing_ok=True)
+            return
         partial.replace(target)
+        _scratch.seen[target] = Seen(state(target), time.monotonic())
 
     buckets.each(one, targets)
-    for target in targets:
-        _scratch.seen[target] = Seen(state(target), time.monotonic())
     if len(chosen) == len(found):
         _scratch.fetched.add(path)
 
 
-def _wanted(name: str) -> bool:
-    if _LEFT.search(name) or name.endswith('/'):
+def _wanted(name: str, own: bool) -> bool:
+    parts = name.split('/')
+    if name and {'', '.', '..'} & {*parts}:
+        return False
+    if not own:
+        return True
+    if _LEFT.search(name):
         return False
     if f'/{IN_PLACE}/' in f'/{name}':
         return bool(_METAS.search(name))
-    parts = name.split('/')
-    return not {'', '.', '..'} & set(parts) or name == ''
+    return True
 
 
 def _clear(parent: pathlib.Path) -> None:
     """Removes scratch folders of processes that are no more."""
-    for old in parent.glob('run-*'):
+    for old in (*parent.glob('run-*'), *parent.glob('new-*')):
         with contextlib.suppress(OSError), (old / leases.LOCK).open('r') as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(old, ignore_errors=True)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 
 from gptjax.configs import checksum, errors
-from gptjax.storage import files, leases, scratch
+from gptjax.storage import files, leases, mirror, scratch
 
 MARK, LOCK = '.unfinished', leases.LOCK
 _LONGEST = 2**16  # bytes of a mark that are read
@@ -39,6 +39,7 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with files.naming(folder / MARK), files.open_(folder / MARK, 'w') as f:
         f.write(json.dumps(checksum.sealed({'command': _command()})))
+    mirror.sync()  # the mark is there before anything else
     scratch.clear(folder, MARK)
     for path in _held(folder):
         if path.is_dir() and not path.is_symlink():

@@ -214,7 +214,8 @@ class Run:
         self._bar.advance(tokens, note)
         last = step == self._plan.total_steps
         due = self._save_due(step) or self._saver.due() or step in self._kept.keep_steps
-        stop, saving = program.agreed(program.stop_requested(), due)
+        stop, saving, over = program.agreed(program.stop_requested(), due, self._saver.over())
+        self._saver.end_if(over)
         evaluating = (last or self._eval_due(step)) and not stop
         saving = saving or stop or last
         if saving or evaluating:
@@ -289,8 +290,7 @@ class Run:
     def _prepare(self, step: int, meta: Mapping[str, Any]) -> None:
         """Opens what a run writes to, and what watches it. meta: of its checkpoint, if any."""
         train, plan, flops = self._train, self._plan, self._recipe.flops_per_token
-        watched = self._open.enter_context(hang.Hang(train.end_if_hung))
-        self._clock = clock.Clock(flops, watched)
+        self._clock = clock.Clock(flops, self._open.enter_context(hang.Hang(train.end_if_hung)))
         if meta:
             self._clock.restore(meta['clock'])
         rows = metrics.read(self._workdir)

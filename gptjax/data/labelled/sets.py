@@ -85,7 +85,7 @@ def _local(
 ) -> Iterator[pathlib.Path]:
     if not data_dir:
         return
-    root = scratch.need(scratch.here(data_dir))
+    root = scratch.need(scratch.here(data_dir), own=False)
     if not root.is_dir():
         raise errors.UsageError(f'data_dir = {str(data_dir)!r} is no folder')
     own = (f'{name}/{split}.jsonl', f'{name}/{split}.jsonl.gz')

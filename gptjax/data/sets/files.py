@@ -47,11 +47,11 @@ def documents_of(path: str, text_field: str) -> Iterator[documents.Document | do
         try:
             with _open(file) as stream:
                 for where, record in _READERS[kind](stream, text_field):
-                    yield _document(f'{file}{where}', record, text_field)
+                    yield _document(f'{scratch.told(str(file))}{where}', record, text_field)
         except errors.InputError:  # what is not installed is no fault of the file
             raise
         except (OSError, EOFError, ValueError, zlib.error, csv.Error, zstandard.ZstdError) as e:
-            yield documents.Bad(str(file), f'cannot be read: {e}')
+            yield documents.Bad(scratch.told(str(file)), f'cannot be read: {e}')
 
 
 def identity(path: str) -> str:
@@ -91,7 +91,7 @@ def _here(path: str) -> tuple[str, pathlib.Path]:
     """A path and glob as they are here, what they name in a bucket copied."""
     root = scratch.here(path)
     whole = itertools.takewhile(lambda part: not glob.has_magic(part), root.parts)
-    scratch.need(pathlib.Path(*whole))
+    scratch.need(pathlib.Path(*whole), own=False)
     return str(root), root
 
 

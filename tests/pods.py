@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs in buckets, for tests: in this process, or in some of their own."""
+
+import os
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from gptjax import prepare_corpus, prepare_tokens, train_tokenizer
+from gptjax import train as train_lib
+from gptjax.models import pretrained
+from gptjax.runtime import checkpoint, metrics, results
+from gptjax.storage import buckets, scratch
+from tests import emulator
+
+LENGTH = ('--config.train.total_tokens=4096', '--config.checkpoint.every_steps=3')
+LENGTH += ('--config.train.log_every_steps=1', '--config.checkpoint.keep=3')
+
+
+def prepared(workdir: object, config: str, train: bool = False) -> buckets.Anywhere:
+    """A workdir, here or in a bucket, with tokens, or with a whole run."""
+    for program in (prepare_corpus, train_tokenizer, prepare_tokens):
+        emulator.run(program.main, f'--config={config}', f'--workdir={workdir}')
+    if train:
+        trained(workdir, config)
+    return buckets.of(workdir) if isinstance(workdir, str) else workdir
+
+
+def trained(folder: object, config: str, *flags: str) -> None:
+    """Trains to the end, in this process."""
+    emulator.run(train_lib.main, f'--config={config}', f'--workdir={folder}', *LENGTH, *flags)
+
+
+def outcome(place: pathlib.Path | buckets.Path) -> tuple:
+    """The weights, the scores and the rows of a run."""
+    with emulator.process():
+        workdir = scratch.small(scratch.here(str(place)))
+        found = results.read(workdir)
+        scores = {name: value for name, value in found.items() if name.startswith('eval/')}
+        rows = {row['step']: row['train/loss'] for row in metrics.read(workdir)}
+        loaded = pretrained.load(str(place))
+        arrays = [np.asarray(x).tobytes() for x in jax.tree.leaves(loaded.params)]
+        return arrays, scores, rows, checkpoint.latest(workdir, put_aside=False)[1]['step']
+
+
+def command(folder: object, config: str, *flags: str) -> list[str]:
+    """Of the same training in another process."""
+    said = ['-m', 'gptjax.train', f'--config={config}', f'--workdir={folder}', *LENGTH, *flags]
+    return [sys.executable, *said]
+
+
+def environment(home: pathlib.Path, **more: str) -> dict[str, str]:
+    """Of a process with a home of its own."""
+    (home / 'gptjax').mkdir(parents=True, exist_ok=True)
+    compiled = pathlib.Path.home() / '.cache' / 'gptjax'
+    if not (home / 'gptjax' / 'xla').exists():
+        (compiled / 'xla').mkdir(parents=True, exist_ok=True)
+        (home / 'gptjax' / 'xla').symlink_to(compiled / 'xla')
+    return os.environ | {'XDG_CACHE_HOME': str(home)} | more
