@@ -14,7 +14,7 @@ from gptjax import convert, count_ngrams, evaluate, forgetting, generate
 from gptjax.configs import base, errors
 from gptjax.data import loader, staging, tokens
 from gptjax.runtime import checkpoint, program
-from gptjax.storage import buckets, documents, scratch
+from gptjax.storage import buckets, documents, retry, scratch
 from tests import emulator, helpers, pods
 
 
@@ -124,6 +124,7 @@ def test_tokens_are_streamed_as_they_are_staged(bucket, config_file, local):
 
 
 def test_streamed_tokens_that_are_not_those_written_are_named(bucket, local, monkeypatch):
+    monkeypatch.setattr(retry, 'PATIENCE_SECS', 0.5)
     place = bucket / 'tokens'
     name = next(
         name for name in place.objects() if name.startswith('train') and name.endswith('.bin')

@@ -348,7 +348,7 @@ def _config_in(path: pathlib.Path) -> ml_collections.ConfigDict:
     """The config that a run wrote, alone or in the meta of a checkpoint. Raises _NO_CONFIG."""
     found = checksum.opened(json.loads(path.read_bytes()))
     found = found['config'] if path.name == _META else found
-    if 'model' not in found:  # which every config has had
+    if 'model' not in found and found.keys() <= {*base.SECTIONS, *base.TOP}:  # all have had one
         raise ValueError('it has no section model')
     return ml_collections.ConfigDict(upgrade.config(found))
 
