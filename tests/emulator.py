@@ -50,7 +50,7 @@ class Storage:
         self.requests: list[Request] = []
         self.fault: Fault = lambda request: FORWARD
         self.delay_secs = 0.0
-        self._proxy = http.server.ThreadingHTTPServer(('127.0.0.1', 0), _handler(self))
+        self._proxy = _Proxy(('127.0.0.1', 0), _handler(self))
         self._proxy.daemon_threads = True
         self.url = f'http://127.0.0.1:{self._proxy.server_address[1]}'
         with socket.socket() as free:
@@ -86,6 +86,10 @@ class Storage:
             yield
         finally:
             self.fault = lambda request: FORWARD
+
+
+class _Proxy(http.server.ThreadingHTTPServer):
+    request_queue_size = 512  # connections that come at once
 
 
 def _at(address: tuple[str, int]) -> str:

@@ -30,6 +30,7 @@ SCHEME = 'gs://'
 CRC32C = 'crc32c:'  # begins a checksum of that kind
 _TIMEOUT_SECS = (5.0, 60.0)  # to connect, to wait for bytes
 _AT_ONCE = 8  # requests; the connections that are kept open are 10
+_STREAMS = 96  # reads of ranges on their way at once; tensorstore's own 32 wait for each other
 _CHUNK = 2**24  # bytes that are read at once of what may be large
 T = TypeVar('T')
 
@@ -292,7 +293,8 @@ def store(folder: Path) -> Any:
     """A folder as tensorstore's key-value store: many reads of ranges at once, tried again."""
     import tensorstore
 
-    return tensorstore.KvStore.open(f'{folder}/').result()
+    context = tensorstore.Context({'gcs_request_concurrency': {'limit': _STREAMS}})
+    return tensorstore.KvStore.open(f'{folder}/', context=context).result()
 
 
 def crc32c(content: bytes) -> str:
