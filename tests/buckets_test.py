@@ -2,6 +2,7 @@
 """Folders in buckets: paths, what is mirrored, who holds them."""
 
 import json
+import os
 import pathlib
 import random
 
@@ -16,6 +17,12 @@ from tests import emulator
 def folder(storage) -> buckets.Path:
     """An empty one in a bucket of its own."""
     return buckets.of(f'gs://{storage.bucket()}/some/run')
+
+
+def walked(root):
+    """Of a path here as of one in a bucket, from the top."""
+    found = root.walk() if isinstance(root, buckets.Path) else os.walk(root)
+    return sorted((pathlib.PurePosixPath(folder), *rest) for folder, *rest in found)
 
 
 def verbs(root) -> list:
@@ -49,6 +56,7 @@ def verbs(root) -> list:
     note(lambda: b.parent.rename(root / 'moved').name)
     note(lambda: ((root / 'moved' / 'b.bin').read_bytes(), b.exists()))
     note(lambda: (root / 'touched').touch())
+    note(lambda: [(str(p.relative_to(root)), *map(sorted, rest)) for p, *rest in walked(root)])
     note(lambda: (root / 'touched').read_bytes())
     note(lambda: files.remove_tree(root / 'moved'))
     note(lambda: (root / 'moved').exists())

@@ -83,15 +83,23 @@ def test_storage_that_fails_now_and_then_changes_nothing(
     assert pods.outcome(bucket) == pods.outcome(local)
 
 
+def impatient(monkeypatch) -> None:
+    """Waits of seconds, and of minutes, become tenths of a second."""
+    for module, name, secs in (
+        (retry, 'FIRST_SECS', 0.05),
+        (retry, 'LONGEST_SECS', 0.05),
+        (retry, 'PATIENCE_SECS', 0.5),
+        (checkpoint, '_AT_ONCE_SECS', 0.2),
+        (saver, 'FIRST_SECS', 0.05),
+        (saver, '_SLOW_SECS', 0.1),
+    ):
+        monkeypatch.setattr(module, name, secs)
+
+
 def test_training_goes_on_while_storage_is_down(
     storage, bucket, config_file, local, monkeypatch, caplog
 ):
-    for name in ('FIRST_SECS', 'LONGEST_SECS'):
-        monkeypatch.setattr(retry, name, 0.05)
-    monkeypatch.setattr(retry, 'PATIENCE_SECS', 0.5)
-    monkeypatch.setattr(checkpoint, '_AT_ONCE_SECS', 0.2)
-    monkeypatch.setattr(saver, 'FIRST_SECS', 0.05)
-    monkeypatch.setattr(saver, '_SLOW_SECS', 0.1)
+    impatient(monkeypatch)
     down = [False]
 
     def fault(request):
@@ -115,11 +123,7 @@ def test_training_goes_on_while_storage_is_down(
 
 
 def test_a_run_gives_up_with_a_line(storage, bucket, config_file, monkeypatch):
-    for name in ('FIRST_SECS', 'LONGEST_SECS'):
-        monkeypatch.setattr(retry, name, 0.05)
-    monkeypatch.setattr(retry, 'PATIENCE_SECS', 0.3)
-    monkeypatch.setattr(checkpoint, '_AT_ONCE_SECS', 0.2)
-    monkeypatch.setattr(saver, 'FIRST_SECS', 0.01)
+    impatient(monkeypatch)
     monkeypatch.setattr(saver, 'INSIST_SECS', 0.5)
     monkeypatch.setattr(mirror, '_CLOSE_SECS', 0.3)
     with helpers.stopped_after(4), pytest.raises(program.Preempted):
@@ -141,7 +145,7 @@ def checkpoint_steps(bucket: buckets.Path) -> list[str]:
 
 
 def hosts(count: int, bucket: object, config_file: str, homes: pathlib.Path, *flags: str):
-    """Processes that share nothing but storage: each has a home and a bucket of its own."""
+    """Processes that share nothing but storage: each has a home and a folder of its own."""
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = free.getsockname()[1]

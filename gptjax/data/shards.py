@@ -32,13 +32,18 @@ class Shard(abc.ABC):
 
     def table(self) -> np.ndarray:
         """Of the documents. Raises InputError where it is not what the record says."""
-        path = self._folder / self._record.table
+        path, record = self._folder / self._record.table, self._record
+        remedy = manifest_lib.remedy(self._folder)
         try:
-            return _table(path.read_bytes(), path, self._record)
-        except OSError as e:
-            raise errors.InputError(
-                f'{path} is damaged ({e}); {manifest_lib.remedy(self._folder)}'
-            ) from e
+            found = np.lib.format.read_array(io.BytesIO(path.read_bytes()), allow_pickle=False)
+            if found.dtype != np.int64:
+                raise ValueError(f'its numbers are {found.dtype}')
+        except (OSError, ValueError, EOFError) as e:
+            raise errors.InputError(f'{path} is damaged ({e}); {remedy}') from e
+        sums = [record.tokens, record.text_bytes, record.words]
+        if found.shape != (record.documents, 3) or found.sum(axis=0).tolist() != sums:
+            raise errors.InputError(f'{path} is not the table of {record.name}; {remedy}')
+        return found
 
     def _changed(self) -> errors.InputError:
         return errors.InputError(
@@ -104,20 +109,6 @@ def damages(
         yield from pool.map(one, records)
 
 
-def _table(content: bytes, path: buckets.Anywhere, record: manifest_lib.Record) -> np.ndarray:
-    remedy = manifest_lib.remedy(path.parent)
-    try:
-        found = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-        if found.dtype != np.int64:
-            raise ValueError(f'its numbers are {found.dtype}')
-    except (OSError, ValueError, EOFError) as e:
-        raise errors.InputError(f'{path} is damaged ({e}); {remedy}') from e
-    sums = [record.tokens, record.text_bytes, record.words]
-    if found.shape != (record.documents, 3) or found.sum(axis=0).tolist() != sums:
-        raise errors.InputError(f'{path} is not the table of {record.name}; {remedy}')
-    return found
-
-
 class _Mapped(Shard):
     """A shard in a memory map, and the file's size and time when it was opened."""
 
@@ -165,7 +156,8 @@ class _Streamed(Shard):
     ) -> None:
         """Args: store: buckets.store() of the folder."""
         super().__init__(folder, record)
-        self._dtype, self._store, self._generation = dtype, store, opened.generation
+        self._dtype, self._store, self._opened = dtype, store, opened.generation
+        self._stamps: set[bytes] = set()  # by which tensorstore names that generation
 
     def request(self, start: int, stop: int) -> Callable[[], np.ndarray]:
         size = self._dtype.itemsize
@@ -193,5 +185,10 @@ class _Streamed(Shard):
         return found
 
     def _is_opened(self, stamp: bytes) -> bool:
-        """Whether what was read is what was opened: tensorstore writes generations in its way."""
-        return int.from_bytes(stamp[1:9], 'little') == self._generation
+        """Whether what was read is what was opened: asked once, of every stamp that is new."""
+        if stamp not in self._stamps:
+            now = self.path.object()
+            if now is None or now.generation != self._opened:
+                return False
+            self._stamps.add(stamp)
+        return True

@@ -47,11 +47,11 @@ class Saver:
             give_up_minutes.
 
         Raises:
-          SaveError: it could not be saved.
+          SaveError: it could not be saved. Lost: the workdir is another's.
         """
         try:
             self._checkpoints.wait()
-        except checkpoint.SaveError as e:
+        except (checkpoint.SaveError, leases.Lost) as e:
             _log.warning('%s', e)
 
         long = max(INSIST_SECS, min(self._give_up_secs, _LONGEST_SECS))
@@ -62,10 +62,11 @@ class Saver:
             try:
                 self._checkpoints.save(step, items, meta)
                 self._checkpoints.wait()
-            except checkpoint.SaveError as e:
+            except (checkpoint.SaveError, leases.Lost) as e:
                 error = e
             soon = stopping or program.stop_requested()
             late = time.monotonic() + wait - begun > (INSIST_SECS if soon else long)
+            late = late or isinstance(error, leases.Lost)
             failed, late = program.agreed(error is not None, late)
             # What one host cannot save, none has saved: they try again, or give up, together.
             if not failed:

@@ -106,8 +106,21 @@ class Path(gpath.PosixGPath):
         """Args: pattern: of names in this folder."""
         return (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
 
-    def walk(self, **how: Any) -> Iterator[tuple['Path', list[str], list[str]]]:
-        raise NotImplementedError('objects() lists what is below')
+    def walk(
+        self, *, top_down: bool = True, on_error: Callable[[OSError], object] | None = None
+    ) -> Iterator[tuple['Path', list[str], list[str]]]:
+        """Every folder that has anything below it, with its folders and files."""
+        del on_error
+        found: dict[str, tuple[set[str], set[str]]] = {'': (set(), set())}
+        for name in self.objects():
+            above, _, last = name.rpartition('/')
+            found.setdefault(above, (set(), set()))[1].add(last)
+            while above:
+                above, _, last = above.rpartition('/')
+                found.setdefault(above, (set(), set()))[0].add(last)
+        for folder in sorted(found, reverse=not top_down):
+            folders, files = found[folder]
+            yield (self / folder if folder else self), sorted(folders), sorted(files)
 
     def absolute(self) -> 'Path':
         return self
@@ -177,7 +190,13 @@ class Path(gpath.PosixGPath):
         gcs.tried('reading', self, lambda: self._blob.download_to_filename(str(target), **how))
 
     def open(self, mode: str = 'r', **how: Any) -> io.IOBase:
-        """A file in memory, which is written when it is closed."""
+        """A file in memory, which is written when it is closed.
+
+        Raises:
+          ValueError: it is neither read nor written anew: nothing is appended to an object.
+        """
+        if mode.strip('bt') not in ('r', 'w', 'x'):
+            raise ValueError(f'{self}: no object can be opened with mode {mode!r}')
         stream = io.BytesIO(self.read_bytes()) if mode.startswith('r') else _Written(self)
         return stream if 'b' in mode else io.TextIOWrapper(stream, encoding='utf-8')
 

@@ -121,6 +121,8 @@ def end() -> None:
 
 def leave() -> None:
     """Before the process ends at once: what can be copied in a moment, and leases given back."""
+    if scratch.current() is None:
+        return
     ending = threading.Thread(target=_leave, daemon=True)  # storage may not answer
     ending.start()
     ending.join(2 * _LEAVE_SECS)

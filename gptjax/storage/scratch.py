@@ -26,7 +26,7 @@ from gptjax.storage import buckets, files, gcs, leases, retry
 IN_PLACE = 'checkpoints'  # the folder of a workdir that is not copied
 TRANSIENT = re.compile(r'\.partial$|(^|/)\.(lease|lock|writable)[^/]*$')  # stays where it is
 SMALL = 2**26  # bytes of a folder, or of a file, that comes with its workdir
-_LEFT = re.compile(r'(^|/)(tensorboard|profile)/|(^|/)\.(lease|lock|writable)[^/]*$')
+_WRITTEN_ONLY = re.compile(r'(^|/)(tensorboard|profile)/')
 _METAS = re.compile(rf'{IN_PLACE}/\d+/meta\.json$')
 _log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def open_workdir(name: str) -> str:
         with retry.patience(6.0):
             probe.put(b'')
             probe.unlink(missing_ok=True)
-            need(path, SMALL)
+            small(path)
     except FileNotFoundError as e:
         raise errors.InputError(
             f'there is no bucket {buckets.SCHEME}{remote.bucket}; make it, or mend --workdir={name}'
@@ -259,7 +259,7 @@ def _wanted(name: str, own: bool) -> bool:
         return False
     if not own:
         return True
-    if _LEFT.search(name):
+    if TRANSIENT.search(name) or _WRITTEN_ONLY.search(name):
         return False
     if f'/{IN_PLACE}/' in f'/{name}':
         return bool(_METAS.search(name))

@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gptjax.configs import errors
+from gptjax.storage import scratch
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.text import trial
 
@@ -49,7 +50,9 @@ def train(config: Config, texts: Iterable[str]) -> tokenizer_lib.Tokenizer:
     if config.kind == 'bytes':
         return tokenizer_lib.Bytes()
     if config.kind == 'file':
-        return tokenizer_lib.load(config.path)
+        path = scratch.here(config.path)
+        scratch.small(path.parent)  # some kinds are two files, one of them named
+        return tokenizer_lib.load(scratch.small(path))
     texts = _nonempty(texts)
     if config.kind == 'sentencepiece':
         return _train_sentencepiece(texts, config.n_vocab)
