@@ -25,7 +25,7 @@ from gptjax.configs import base, cli, errors
 from gptjax.data import inputs, loader, tokens
 from gptjax.evals import perplexity
 from gptjax.models import heads, kneser_ney, ngram, pretrained
-from gptjax.runtime import checkpoint, listing, program, progress
+from gptjax.runtime import checkpoint, hosts, listing, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import meta as meta_lib
 from gptjax.runtime import results as results_lib
@@ -48,7 +48,7 @@ def main(args: cli.Args) -> None:
         f'model.family is {config.model.family!r}; an n-gram config is wanted, as '
         'experiments/quickstart.py:model=ngram',
     )
-    errors.require(program.is_alone(), 'counting runs on one host; leave out --distributed')
+    errors.require(hosts.is_alone(), 'counting runs on one host; leave out --distributed')
     counting = args.section('ngram', kneser_ney.Config)
     scoring = args.section('evaluate', perplexity.Config)
     with program.only_one(workdir):
@@ -59,7 +59,7 @@ def main(args: cli.Args) -> None:
                 scratch.within(workdir, config.tokenizer.dir),
                 workdir,
             )
-            data = inputs.open_all(*opening, own, program.is_first(), bar.advance)
+            data = inputs.open_all(*opening, own, hosts.is_first(), bar.advance)
         inputs.check_vocabulary(model_config.n_vocab, data.train)
         n_ctx = scoring.n_ctx or model_config.n_ctx
         for token_set in data.held_out.values():

@@ -25,8 +25,8 @@ from gptjax.configs import base, cli, errors
 from gptjax.data import inputs, loader, tokens
 from gptjax.evals import perplexity, report, suite
 from gptjax.models import pretrained, sources, weights
+from gptjax.runtime import hosts, program, progress
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.runtime import program, progress
 from gptjax.sampling import loaded as loaded_lib
 from gptjax.storage import documents, files, scratch
 from gptjax.text import tokenizer as tokenizer_lib
@@ -46,7 +46,7 @@ def _opened(args: cli.Args) -> tuple[weights.Source, pathlib.Path]:
     """The weights, and the workdir, which can be written."""
     source = sources.open(args.config.init_from or args.workdir)
     workdir = pathlib.Path(args.workdir)
-    if program.is_first():
+    if hosts.is_first():
         files.check_writable(workdir)
     return source, workdir
 
@@ -56,7 +56,7 @@ def _suite(args: cli.Args) -> None:
     config = args.section('suite', suite.Config)
     source, workdir = _opened(args)
     mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
-    errors.require(program.is_alone(), 'tasks are scored by one process; leave --distributed out')
+    errors.require(hosts.is_alone(), 'tasks are scored by one process; leave --distributed out')
     others = [scratch.small(scratch.here(other)) for other in config.beside]
     for other in others:
         errors.require(bool(report.read(other)), f'{other} holds no results.jsonl')
@@ -181,7 +181,7 @@ def _held_out(args: cli.Args) -> None:
                 )
             found[label] = {'folder': args.config.data.eval_sets[label], **score.report()}
     written = {'weights': source.said, 'commit': program.commit(), 'sets': found}
-    if program.is_first():
+    if hosts.is_first():
         documents.write(workdir / EVALUATION, written)
     print(f'{"weights":18} {source.said}')
     for one in found.values():

@@ -22,12 +22,13 @@ from gptjax.data import inputs, loader, tokens
 from gptjax.evals import during, perplexity, suite
 from gptjax.models import heads, pretrained, sources, weights
 from gptjax.models.published import beside
-from gptjax.runtime import checkpoint, inventory, program, progress
+from gptjax.runtime import checkpoint, hosts, inventory, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.storage import scratch
 from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.training import loop, losses, optim, parameters
 from gptjax.training import plan as plan_lib
+from gptjax.training import recipe as recipe_lib
 from gptjax.training import run as run_lib
 from gptjax.training import step as step_lib
 
@@ -80,7 +81,7 @@ def main(args: cli.Args) -> None:
                 scratch.within(workdir, config.tokenizer.dir),
                 workdir,
                 workdir / pretrained.TOKENIZER,
-                program.is_first(),
+                hosts.is_first(),
                 bar.advance,
             )
         inputs.check_vocabulary(sections.model.n_vocab, data.train)
@@ -123,7 +124,7 @@ def _train(
         mesh,
         average=options.ema_decay > 0,
     )
-    recipe = run_lib.Recipe(
+    recipe = recipe_lib.Recipe(
         plan=plan,
         target=target,
         options=options,
@@ -142,7 +143,7 @@ def _train(
             return made, ''
         source = sources.open(config.init_from)
         params = _initial(source, sections.model, data.train[0], mesh)
-        if program.is_first():
+        if hosts.is_first():
             beside.keep(workdir / beside.FOLDER, source.beside)
         return step_lib.init_from(params, optimizer, target, options), source.provenance
 

@@ -19,6 +19,7 @@ from gptjax.runtime import checkpoint
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.training import loop, losses, optim, parameters
 from gptjax.training import plan as plan_lib
+from gptjax.training import recipe as recipe_lib
 from gptjax.training import run as run_lib
 from gptjax.training import step as step_lib
 
@@ -99,12 +100,12 @@ def main(args: cli.Args) -> None:
                 _, sums = measure(params, held_out, jax.random.key(0))
                 return {'eval/made/accuracy': float(sums['accuracy'] / sums['weight'])}
 
-            evaluation = run_lib.Evaluation(['eval/made/accuracy'], scores)
+            evaluation = recipe_lib.Evaluation(['eval/made/accuracy'], scores)
             flops = 6.0 * sum(x.size for x in jax.tree.leaves(target.params))
             rates = lambda _, epochs: optim.rate_of(  # noqa: E731
                 optim_, plan_lib.of_epochs(n_train, BATCH, epochs, N_CTX)
             )
-            recipe = run_lib.Recipe(
+            recipe = recipe_lib.Recipe(
                 plan, target, options, evaluation, 'classifier', '', {}, flops, rates
             )
             loop.train(

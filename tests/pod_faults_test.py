@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Storage that fails, and hosts that are killed: a run in a bucket ends as an undisturbed one."""
 
+import concurrent.futures
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -141,7 +143,7 @@ def test_a_run_gives_up_with_a_line(storage, bucket, config_file, monkeypatch):
 
 
 def checkpoint_steps(bucket: buckets.Path) -> list[str]:
-    return sorted(name for name in bucket.objects() if name.endswith('manifest.json'))
+    return sorted(n for n in bucket.objects() if re.match('checkpoints/.*/manifest.json', n))
 
 
 def hosts(count: int, bucket: object, config_file: str, homes: pathlib.Path, *flags: str):
@@ -167,10 +169,13 @@ def hosts(count: int, bucket: object, config_file: str, homes: pathlib.Path, *fl
     return found
 
 
-def ended(processes) -> None:
-    said = [process.communicate()[1] for process in processes]
+def ended(processes, code: int = 0) -> list[str]:
+    """What they said, who all ended with the code."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        said = list(pool.map(lambda process: process.communicate()[1], processes))
     assert not any('Traceback' in each for each in said), said
-    assert all(process.returncode == 0 for process in processes), said
+    assert all(process.returncode == code for process in processes), said
+    return said
 
 
 def losses(place) -> list[float]:
@@ -179,7 +184,20 @@ def losses(place) -> list[float]:
     return [*rows.values(), *scores.values()]
 
 
-def test_two_hosts_share_nothing_but_the_bucket(bucket, config_file, local, tmp_path):
+def test_two_hosts_share_nothing_but_the_bucket(storage, bucket, config_file, local, tmp_path):
+    """One of them is told to stop: both save, and both go on."""
+    running, told = hosts(2, bucket, config_file, tmp_path), []
+
+    def stop(request):
+        if request.method == 'POST' and '/checkpoints/' in request.name and not told:
+            told.append(request)
+            running[1].send_signal(signal.SIGTERM)
+        return emulator.FORWARD
+
+    with storage.failing(stop):
+        said = ended(running, 75)
+    assert all('stopped; run the same command again' in each for each in said), said
+    assert 3 <= int(checkpoint_steps(bucket)[-1].split('/')[-2]) < 8
     ended(hosts(2, bucket, config_file, tmp_path))
     assert losses(bucket) == pytest.approx(losses(local), rel=1e-4)
 

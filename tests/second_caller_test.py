@@ -143,7 +143,7 @@ def test_killed_between_a_save_and_its_evaluation(whole, tmp_path, monkeypatch):
         raise Killed
 
     flags = ('--config.checkpoint.every_steps=7',)
-    monkeypatch.setattr(classifier.run_lib.Evaluation, 'scores', property(lambda self: scores))
+    monkeypatch.setattr(classifier.recipe_lib.Evaluation, 'scores', property(lambda self: scores))
     with pytest.raises(Killed):
         classifier.main(args_of(tmp_path, 'killed', *flags))
     monkeypatch.undo()
@@ -231,14 +231,14 @@ def test_a_mistake_in_an_evaluation_costs_no_step(tmp_path, monkeypatch):
     def scores(state):
         raise errors.InputError('the held-out file went away')
 
-    monkeypatch.setattr(classifier.run_lib.Evaluation, 'scores', property(lambda self: scores))
+    monkeypatch.setattr(classifier.recipe_lib.Evaluation, 'scores', property(lambda self: scores))
     with pytest.raises(errors.InputError, match='went away'):
         classifier.main(args_of(tmp_path, 'run'))
     assert checkpoint.latest(tmp_path / 'run')[1]['step'] == 7
 
 
 def test_a_missing_score_is_missing(tmp_path, monkeypatch):
-    evaluation = classifier.run_lib.Evaluation
+    evaluation = classifier.recipe_lib.Evaluation
     monkeypatch.setattr(
         classifier.run_lib,
         'Evaluation',
@@ -254,7 +254,7 @@ def test_a_missing_score_is_missing(tmp_path, monkeypatch):
 
 def test_what_a_stop_has_cost_is_no_training_time(tmp_path, monkeypatch):
     """The evaluation that is caught up with is not of a step."""
-    plain = classifier.run_lib.Evaluation
+    plain = classifier.recipe_lib.Evaluation
     reached, now = [0], [0.0]
 
     def slow(names, scores):

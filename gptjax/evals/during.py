@@ -15,13 +15,13 @@ from gptjax.data import tokens
 from gptjax.data.labelled import sets
 from gptjax.evals import answers, fewshot, perplexity, suite
 from gptjax.models import heads
+from gptjax.runtime import hosts
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.runtime import program
 from gptjax.runtime import scores as scores_lib
 from gptjax.sampling import decode
 from gptjax.sampling import loaded as loaded_lib
 from gptjax.text import tokenizer as tokenizer_lib
-from gptjax.training import parameters, run
+from gptjax.training import parameters, recipe
 from gptjax.training import step as step_lib
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def evaluation(
     tasks: 'Tasks',
     mesh: mesh_lib.Mesh,
     average: bool,
-) -> run.Evaluation:
+) -> recipe.Evaluation:
     """How a run is scored.
 
     Args:
@@ -62,7 +62,7 @@ def evaluation(
 
     names = [name for label in held_out for name in perplexity.names(label, config)] + tasks.names
     names += [_of_average(name) for name in names if average]
-    return run.Evaluation(names, scores, perplexity.notes(held_out, config))
+    return recipe.Evaluation(names, scores, perplexity.notes(held_out, config))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def tasks(
     if not config.tasks:
         return Tasks([], lambda params: {})
     errors.require(
-        program.is_alone(), 'suite.tasks during training are for one process; leave them out'
+        hosts.is_alone(), 'suite.tasks during training are for one process; leave them out'
     )
     config = dataclasses.replace(config, clean_against='')
     tokenizer = tokenizer_lib.load(tokenizer_dir)

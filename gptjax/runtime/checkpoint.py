@@ -11,7 +11,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
-import functools
 import json
 import logging
 import math
@@ -23,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from gptjax.configs import errors, upgrade
-from gptjax.runtime import arrays, listing, manifest, program
+from gptjax.runtime import arrays, hosts, listing, manifest
 from gptjax.runtime import meta as meta_lib
 from gptjax.runtime import scores as scores_lib
 from gptjax.storage import buckets, files, leases, mirror, retry
@@ -117,7 +116,9 @@ class Checkpoints:
                 self._begin(target, items, meta)
         except Exception as e:
             error = e
-        if program.agreed(error is not None)[0]:  # else the others would wait for this host
+        if hosts.agreed(error is not None, what=f'saving step {step}')[
+            0
+        ]:  # else the others would wait for this host
             error = error or OSError('another host cannot write there')
             if isinstance(error, SaveError | leases.Lost):
                 raise error
@@ -159,7 +160,7 @@ class Checkpoints:
             better = self._rule.worth(scores) > before
         except OSError as e:
             _log.warning('whether this is the best checkpoint so far is not known: %s', e)
-        return bool(program.first_says(better))
+        return bool(hosts.first_says(better))
 
     def scored(self, step: int, scores: Mapping[str, float]) -> None:
         """Keeps what a checkpoint scored, which may still be being saved."""
@@ -253,16 +254,16 @@ def latest(
     (listing.check if put_aside else listing.warn)(workdir)
     folder = listing.of(workdir)
     steps = [int(p.name) for p in listing.candidates(folder) if int(p.name) <= until_step]
-    number, damaged = program.first_says(len(steps)), []
+    number, damaged = hosts.first_says(len(steps), f'the checkpoints in {folder}'), []
     for place in range(number - 1, -1, -1):
-        step = program.first_says(steps[place] if place < len(steps) else -1)
+        step = hosts.first_says(steps[place] if place < len(steps) else -1)
         checkpoint = listing.at(folder, step)
         damage, meta = _verified(checkpoint)
-        if not program.agreed(bool(damage))[0]:
+        if not hosts.agreed(bool(damage), what=f'verifying {checkpoint}')[0]:
             for one, why in damaged:
                 _log.warning('checkpoint %s is damaged (%s)%s', one, why, _aside(one, put_aside))
             return checkpoint, meta
-        if program.agreed(listing.is_removed(checkpoint))[0]:
+        if hosts.agreed(listing.is_removed(checkpoint))[0]:
             return latest(workdir, put_aside, until_step)
         damaged.append((checkpoint, damage or 'says another host'))
     if number:
@@ -303,7 +304,7 @@ def at_step(workdir: str | pathlib.Path, step: int) -> tuple[buckets.Anywhere, d
     if not is_there(checkpoint):
         raise errors.InputError(f'{workdir} has no checkpoint of step {step}')
     damage, meta = _verified(checkpoint)
-    if program.agreed(bool(damage))[0]:
+    if hosts.agreed(bool(damage), what=f'verifying {checkpoint}')[0]:
         raise errors.InputError(f'checkpoint {checkpoint} is damaged ({damage}); use another one')
     return checkpoint, meta
 
@@ -381,11 +382,15 @@ def restore(
         }
         items[item] = {n: tree for n, tree in items[item].items() if n not in absent}
     meta_lib.check(checkpoint, meta['shapes'], meta_lib.shapes(items), tuple(items))
-    try:
-        read = functools.partial(arrays.restore, checkpoint / 'state', items)
-        restored = retry.call('reading the checkpoint', read)
-    except Exception as e:
-        if is_there(checkpoint):
-            raise
-        raise errors.InputError(f'{checkpoint} was removed while it was read') from e
+
+    def read() -> Any:
+        try:
+            return arrays.restore(checkpoint / 'state', items)
+        except Exception as e:
+            if is_there(checkpoint):
+                raise
+            raise errors.InputError(f'{checkpoint} was removed while it was read') from e
+
+    restored = retry.call('reading the checkpoint', read)
+    hosts.everybody('', f'reading {checkpoint}')
     return {name: restored[name] for name in items}

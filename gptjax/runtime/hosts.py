@@ -1,94 +1,118 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts of a run say to each other what they run before anything is computed."""
+"""The hosts of a run: which of them this is, and what they decide together.
 
-import collections
+They talk through JAX's coordination service, not through their devices: nothing waits behind a step
+there, and who is missing is known.
+"""
+
+import itertools
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from importlib import metadata
-from typing import Any
-
-import numpy as np
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 from gptjax.configs import errors
-from gptjax.runtime import program
 
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
-_SKEW_SECS = 10.0  # by which clocks may differ unsaid
+LIMIT_SECS = 3600.0  # so long hosts wait for others: storage has been that slow, and recovered
+SAID_SECS = 60.0  # so often it is said who is missing
+_POLL_SECS = 0.001, 0.1  # between two looks, at first and at most
 _log = logging.getLogger(__name__)
+_numbers = itertools.count()
 
 
-def check_same(**facts: Any) -> None:
-    """Compares the commit, the versions of packages, and facts, as JSON, between all hosts.
+@runtime_checkable
+class Board(Protocol):
+    """What hosts write to and read: the client of JAX's coordination service."""
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None: ...
+    def key_value_dir_get(self, key: str) -> Sequence[tuple[str, str]]: ...
+    def key_value_delete(self, key: str) -> None: ...
+
+
+def board() -> Board:
+    """Raises UsageError where the hosts were not joined."""
+    from jax._src import distributed  # jax gives its client out nowhere else
+
+    client = distributed.global_state.client
+    errors.require(
+        client is not None, 'there are several processes: give all of them --distributed'
+    )
+    return client
+
+
+def is_first() -> bool:
+    """Whether this is the first of the hosts of a run: the one that writes files."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def is_alone() -> bool:
+    """Whether this is the only host of a run."""
+    import jax
+
+    return jax.process_count() == 1
+
+
+def everybody(text: str, what: str) -> list[str]:
+    """The text of every host, in their order; each of them calls this at the same place.
+
+    Args:
+      what: they do together, as 'the checkpoint of step 5': said of hosts that do not come.
 
     Raises:
-      InputError: a host differs from most; on every host, with the number of that one.
+      InputError: some have not come for an hour; it names them.
     """
-    if program.is_alone():
-        return
-    mine = {'commit': program.commit(), 'packages': _versions(), **facts}
-    for line in differing([json.loads(said) for said in _everybody(json.dumps(mine))]):
-        raise errors.InputError(f'{line}; give all hosts the same, and start them again')
-    if said := skew([float(said) for said in _everybody(str(time.time()))]):
-        _log.warning('%s', said)
+    import jax
 
-
-def differing(said: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What hosts say differently, a line a thing. Args: said: by each host, in their order."""
-    flat = [_flat(facts) for facts in said]
-    found = []
-    for name in sorted(set().union(*flat)):
-        values = [json.dumps(facts.get(name)) for facts in flat]
-        usual, number = collections.Counter(values).most_common(1)[0]
-        others = [(host, value) for host, value in enumerate(values) if value != usual]
-        if others:
-            host, value = others[0]
-            more = f', as {len(others) - 1} more do' if len(others) > 1 else ''
-            found.append(
-                f'host {host} has {name} = {value[:80]}{more}, where {number} of {len(said)} have '
-                f'{usual[:80]}'
-            )
+    if is_alone():
+        return [text]
+    number, mine, service = next(_numbers), jax.process_index(), board()
+    service.key_value_set(f'gptjax/said/{number}/{mine}', text)
+    found = awaited(service, f'gptjax/said/{number}/', jax.process_count(), what)
+    if number:  # whoever has said this has read all that was said before
+        service.key_value_delete(f'gptjax/said/{number - 1}/{mine}')
     return found
 
 
-def skew(times: Sequence[float]) -> str:
-    """What is to be said of clocks that differ; '' = nothing."""
-    middle = float(np.median(times))
-    host = int(np.argmax(np.abs(np.array(times) - middle)))
-    if abs(times[host] - middle) <= _SKEW_SECS:
-        return ''
-    return f'the clock of host {host} is {times[host] - middle:+.0f} s off those of most hosts'
+def awaited(service: Board, folder: str, count: int, what: str) -> list[str]:
+    """What `count` hosts write into a folder of the board, in their order. As everybody()."""
+    begun = said = time.monotonic()
+    wait, most = _POLL_SECS
+    while True:
+        found = {
+            int(key.rpartition('/')[2]): text for key, text in service.key_value_dir_get(folder)
+        }
+        if len(found) == count:
+            return [found[number] for number in range(count)]
+        now = time.monotonic()
+        if now - said >= SAID_SECS:
+            said = now
+            missing = named(set(range(count)) - set(found))
+            line = f'{missing} of {count} is waited for since {now - begun:.0f} s: {what}'
+            _log.warning('%s', line)
+            if now - begun >= LIMIT_SECS:
+                raise errors.InputError(
+                    f'{line}. Look at what it does, and run the same command again on all'
+                )
+        time.sleep(wait)
+        wait = min(1.5 * wait, most)
 
 
-def _everybody(text: str) -> list[str]:
-    """The text of every host, in their order."""
-    from jax.experimental import multihost_utils
-
-    mine = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([len(mine)]))
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: len(mine)] = mine
-    gathered = np.asarray(multihost_utils.process_allgather(padded), np.uint8)
-    sizes = sizes.ravel().tolist()
-    return [row[:size].tobytes().decode() for row, size in zip(gathered, sizes, strict=True)]
+def named(numbers: Iterable[int]) -> str:
+    """Hosts by their numbers, as 'host 3' and 'host 1, 2, 5 and 9 more'."""
+    found = sorted(numbers)
+    more = f' and {len(found) - 8} more' if len(found) > 8 else ''
+    return f'host {", ".join(map(str, found[:8]))}{more}'
 
 
-def _flat(said: Mapping[str, Any], above: str = '') -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in said.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f'{above}{name}.')
-        else:
-            found[above + name] = value
-    return found
+def first_says(number: int, what: str = 'the decision of the first host') -> int:
+    """The first host's number, on every host."""
+    return int(everybody(str(int(number)), what)[0])
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = 'none'
-    return found
+def agreed(*decisions: bool, what: str = 'a decision of all hosts') -> tuple[bool, ...]:
+    """Each decision, true where it is on any host: what one host does alone, others wait for."""
+    said = everybody(json.dumps([bool(decision) for decision in decisions]), what)
+    return tuple(any(on) for on in zip(*map(json.loads, said), strict=True))

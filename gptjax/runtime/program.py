@@ -22,18 +22,17 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 from gptjax.configs import base, cli, errors
 from gptjax.configs import help as help_lib
-from gptjax.runtime import progress, signals, streams
+from gptjax.runtime import hosts, joining, peers, progress, signals, streams
 from gptjax.storage import files, leases, mirror, scratch, unfinished
 
 _log = logging.getLogger(__name__)
 
 FAILED, WRONG_USAGE, PREEMPTED, CLOSED = 1, 2, signals.STOPPED, 141
-_HEARTBEAT_SECS = 60  # after which a lost host ends the others, which would wait for ever
+_JOIN_SECS = 300.0
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
@@ -48,6 +47,10 @@ class Preempted(BaseException):
 
 class _Profile:
     requested = False
+
+
+class _Said:
+    why = ''  # the program ended with an error
 
 
 stop_requested = signals.stop_requested
@@ -84,6 +87,10 @@ def run(
         code = _exit_code(lambda: _main(main, reads, told, default_config, uses_jax))
     streams.settle()
     signals.ended(code)
+    agreed = code in (0, PREEMPTED)
+    peers.here().end(0 if agreed else code, _Said.why)
+    if not agreed and not signals.is_alone():
+        signals.leave(code, '')  # at once: JAX waits at the end for hosts that wait for this one
     sys.exit(code)
 
 
@@ -112,8 +119,11 @@ def _main(
         _log.info('config: %s', args.path)
     if uses_jax:
         set_up_jax(args.flags)
-    with mirror.mirroring(not uses_jax or is_first()):
-        main(args)
+    with mirror.mirroring(not uses_jax or hosts.is_first()):
+        try:
+            main(args)
+        finally:
+            peers.here().ending()
 
 
 def _exit_code(work: Callable[[], None]) -> int:
@@ -123,7 +133,7 @@ def _exit_code(work: Callable[[], None]) -> int:
         sys.stdout.flush()
         return _stopped(said=False) if stop_requested() else 0
     except errors.InputError as e:
-        streams.say(f'error: {e}')
+        _say(f'error: {e}')
         return WRONG_USAGE if isinstance(e, errors.UsageError) else FAILED
     except OSError as e:
         if isinstance(e, BrokenPipeError) and not streams.is_read():
@@ -131,16 +141,22 @@ def _exit_code(work: Callable[[], None]) -> int:
             return CLOSED
         if e.errno == errno.ENOSPC:
             streams.silence()
-        streams.say(f'error: {e}')
+        _say(f'error: {e}')
         return FAILED
     except Preempted as e:
         return _stopped(e.said)
     except Exception as e:
         if isinstance(e, MemoryError) or 'RESOURCE_EXHAUSTED' in str(e):
-            streams.say(f'error: out of memory: {str(e)[:200]}; lower batches, texts or sizes')
+            _say(f'error: out of memory: {str(e)[:200]}; lower batches, texts or sizes')
         else:
-            streams.say(f'error: {type(e).__name__}: {e}; {_traced(e)}')
+            _say(f'error: {type(e).__name__}: {e}; {_traced(e)}')
         return FAILED
+
+
+def _say(why: str) -> None:
+    """Says what a program ends with, to other hosts as well."""
+    streams.say(why)
+    _Said.why = streams.one_line(why)[:2000]
 
 
 def _traced(error: Exception) -> str:
@@ -179,6 +195,13 @@ def _define(
         )
         flags.DEFINE_integer('processes', 0, 'How many there are, with it.', flag_values=values)
         flags.DEFINE_integer('process', 0, 'Which of them this is.', flag_values=values)
+        flags.DEFINE_float(
+            'join_timeout',
+            _JOIN_SECS,
+            'Seconds that hosts wait for each other; who did not come is named.',
+            lower_bound=1.0,
+            flag_values=values,
+        )
 
 
 def set_up_logging() -> None:
@@ -224,17 +247,7 @@ def set_up_jax(given: flags.FlagValues) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
     if given.distributed or given.coordinator:
-        where = (given.coordinator, given.processes, given.process) if given.coordinator else ()
-        try:
-            jax.distributed.initialize(*where, heartbeat_timeout_seconds=_HEARTBEAT_SECS)
-        except (ValueError, RuntimeError) as e:
-            raise errors.UsageError(
-                f'--distributed could not join other hosts: {e} It finds them by itself on TPU '
-                'VMs, under Slurm and under Open MPI; elsewhere give --coordinator=<host>:<port>, '
-                '--processes and --process'
-            ) from e
-        signals.several_hosts()
-        signals.install()  # the connection takes SIGTERM for itself
+        joining.join(given.coordinator, given.processes, given.process, given.join_timeout)
 
 
 def _compiled() -> pathlib.Path:
@@ -268,41 +281,6 @@ def profile_requested() -> bool:
     """Whether SIGUSR1 has arrived since this was last asked."""
     requested, _Profile.requested = _Profile.requested, False
     return requested
-
-
-def is_first() -> bool:
-    """Whether this is the first of the hosts of a run: the one that writes files."""
-    import jax
-
-    return jax.process_index() == 0
-
-
-def is_alone() -> bool:
-    """Whether this is the only host of a run."""
-    import jax
-
-    return jax.process_count() == 1
-
-
-def first_says(number: int) -> int:
-    """The first host's number, on every host."""
-    import jax
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.broadcast_one_to_all(np.int64(number)))
-
-
-def agreed(*decisions: bool) -> tuple[bool, ...]:
-    """Each decision, true where it is on any host: what one host does alone, others wait for."""
-    import jax
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() == 1:
-        return decisions
-    everywhere = multihost_utils.process_allgather(np.array(decisions))
-    return tuple(bool(on) for on in everywhere.any(axis=0))
 
 
 @functools.cache
@@ -339,8 +317,8 @@ def only_one(workdir: pathlib.Path, whole: bool = True) -> Iterator[None]:
       InputError: another process holds it for longer than a stop with saving takes, or it is
         unfinished.
     """
-    if 'jax' in sys.modules and not is_first():
-        if not first_says(0):
+    if 'jax' in sys.modules and not hosts.is_first():
+        if not hosts.first_says(0, f'holding {workdir}'):
             raise errors.InputError(f'the first host does not hold {workdir}; see its log')
         scratch.refresh(workdir)
         yield
@@ -352,7 +330,7 @@ def only_one(workdir: pathlib.Path, whole: bool = True) -> Iterator[None]:
             holds = True
         finally:
             if 'jax' in sys.modules:
-                first_says(holds)  # the others wait for this
+                hosts.first_says(holds, f'holding {workdir}')  # the others wait for this
         scratch.refresh(workdir)
         if whole:
             unfinished.refuse(workdir)

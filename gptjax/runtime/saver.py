@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from gptjax.configs import errors
-from gptjax.runtime import checkpoint, program
+from gptjax.runtime import checkpoint, hosts, program
 from gptjax.storage import leases
 
 FIRST_SECS, _LONGEST_SECS = 5.0, 600.0
@@ -29,7 +29,7 @@ class Saver:
 
     def save(self, step: int, items: dict[str, Any], meta: dict) -> None:
         """Starts a save; where it, or the one before, fails, warns and goes on."""
-        if program.agreed(not self._checkpoints.ended(_SLOW_SECS))[0]:
+        if hosts.agreed(not self._checkpoints.ended(_SLOW_SECS), what=f'saving step {step}')[0]:
             self._later('the save before is still under way: storage is slow')
             return
         self._look()
@@ -67,7 +67,7 @@ class Saver:
             soon = stopping or program.stop_requested()
             late = time.monotonic() + wait - begun > (INSIST_SECS if soon else long)
             late = late or isinstance(error, leases.Lost)
-            failed, late = program.agreed(error is not None, late)
+            failed, late = hosts.agreed(error is not None, late, what=f'saving step {step}')
             # What one host cannot save, none has saved: they try again, or give up, together.
             if not failed:
                 return

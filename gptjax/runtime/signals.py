@@ -131,12 +131,18 @@ def ended(code: int) -> None:
     _State.code = code
 
 
+def code() -> int | None:
+    """What the process ends with; None while it goes on."""
+    return _State.code
+
+
 def leave(code: int, line: str = LINE) -> None:
     """Ends the process and its children now, with a line on standard error.
 
     No destructor runs: beside the threads of XLA, they crash.
     """
     _State.leaving.acquire()
+    _State.code = code
     flushing = threading.Thread(target=_flush, daemon=True)  # whose lock another may hold
     with contextlib.suppress(RuntimeError):
         flushing.start()

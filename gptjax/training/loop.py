@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from gptjax.configs import errors
+from gptjax.training import recipe as recipe_lib
 from gptjax.training import run as run_lib
 from gptjax.training import step as step_lib
 
@@ -16,7 +17,7 @@ TrainStep = Callable[[step_lib.State, Batch], tuple[step_lib.State, dict[str, ja
 
 def train(
     run: run_lib.Run,
-    recipe: run_lib.Recipe,
+    recipe: recipe_lib.Recipe,
     fresh: Callable[[], tuple[step_lib.State, str]],
     batches: Callable[[int], Iterator[Batch]],
     train_step: TrainStep,

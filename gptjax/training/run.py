@@ -16,22 +16,32 @@ import logging
 import math
 import pathlib
 import time
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import ml_collections
 
 from gptjax.configs import base, errors
-from gptjax.runtime import checkpoint, clock, hang, inventory, metrics, program, progress, saver
-from gptjax.runtime import hosts as hosts_lib
+from gptjax.runtime import (
+    alike,
+    checkpoint,
+    clock,
+    hang,
+    hosts,
+    inventory,
+    metrics,
+    peers,
+    program,
+    progress,
+    saver,
+)
 from gptjax.runtime import meta as meta_lib
 from gptjax.runtime import results as results_lib
 from gptjax.runtime import signals as signals_lib
 from gptjax.storage import documents, files
 from gptjax.training import claim
-from gptjax.training import plan as plan_lib
 from gptjax.training import reader as reader_lib
+from gptjax.training import recipe as recipe_lib
 from gptjax.training import step as step_lib
 
 Spike = reader_lib.Spike
@@ -72,37 +82,6 @@ class Config:
         )
 
 
-class Evaluation(NamedTuple):
-    """How a state is scored: the names of the scores there will be, and the scores.
-
-    A score that is None is missing. notes: what must stand beside scores, by what is scored.
-    """
-
-    names: Sequence[str]
-    scores: Callable[[step_lib.State], Mapping[str, float | None]]
-    notes: Mapping[str, str] = types.MappingProxyType({})
-
-
-class Recipe(NamedTuple):
-    """What a run is made by.
-
-    plan: which examples the steps read. target: of step.abstract(). options: of its steps.
-    evaluation: how its states are scored. head: of models.heads.HEADS. tokenizer: its fingerprint.
-    data: what must be the same whenever the run goes on. flops_per_token: of training. rate_of: the
-    learning rates of a run of another length.
-    """
-
-    plan: plan_lib.Plan
-    target: step_lib.State
-    options: step_lib.Options
-    evaluation: Evaluation
-    head: str
-    tokenizer: str
-    data: Mapping[str, Any]
-    flops_per_token: float
-    rate_of: claim.RateOf
-
-
 class Run:
     """A run in its workdir: from its newest checkpoint, or a beginning, to its end."""
 
@@ -134,7 +113,7 @@ class Run:
             self._open.close()
 
     def begin(
-        self, recipe: Recipe, fresh: Callable[[], tuple[step_lib.State, str]]
+        self, recipe: recipe_lib.Recipe, fresh: Callable[[], tuple[step_lib.State, str]]
     ) -> step_lib.State | None:
         """The state to train from: of the newest whole checkpoint, else fresh().
 
@@ -151,14 +130,14 @@ class Run:
         self._open.close()
         self._recipe, self._plan = recipe, recipe.plan
         self._check_best()
-        hosts_lib.check_same(config=self._said, data=dict(recipe.data))
+        alike.check_same(config=self._said, data=dict(recipe.data))
         found = checkpoint.latest(self._workdir, until_step=self._limit)
         self._claim(found[1] if found else None)
-        whole = program.first_says(results_lib.is_whole(self._workdir))
+        whole = hosts.first_says(results_lib.is_whole(self._workdir))
         if found and found[1]['step'] >= self.total_steps and whole:
             _log.info('training in %s is done already', self._workdir)
             return None
-        if not self._spikes and program.is_first():
+        if not self._spikes and hosts.is_first():
             (self._workdir / results_lib.NAME).unlink(missing_ok=True)  # of a shorter run
             params = step_lib.items(recipe.target)['params']
             frozen = recipe.options.frozen
@@ -213,11 +192,11 @@ class Run:
         signals_lib.unsaved(_UNSAVED)
         self._bar.advance(tokens, note)
         last = step == self._plan.total_steps
-        due = self._save_due(step) or self._saver.due() or step in self._kept.keep_steps
-        stop, saving, over = program.agreed(program.stop_requested(), due, self._saver.over())
-        self._saver.end_if(over)
+        happens = self._happens(step)
+        self._saver.end_if('end' in happens)
+        stop = 'stop' in happens
         evaluating = (last or self._eval_due(step)) and not stop
-        saving = saving or stop or last
+        saving = 'save' in happens or stop or last
         if saving or evaluating:
             self._reader.read()
             self._clock.pause()
@@ -248,14 +227,14 @@ class Run:
         self._open.close()  # a save under way ends, and counts
         wanted = spike.step - self._train.rollback_steps
         kept = self._kept.keep
-        step = program.first_says(checkpoint.step_before(self._workdir, wanted, kept))
+        step = hosts.first_says(checkpoint.step_before(self._workdir, wanted, kept))
         self._plan.skip(step, spike.step)
         _log.warning('%s: going back to step %d, without the batches since', spike, step)
         closing = self._checkpointing()
         closing.drop_after(step)
         closing.close()
-        self._limit = program.first_says(step)  # not before they are dropped
-        if program.agreed(program.stop_requested())[0]:
+        self._limit = hosts.first_says(step)  # not before they are dropped
+        if hosts.agreed(program.stop_requested())[0]:
             raise program.Preempted  # the spike came in the step that was to be the last
 
     def finish(self, state: step_lib.State) -> dict[str, Any]:
@@ -270,10 +249,24 @@ class Run:
             results['notes'] = dict(self._recipe.evaluation.notes)
         if self._provenance:
             results['initialised_from'] = self._provenance
-        if program.is_first():
+        if hosts.is_first():
             results_lib.write(self._workdir, results)
         _log.info('done in %.0f s: %s', time.monotonic() - self._began, json.dumps(results))
         return results
+
+    def _happens(self, step: int) -> set[str]:
+        """What happens after a step on every host, of what any wishes: 'save', 'stop', 'end'."""
+        due = hosts.is_first() and self._secs_due(step)
+        wishes = {
+            'save': due or self._saver.due(),
+            'stop': program.stop_requested(),
+            'end': self._saver.over(),
+        }
+        for what, wished in wishes.items():
+            if wished:
+                peers.here().want(what)
+        always = self._steps_due(step) or step in self._kept.keep_steps
+        return peers.here().after(step) | ({'save'} if always else set())
 
     def _claim(self, meta: Mapping[str, Any] | None) -> None:
         """Makes the workdir this run's. Raises InputError where it holds another."""
@@ -284,7 +277,7 @@ class Run:
             claim.check(self._workdir, meta, config, self._reads, self._recipe.data, may_differ)
             if not self._spikes:
                 self._plan.restore(meta['step'], meta['data'])
-        if program.is_first():
+        if hosts.is_first():
             documents.write(self._workdir / base.OF_RUN, self._said)
 
     def _prepare(self, step: int, meta: Mapping[str, Any]) -> None:
@@ -302,10 +295,12 @@ class Run:
             for name, value in row.items()
             if name in self._recipe.evaluation.names
         }
-        self._save_due = clock.Due(self._kept.every_steps, self._kept.every_secs)
+        peers.here().begin(step)
+        self._steps_due = clock.Due(self._kept.every_steps)
+        self._secs_due = clock.Due(0, self._kept.every_secs)
         self._eval_due = clock.Due(train.eval_every_steps)
         self._writer = metrics.Silent()
-        if program.is_first():
+        if hosts.is_first():
             self._writer = metrics.Writer(self._workdir, step, flops, train.wandb_project)
         self._open.callback(self._writer.close)
         self._checkpoints = self._checkpointing()
@@ -337,14 +332,14 @@ class Run:
         """Makes the evaluation that a stop behind its checkpoint has cost."""
         step = int(state.step)
         due = step == self._plan.total_steps or self._eval_due(step)
-        if program.first_says(bool(self._scores)):
+        if hosts.first_says(bool(self._scores)):
             self._checkpoints.scored(step, self._scores)
         elif step and due and self._recipe.evaluation.names:
             self._evaluate(step, state, saved=True)
 
     def _save(self, step: int, state: step_lib.State, wait: bool, stopping: bool = False) -> None:
         self._writer.flush()
-        self._save_due.done()
+        self._secs_due.done()
         meta = meta_lib.of(
             self._config,
             self._recipe.head,
@@ -365,7 +360,7 @@ class Run:
         try:
             found = self._recipe.evaluation.scores(state)
         except Exception:
-            if not saved and program.is_alone():  # hosts save together, and the others do not fail
+            if not saved and hosts.is_alone():  # hosts save together, and the others do not fail
                 self._save(step, state, wait=True)
             raise
         self._scores = {name: value for name, value in found.items() if value is not None}
