@@ -8,11 +8,12 @@ Tasks at zero, one and few shots; PATH is a workdir, a published folder or a .gg
       --config.init_from=PATH --config.data_dir=tasks --workdir=runs/scores
 Any task of EleutherAI's harness (pip install 'gptjax[eval]'), with its own arguments:
   python -m gptjax.evaluate harness --model_args pretrained=PATH --tasks lambada_openai,piqa
-TPU VM, one host; batches are spread over --config.mesh.data devices:
+TPU VM; batches are spread over --config.mesh.data devices (several hosts: --distributed):
   python -m gptjax.evaluate --config=experiments/gpt3/eval_few_shot.py --config.init_from=PATH \
       --config.suite.batch_tokens=65536 --workdir=/data/scores
 """
 
+import json
 import logging
 import math
 import pathlib
@@ -25,7 +26,7 @@ from gptjax.configs import base, cli, errors
 from gptjax.data import inputs, loader, tokens
 from gptjax.evals import perplexity, report, suite
 from gptjax.models import pretrained, sources, weights
-from gptjax.runtime import hosts, program, progress
+from gptjax.runtime import alike, hosts, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.sampling import loaded as loaded_lib
 from gptjax.storage import documents, files, scratch
@@ -56,11 +57,11 @@ def _suite(args: cli.Args) -> None:
     config = args.section('suite', suite.Config)
     source, workdir = _opened(args)
     mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
-    errors.require(hosts.is_alone(), 'tasks are scored by one process; leave --distributed out')
     others = [scratch.small(scratch.here(other)) for other in config.beside]
     for other in others:
         errors.require(bool(report.read(other)), f'{other} holds no results.jsonl')
     jobs, absent = _at_hand(config, args.config.data_dir)
+    alike.check_same(config=json.loads(args.config.to_json()), tasks=[job.label for job in jobs])
     with mesh.scope(), program.only_one(workdir):  # items are kept as they are scored
         with progress.Progress('read', None, ' parameters') as bar:
             loaded = loaded_lib.load(source, mesh=mesh, progress=bar.advance, raw=True)
@@ -83,10 +84,13 @@ def _suite(args: cli.Args) -> None:
                 bar.close()
             rows += [row | about for row in found]
             _log.info('%s, %d shots: %s', job.name, job.k, _said(found))
-            left = {_named(job): 'not yet' for job in jobs[number:]}
-            report.write(workdir, rows, absent | left, ())
+            if hosts.is_first():
+                left = {_named(job): 'not yet' for job in jobs[number:]}
+                report.write(workdir, rows, absent | left, ())
         if not rows:
             raise errors.InputError('none of the tasks is scored: ' + '; '.join(absent.values()))
+        if not hosts.is_first():
+            return
         comparisons = [c for other in others for c in suite.compared(workdir, other, jobs)]
         beside = [report.read(other) for other in others]
         written = report.write(workdir, rows, absent, comparisons)

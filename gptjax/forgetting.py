@@ -4,9 +4,10 @@
 Laptop, after a quickstart:
   python -m gptjax.forgetting --config=experiments/quickstart.py --workdir=runs/quickstart \
       --run=GPT=runs/quickstart --run=LSTM=runs/quickstart/lstm --run=n-gram=runs/quickstart/ngram
-TPU VM, the same.
+TPU VM, the same; on several hosts with --distributed.
 """
 
+import json
 import logging
 import pathlib
 
@@ -16,11 +17,12 @@ from gptjax.configs import base, cli, errors
 from gptjax.data import inputs, loader
 from gptjax.evals import context, perplexity
 from gptjax.models import ngram, pretrained, sources
-from gptjax.runtime import plots, program, progress
+from gptjax.runtime import alike, hosts, plots, program, progress
+from gptjax.runtime import mesh as mesh_lib
 from gptjax.storage import documents, files
 from gptjax.text import tokenizer as tokenizer_lib
 
-READS = ('data', 'evaluate')
+READS = ('data', 'evaluate', 'mesh')
 RESULTS, PICTURE = 'forgetting.json', 'forgetting.png'
 _log = logging.getLogger('gptjax')
 
@@ -40,7 +42,8 @@ def main(args: cli.Args) -> None:
     runs = dict(run.split('=', 1) if '=' in run else (run, run) for run in args.flags.run)
     errors.require(bool(runs), 'give --run=NAME=PATH; several are allowed')
     workdir = pathlib.Path(args.workdir)
-    files.check_writable(workdir)
+    if hosts.is_first():
+        files.check_writable(workdir)
     config, scoring = args.config, args.section('evaluate', perplexity.Config)
     for field in ('stride', 'max_tokens', 'measures'):
         said = f'evaluate.{field} changes nothing here; leave it out'
@@ -50,7 +53,13 @@ def main(args: cli.Args) -> None:
     errors.require(len(sets) == 1, f'one held-out set is looked at; data.eval_sets has {len(sets)}')
     ((label, held_out),) = sets.items()
     opened = {name: sources.open(path) for name, path in runs.items()}
-    loaded = {name: pretrained.load(source) for name, source in opened.items()}
+    alike.check_same(config=json.loads(config.to_json()), runs=runs)
+    devices = args.section('mesh', mesh_lib.Config)
+    meshes = {name: mesh_lib.of_weights(devices, source) for name, source in opened.items()}
+    loaded = {}
+    for name, source in opened.items():
+        with meshes[name].scope():
+            loaded[name] = pretrained.load(source, shardings=meshes[name].shardings)
     for name, (_, _, tokenizer) in loaded.items():
         if tokenizer is None or tokenizer_lib.fingerprint(tokenizer) != held_out.fingerprint:
             raise errors.InputError(
@@ -67,13 +76,14 @@ def main(args: cli.Args) -> None:
     found: dict[str, dict] = {}
     with progress.Progress('score', None, ' windows') as bar:
         for name, (model, params, _) in loaded.items():
-            loss = context.loss_by_length(model, params, contexts, targets, batch, bar.advance)
-            found[name] = {'weights': opened[name].said, 'nats_by_context_tokens': loss}
-            if not isinstance(model.config, ngram.Config):  # a count has no gradient
-                norms = context.gradient_by_distance(
-                    model, params, contexts, targets, batch, bar.advance
-                )
-                found[name]['gradient_norm_by_distance'] = norms.tolist()
+            rows = meshes[name].rows()
+            asked = (model, params, contexts, targets, batch, bar.advance, rows)
+            with meshes[name].scope():
+                loss = context.loss_by_length(*asked)
+                found[name] = {'weights': opened[name].said, 'nats_by_context_tokens': loss}
+                if not isinstance(model.config, ngram.Config):  # a count has no gradient
+                    norms = context.gradient_by_distance(*asked)
+                    found[name]['gradient_norm_by_distance'] = norms.tolist()
     protocol = (
         f'{len(targets)} held-out targets, evenly spread; the same ones at every length of '
         f'context, up to {n_ctx} tokens; gradient of their log probability by each embedding, '
@@ -81,8 +91,9 @@ def main(args: cli.Args) -> None:
     )
     report = {'set': config.data.eval_sets[label], 'protocol': protocol, 'runs': found}
     report |= {'commit': program.commit()}
-    documents.write(workdir / RESULTS, report)
-    plots.forgetting(found, workdir / PICTURE)
+    if hosts.is_first():
+        documents.write(workdir / RESULTS, report)
+        plots.forgetting(found, workdir / PICTURE)
     for name, values in found.items():
         losses = values['nats_by_context_tokens']
         print(f'{name:10}', ', '.join(f'{k}: {v:.3f}' for k, v in losses.items()))

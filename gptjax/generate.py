@@ -16,6 +16,7 @@ same command goes on:
 TPU VM, the same; the weights are spread over --config.mesh.tensor devices:
   python -m gptjax.generate --config=experiments/gpt2/pretrain.py --workdir=/data/run \
       --prompt="Once upon a time" --config.mesh.tensor=4
+Several hosts, the same with --distributed on each; the first one prints and writes.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import sys
 from typing import Any
@@ -31,8 +33,8 @@ from absl import flags
 
 from gptjax.configs import base, cli, errors
 from gptjax.models import sources, weights
+from gptjax.runtime import alike, hosts, program, progress, signals
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.runtime import program, progress, signals
 from gptjax.sampling import decode, engine, options, router, speculative, texts
 from gptjax.sampling import loaded as loaded_lib
 from gptjax.storage import documents, files, scratch
@@ -72,7 +74,8 @@ def main(args: cli.Args) -> None:
     )
     wanted = _prompts(args)
     source = sources.open(args.config.init_from or args.workdir)
-    files.check_writable(pathlib.Path(args.workdir))
+    if hosts.is_first():
+        files.check_writable(pathlib.Path(args.workdir))
     published = loaded_lib.published(source)
     loaded_lib.resolve(str(source.path), published, args.given('decode'))  # told at once
     mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
@@ -89,6 +92,7 @@ def main(args: cli.Args) -> None:
         for prompt, asked in jobs:
             sender.check(prompt, asked, config, streams)
         fingerprint = _fingerprint(config, source, drafted, wanted, jobs)
+        alike.check_same(command=fingerprint)
         one = program.only_one(pathlib.Path(args.workdir))
         with one, program.graceful_stop(), _Out(args, wanted, jobs, loaded, fingerprint) as out:
             left = jobs[out.done :]
@@ -96,8 +100,6 @@ def main(args: cli.Args) -> None:
             for texts_ in found:
                 out.write(texts_)
                 signals.unsaved('texts that are not whole')
-                if program.stop_requested():
-                    raise program.Preempted
     _log.info('wrote %s', out.path)
 
 
@@ -185,7 +187,7 @@ class _Out:
         self._form, self._stream = args.flags.out, args.flags.stream
         self._wanted, self._jobs, self._tokenizer = wanted, jobs, loaded.tokenizer
         self._fingerprint = fingerprint
-        lines = self._earlier()
+        lines = self._earlier() if hosts.is_first() else []
         self.done = 0
         kept = 0
         for _, asked in jobs:
@@ -197,12 +199,15 @@ class _Out:
             _log.info('%d of %d prompts were done before', self.done, len(jobs))
         for line in lines[:kept]:
             self._print(line)
-        files.replace(self.path, documents.lines(lines[:kept]))
+        if hosts.is_first():
+            files.replace(self.path, documents.lines(lines[:kept]))
+        self.done = hosts.first_says(self.done, 'which prompts are done')
         self._open = contextlib.ExitStack()
         self._bar: progress.Progress | None = None
 
     def __enter__(self) -> '_Out':
-        self._file = self._open.enter_context(files.open_(self.path, 'a'))
+        path = self.path if hosts.is_first() else pathlib.Path(os.devnull)
+        self._file = self._open.enter_context(files.open_(path, 'a'))
         if not self._stream:
             bar = progress.Progress('generate', len(self._jobs), ' prompts', self.done)
             self._bar = self._open.enter_context(bar)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from gptjax.configs import errors
-from gptjax.runtime import hosts, joining, peers, signals
+from gptjax.runtime import by_host, hosts, joining, peers, signals
 
 
 class Board:
@@ -156,6 +156,14 @@ def test_numbers_of_hosts(left):
         host.tell({'wait': number / 10})
     expected = {number: {'wait': number / 10} for number in range(3)}
     assert until(lambda: all(host.told() == expected for host in all_))
+
+
+def test_who_is_slow_is_named():
+    told = {h: {'perf/data_wait': [0.1, 0.7, 0.2][h], 'perf/step_secs_p90': 1.0} for h in range(3)}
+    found = by_host._summary(told)
+    assert (found['hosts/data_wait_max'], found['hosts/data_wait_max_host']) == (0.7, 1)
+    assert found['hosts/data_wait'] == 0.2
+    assert by_host._summary({0: told[0]}) == {}
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import types
 import pytest
 
 from gptjax.runtime import metrics
-from tests import helpers
+from tests import helpers, pods
 
 pytestmark = pytest.mark.slow
 DEVICES = 4
@@ -23,9 +22,7 @@ DEVICES = 4
 def start(
     config, workdir, processes: int, *flags, differing=types.MappingProxyType({})
 ) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = free.getsockname()[1]
+    port = pods.free_port()
     command = [sys.executable, '-m', 'gptjax.train', f'--config={config}', f'--workdir={workdir}']
     command += ['--config.mesh.data=2', '--config.mesh.fsdp=2', *flags]
     command += [f'--coordinator=localhost:{port}', f'--processes={processes}']

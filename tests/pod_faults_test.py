@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Storage that fails, and hosts that are killed: a run in a bucket ends as an undisturbed one."""
 
-import concurrent.futures
 import pathlib
 import random
 import re
 import signal
-import socket
 import subprocess
 import threading
 
@@ -148,10 +146,7 @@ def checkpoint_steps(bucket: buckets.Path) -> list[str]:
 
 def hosts(count: int, bucket: object, config_file: str, homes: pathlib.Path, *flags: str):
     """Processes that share nothing but storage: each has a home and a folder of its own."""
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = free.getsockname()[1]
-    joined = (f'--coordinator=localhost:{port}', f'--processes={count}')
+    joined = (f'--coordinator=localhost:{pods.free_port()}', f'--processes={count}')
     mesh = ('--config.mesh.data=2', '--config.mesh.fsdp=2')
     found = []
     for index in range(count):
@@ -171,8 +166,7 @@ def hosts(count: int, bucket: object, config_file: str, homes: pathlib.Path, *fl
 
 def ended(processes, code: int = 0) -> list[str]:
     """What they said, who all ended with the code."""
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        said = list(pool.map(lambda process: process.communicate()[1], processes))
+    said = [err for _, err in pods.communicated(processes)]
     assert not any('Traceback' in each for each in said), said
     assert all(process.returncode == code for process in processes), said
     return said

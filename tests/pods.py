@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs in buckets, for tests: in this process, or in some of their own."""
 
+import concurrent.futures
 import os
 import pathlib
+import socket
+import subprocess
 import sys
 
 import jax
@@ -59,3 +62,15 @@ def environment(home: pathlib.Path, **more: str) -> dict[str, str]:
         (compiled / 'xla').mkdir(parents=True, exist_ok=True)
         (home / 'gptjax' / 'xla').symlink_to(compiled / 'xla')
     return os.environ | {'XDG_CACHE_HOME': str(home)} | more
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        return free.getsockname()[1]
+
+
+def communicated(running: list[subprocess.Popen]) -> list[tuple[str, str]]:
+    """What all processes printed and said, read side by side: a full pipe stops none of them."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda process: process.communicate(), running))

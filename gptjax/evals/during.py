@@ -10,12 +10,11 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gptjax.configs import errors
 from gptjax.data import tokens
 from gptjax.data.labelled import sets
 from gptjax.evals import answers, fewshot, perplexity, suite
 from gptjax.models import heads
-from gptjax.runtime import hosts
+from gptjax.runtime import alike
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import scores as scores_lib
 from gptjax.sampling import decode
@@ -92,13 +91,11 @@ def tasks(
       multiple: of rows in a batch; the mesh's data x fsdp.
 
     Raises:
-      InputError: data is damaged. UsageError: suite.n_ctx is beyond the model's, several processes.
+      InputError: data is damaged, or hosts have not the same. UsageError: suite.n_ctx is beyond the
+        model's.
     """
     if not config.tasks:
         return Tasks([], lambda params: {})
-    errors.require(
-        hosts.is_alone(), 'suite.tasks during training are for one process; leave them out'
-    )
     config = dataclasses.replace(config, clean_against='')
     tokenizer = tokenizer_lib.load(tokenizer_dir)
     decoder = decode.Decoder(model, min(model.config.n_vocab, tokenizer.n_vocab))
@@ -127,6 +124,7 @@ def tasks(
             for row in suite.over_seeds(rows)
         }
 
+    alike.check_same(tasks={job.label: suite.digest(found.prompts) for job, found in ready})
     names = [name for job, _ in ready for name in suite.names(job)]
     return Tasks(list(dict.fromkeys(names)), scores)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Items of a suite on disk, one a line as they are scored, so that it goes on in the middle."""
 
+import json
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 from gptjax.configs import errors
 from gptjax.evals import fewshot
+from gptjax.runtime import hosts
 from gptjax.storage import documents, files, scratch
 
 Row = dict[str, Any]
@@ -20,10 +22,16 @@ class Items:
     def __init__(
         self, path: pathlib.Path | None, header: Row, also: Callable[[Row], Row] = dict
     ) -> None:
-        """Args: also: makes the row that is kept of a row."""
+        """Args: also: makes the row that is kept of a row. The first of several hosts keeps."""
         self.path, self.rows, self._file, self._also = path, [], None, also
         if path is None:
             return
+        if hosts.is_first():
+            self._open(path, header)
+        said = hosts.first_text(json.dumps(self.rows), f'the items of {path}')
+        self.rows = json.loads(said)
+
+    def _open(self, path: pathlib.Path, header: Row) -> None:
         scratch.need(path)
         if path.exists():
             old, self.rows = read(path)
@@ -33,7 +41,7 @@ class Items:
                     f'{path} holds items of another {", ".join(differing)}; use another --workdir, '
                     'or remove that file'
                 )
-        self.rows = [also(row) for row in self.rows]
+        self.rows = [self._also(row) for row in self.rows]
         path.parent.mkdir(parents=True, exist_ok=True)
         files.replace(path, documents.lines([header, *self.rows]))
         self._file = files.open_(path, 'a')

@@ -189,7 +189,7 @@ def run(
         'limit': config.limit,
         'n_ctx': respondent.n_ctx,
         'stride': config.stride,
-        'prompts': _digest(asked.prompts),
+        'prompts': digest(asked.prompts),
     }
     units = respondent.units(job.task, asked.prompts)
     also = kept_lib.with_texts(job.task, asked.prompts) if config.keep_texts else dict
@@ -368,7 +368,8 @@ def compared(ours: pathlib.Path, theirs: pathlib.Path, tasks: Sequence[Job]) -> 
         }
 
 
-def _digest(prompts: Sequence[fewshot.Prompt]) -> str:
+def digest(prompts: Sequence[fewshot.Prompt]) -> str:
+    """Equal where the same is asked."""
     digest = hashlib.sha256()
     for prompt in prompts:
         item = prompt.item  # a field added later changes nothing while it has its default

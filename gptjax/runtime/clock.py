@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time goes: tokens/s, time left, model FLOP/s, waiting for data, goodput, profiles."""
+"""Where the time goes: tokens/s, time left, model FLOP/s, waiting for data, goodput."""
 
 import logging
-import pathlib
 import threading
 import time
 
@@ -106,6 +105,7 @@ class Clock:
             'perf/total_secs': total['total_secs'],
             'perf/goodput': total['train_secs'] / max(total['total_secs'], 1e-9),
             'perf/eta_secs': tokens_left / speed if speed else float('inf'),
+            **_memory(),
         }
         peak = _PEAK_FLOPS.get(jax.devices()[0].device_kind)
         if peak:
@@ -130,6 +130,16 @@ class Clock:
             'perf/step_secs_p90': float(high),
             'perf/step_secs_max': float(longest),
         }
+
+
+def _memory() -> dict[str, float]:
+    """The most memory that one of this host's devices has used, and which; of those that say."""
+    used = {d.id: (d.memory_stats() or {}).get('peak_bytes_in_use') for d in jax.local_devices()}
+    known = {device: peak for device, peak in used.items() if peak}
+    if not known:
+        return {}
+    device = max(known, key=known.__getitem__)
+    return {'perf/memory_peak_bytes': known[device], 'perf/memory_peak_device': device}
 
 
 class Watchdog:
@@ -160,39 +170,6 @@ class Watchdog:
             elif waited >= said:
                 said *= 2
                 _log.warning('waiting for %.0f s for %s', waited, self._what)
-
-
-class Profiler:
-    """Writes a profile of a few steps to WORKDIR/profile, at a given step or when asked."""
-
-    def __init__(self, workdir: pathlib.Path, at_step: int, steps: int) -> None:
-        """Args: at_step: the first step; 0 = only when asked."""
-        self._folder, self._at, self._steps = workdir / 'profile', at_step, steps
-        self._stop_at = -1
-
-    def before(self, step: int, asked: bool) -> None:
-        """Called before every step; `asked` starts a profile now."""
-        if self._stop_at < 0 and (asked or (self._at and step == self._at)):
-            try:
-                jax.profiler.start_trace(str(self._folder))
-            except Exception as e:  # never worth a run
-                _log.warning('could not begin a profile: %s', e)
-                return
-            self._stop_at = step + self._steps
-            _log.info('profiling steps %d to %d', step, self._stop_at - 1)
-        elif step == self._stop_at:
-            self.close()
-
-    def close(self) -> None:
-        """Ends the profile under way, if there is one."""
-        if self._stop_at >= 0:
-            self._stop_at = -1
-            try:
-                jax.profiler.stop_trace()
-            except Exception as e:
-                _log.warning('could not write the profile: %s', e)
-                return
-            _log.info('profile in %s; look at it with TensorBoard or xprof', self._folder)
 
 
 class Due:

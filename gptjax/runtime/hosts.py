@@ -16,6 +16,7 @@ from gptjax.configs import errors
 
 LIMIT_SECS = 3600.0  # so long hosts wait for others: storage has been that slow, and recovered
 SAID_SECS = 60.0  # so often it is said who is missing
+_PART = 2**18  # letters of a long text that are sent at once
 _POLL_SECS = 0.001, 0.1  # between two looks, at first and at most
 _log = logging.getLogger(__name__)
 _numbers = itertools.count()
@@ -110,6 +111,18 @@ def named(numbers: Iterable[int]) -> str:
 def first_says(number: int, what: str = 'the decision of the first host') -> int:
     """The first host's number, on every host."""
     return int(everybody(str(int(number)), what)[0])
+
+
+def first_text(text: str, what: str) -> str:
+    """The first host's text, on every host, however long it is."""
+    if is_alone():
+        return text
+    size = first_says(len(text), what)
+    parts = [
+        everybody(text[start : start + _PART] if is_first() else '', what)[0]
+        for start in range(0, size, _PART)
+    ]
+    return ''.join(parts)
 
 
 def agreed(*decisions: bool, what: str = 'a decision of all hosts') -> tuple[bool, ...]:

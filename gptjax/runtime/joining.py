@@ -14,7 +14,7 @@ import time
 from typing import NamedTuple
 
 from gptjax.configs import errors
-from gptjax.runtime import hosts, peers, signals
+from gptjax.runtime import hosts, peers, signals, streams
 
 _HEARTBEAT_SECS = 100  # JAX's, whose end of a process is abrupt: peers notice a lost host earlier
 _HELLO, _GO = 'gptjax host', 'go'
@@ -57,6 +57,8 @@ def join(coordinator: str, count: int, number: int, timeout_secs: float) -> None
     signals.install()  # the connection takes SIGTERM for itself
     if place.count > 1:
         peers.join(hosts.board(), place.number, place.count)
+    if place.number:
+        streams.silence()  # the first host prints
 
 
 def meet(place: Place, timeout_secs: float) -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 from flax.core import meta
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gptjax.configs import errors
@@ -63,6 +63,16 @@ def of_weights(config: 'Config', weights: Weights) -> 'Mesh':
 def one_device() -> 'Mesh':
     """A mesh of this process's first device alone."""
     return Mesh(Config(1, 1, 1, 1, 1, 'data'), jax.local_devices()[:1])
+
+
+def fetched(tree: Any) -> Any:
+    """A tree of arrays as numpy, whole on every host; all hosts of a mesh ask for it together."""
+
+    def whole(x: Any) -> Any:
+        split = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+        return multihost_utils.process_allgather(x, tiled=True) if split else x
+
+    return jax.device_get(jax.tree.map(whole, tree))
 
 
 @dataclasses.dataclass(frozen=True)

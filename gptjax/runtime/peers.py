@@ -66,9 +66,20 @@ class Peers:
                 return found
             return self._happens.pop(step, set())
 
+    def stops(self, place: int) -> bool:
+        """Whether all hosts stop at this place of their work, as a signal has asked one of them.
+
+        Args: place: rises from one call to the next, as after() counts steps.
+        """
+        if signals.stop_requested():
+            self.want('stop')
+        return 'stop' in self.after(place)
+
     def tell(self, facts: Mapping[str, float]) -> None:
         """Numbers of this host, for told() of others."""
         self._mine['facts'] = dict(facts)
+        self._beaten = -BEAT_SECS
+        self._wake.set()
 
     def told(self) -> dict[int, dict[str, float]]:
         """The newest numbers of every host that has told some, by host."""
@@ -95,7 +106,7 @@ class Peers:
         begun = time.monotonic()
         while code and self._me == 0 and time.monotonic() - begun < _LEAVE_SECS:
             others = [said for host, (said, _) in list(self._heard.items()) if host != self._me]
-            if all(said['ended'] for said in others):
+            if len(others) == self._count - 1 and all(said['ended'] for said in others):
                 break
             time.sleep(0.1)
             self._beat()

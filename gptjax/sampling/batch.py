@@ -8,10 +8,10 @@ last token alone, and the same tokens behind it.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptjax.runtime import mesh as mesh_lib
 from gptjax.sampling import decode, options, processors, texts
 
 _LOOK = 8  # tokens between two looks at stop strings
@@ -67,7 +67,7 @@ class Batch:
     def _read(self, wholes: Sequence[np.ndarray], echo: bool = False) -> None:
         """Reads each row's text, or the last half of the context of one that is too long."""
         number = len(self.rows.prompt_B)
-        offsets = np.array(self.state.offset_B)
+        offsets = np.array(mesh_lib.fetched(self.state.offset_B))
         lasts = []
         for b, text in enumerate(wholes):
             if len(text):
@@ -78,7 +78,7 @@ class Batch:
         for b, text in enumerate(lasts):
             tokens[b, : len(text)] = text
             counts[b] = len(text)
-        whole = np.array(self.state.tokens_BxT)
+        whole = np.array(mesh_lib.fetched(self.state.tokens_BxT))
         for b, text in enumerate(wholes):
             whole[b, : len(text)] = text
         self.state = self.state._replace(
@@ -101,15 +101,17 @@ class Batch:
         self.state = decode.steps(
             self.decoder, self.params, self.rows, self.state, np.array(number, np.int32)
         )
-        full = np.flatnonzero(np.asarray(self.state.status_B) == decode.FULL)
+        full = np.flatnonzero(mesh_lib.fetched(self.state.status_B) == decode.FULL)
         if len(full):
-            tokens, lengths = np.asarray(self.state.tokens_BxT), np.asarray(self.state.length_B)
+            tokens, lengths = mesh_lib.fetched((self.state.tokens_BxT, self.state.length_B))
             lengths = np.where(np.isin(np.arange(len(lengths)), full), lengths, 0)
             self._read([row[:length] for row, length in zip(tokens, lengths, strict=True)])
 
     @property
     def running(self) -> bool:
-        return bool(np.isin(self.state.status_B, (decode.RUNNING, decode.FULL)).any())
+        return bool(
+            np.isin(mesh_lib.fetched(self.state.status_B), (decode.RUNNING, decode.FULL)).any()
+        )
 
     def stop(self, row: int) -> None:
         """Ends a text, and its second row."""
@@ -118,7 +120,7 @@ class Batch:
 
     def texts(self) -> list[decode.Text]:
         """What the rows have become so far."""
-        state = jax.device_get(self.state._replace(cache=None))
+        state = mesh_lib.fetched(self.state._replace(cache=None))
         return [
             decode.text_of(state, b, len(prompt), one)
             for b, (prompt, one) in enumerate(zip(self.prompts, self.asked, strict=True))

@@ -23,6 +23,7 @@ import numpy as np
 
 from gptjax.configs import errors
 from gptjax.models import attention
+from gptjax.runtime import mesh as mesh_lib
 from gptjax.sampling import beam_group, decode, options, processors, texts
 
 _BEAMS = 4  # room for beams comes in 4, 8, 16, ...; products of few rows are fastest then
@@ -102,7 +103,7 @@ def search(
         room_for,
         beam_group.Stops(stops, strings) if any(strings) else None,
     )
-    ended = jax.device_get(ended)
+    ended = mesh_lib.fetched(ended)
     return [
         _texts(ended, i, len(prompt), one)
         for i, (prompt, one) in enumerate(zip(prompts, asked, strict=True))

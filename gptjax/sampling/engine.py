@@ -18,6 +18,7 @@ import numpy as np
 
 from gptjax.configs import errors
 from gptjax.models import quantize
+from gptjax.runtime import mesh as mesh_lib
 from gptjax.sampling import decode, options, processors, requests, texts
 from gptjax.text import tokenizer as tokenizer_lib
 
@@ -169,7 +170,7 @@ class Engine:
             request.finish(_nothing())
         for b, slot in enumerate(self._slots):
             if slot.to_read and slot.request.cancelled:
-                self._free(b, jax.device_get(self._state._replace(cache=None)), -1)
+                self._free(b, mesh_lib.fetched(self._state._replace(cache=None)), -1)
         changed = False
         while any(slot.request is None for slot in self._slots) and (request := self._queue.pop()):
             self._place(request)
@@ -217,14 +218,9 @@ class Engine:
         settings = processors.settings(asked, prompts, limits, self._sizes)
         self._sizes = settings.sizes
         copies = [request.copy if request else 0 for request in active]
-        self._rows = jax.device_put(
-            decode.Rows(
-                settings,
-                np.array(prompts, np.int32),
-                np.array(limits, np.int32),
-                decode.keys([one.seed for one in asked], copies),
-            )
-        )
+        sizes = np.array(prompts, np.int32), np.array(limits, np.int32)
+        keys = decode.keys([one.seed for one in asked], copies)
+        self._rows = decode.Rows(*jax.device_put((settings, *sizes)), keys)
 
     def _read(self, b: int) -> None:
         """One chunk of the prompt of slot b."""
@@ -250,7 +246,7 @@ class Engine:
 
     def _settle(self) -> None:
         """Tells callers what is new, and frees the slots of what has ended."""
-        state = jax.device_get(self._state._replace(cache=None))
+        state = mesh_lib.fetched(self._state._replace(cache=None))
         for b, slot in enumerate(self._slots):
             request = slot.request
             if request is None or slot.to_read:

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from gptjax.configs import errors
-from gptjax.runtime import program
+from gptjax.runtime import peers, program
 from gptjax.sampling import batch, beam, decode, engine, options, requests, speculative, texts
 from gptjax.sampling import loaded as loaded_lib
 
+_rounds = itertools.count()  # of decoding in this process: the same on all hosts
 _AHEAD = 2  # texts a slot that are begun before the first of them is given out
 
 Job = tuple[Sequence[int], options.Options]  # a prompt's ids, and what is asked of it
@@ -120,7 +121,7 @@ class Router:
                 yield done if begun else self.texts([job])[0]
             else:
                 served.step()
-            if program.stop_requested():
+            if peers.here().stops(next(_rounds)):
                 raise program.Preempted
 
     def streamed(
@@ -139,11 +140,13 @@ class Router:
                 request = served.submit(prompt, asked, copy=copy, on_text=stream.text)
                 while not request.done:
                     served.step()
-                    if program.stop_requested() and not request.done:
+                    if peers.here().stops(next(_rounds)) and not request.done:
                         raise program.Preempted
                 found.append(request.result())
                 stream.end()
             yield found
+            if peers.here().stops(next(_rounds)):
+                raise program.Preempted
 
     def _proposer(self, asked: options.Options) -> speculative.Draft | speculative.Lookup | None:
         """What proposes tokens of a request, if anything does."""

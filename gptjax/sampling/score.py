@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gptjax.configs import errors
 from gptjax.models import attention
+from gptjax.runtime import mesh as mesh_lib
 from gptjax.sampling import decode, packing
 
 _SHORTEST_PREFIX = 32  # tokens that all queries must share to be read apart
@@ -221,7 +222,7 @@ class Scorer:
         number = len(batch.place_P)
         log_prob_P, best_P = (
             np.concatenate([np.ravel(x) for x in some])[:number]
-            for some in zip(*jax.device_get(found), strict=True)
+            for some in zip(*mesh_lib.fetched(found), strict=True)
         )
         return batch.owner_P, log_prob_P, best_P
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.configs import errors
+from gptjax.runtime import mesh as mesh_lib
 from gptjax.sampling import batch, decode, options, processors, texts
 
 _MATCH = 3  # the most tokens that prompt lookup compares
@@ -80,7 +81,7 @@ def generate(
             proposer.number,
             np.array(limit, np.int32),
         )
-        counts = counts + np.asarray(new)
+        counts = counts + mesh_lib.fetched(new)
 
     found = batch.finish(together, advance, stops)
     return found, Stats(*counts.tolist())

@@ -99,6 +99,15 @@ def sync() -> None:
             _copy(workdir, whole=True)
 
 
+def send(folder: pathlib.Path) -> None:
+    """Copies what a folder holds to its bucket now: of a host that mirrors nothing."""
+    found = [(path, scratch.origin(path)) for path, _ in _files(folder)]
+    buckets.each(
+        lambda pair: pair[1].put(pair[0]),
+        [pair for pair in found if isinstance(pair[1], buckets.Path)],
+    )
+
+
 def end() -> None:
     """sync(), for the last time. Raises InputError as mirroring()."""
     mirror = _running()

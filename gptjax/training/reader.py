@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.runtime import by_host
 from gptjax.runtime import clock as clock_lib
 from gptjax.runtime import metrics as metrics_lib
 from gptjax.training import plan as plan_lib
@@ -105,6 +106,7 @@ class Reader:
         tokens = self._plan.tokens(step)
         self._writer.histogram(step, 'perf/step_secs', self._clock.step_secs())
         perf = self._clock.read(self._plan.tokens(self._plan.total_steps) - tokens)
+        perf |= by_host.compared(perf)
         row = {'opt/lr': values['opt/lr'], 'batch/windows': self._plan.size(step - 1)}
         row['train/skipped_steps'] = self._skipped
         if self._means:  # nothing but spikes: no number is better than one of them

@@ -31,6 +31,7 @@ from gptjax.runtime import (
     inventory,
     metrics,
     peers,
+    profiler,
     program,
     progress,
     saver,
@@ -65,6 +66,7 @@ class Config:
     layer_norms: bool
     profile_at_step: int
     profile_steps: int
+    profile_hosts: profiler.Hosts
     end_if_hung: bool
     wandb_project: str
 
@@ -74,6 +76,7 @@ class Config:
         )
         errors.require_positive(self, 'log_every_steps', 'rollback_steps', 'profile_steps')
         errors.require_choice(self, 'on_spike', ('stop', 'skip', 'rollback'))
+        errors.require_choice(self, 'profile_hosts', ('first', 'all'))
         errors.require_between(self, 0.0, 1e6, 'spike_sigmas')
         errors.require(
             (self.total_tokens > 0) != (self.total_epochs > 0),
@@ -306,7 +309,8 @@ class Run:
         self._checkpoints = self._checkpointing()
         self._open.callback(self._close_checkpoints)
         self._saver = saver.Saver(self._checkpoints, self._kept.give_up_minutes)
-        self._profiler = clock.Profiler(self._workdir, train.profile_at_step, train.profile_steps)
+        profiled = train.profile_at_step, train.profile_steps, train.profile_hosts
+        self._profiler = profiler.Profiler(self._workdir, *profiled)
         self._open.callback(self._profiler.close)
         self._reader = reader_lib.Reader(
             train.log_every_steps, train.on_spike == 'skip', plan, self._writer, self._clock
