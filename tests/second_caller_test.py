@@ -264,7 +264,7 @@ def test_what_a_stop_has_cost_is_no_training_time(tmp_path, monkeypatch):
 
         return plain(names, scored)
 
-    monkeypatch.setattr(classifier.run_lib, 'Evaluation', slow)
+    monkeypatch.setattr(classifier.recipe_lib, 'Evaluation', slow)
     monkeypatch.setattr(clock.time, 'monotonic', lambda: now[0])
     monkeypatch.setattr(program, 'stop_requested', lambda: reached[-1] >= 7)
     push = metrics.Writer.write

@@ -66,12 +66,12 @@ class Peers:
                 return found
             return self._happens.pop(step, set())
 
-    def stops(self, place: int) -> bool:
-        """Whether all hosts stop at this place of their work, as a signal has asked one of them.
+    def stops(self, place: int, requested: bool) -> bool:
+        """Whether all hosts stop at this place of their work, as is requested of any of them.
 
         Args: place: rises from one call to the next, as after() counts steps.
         """
-        if signals.stop_requested():
+        if requested:
             self.want('stop')
         return 'stop' in self.after(place)
 

@@ -21,6 +21,10 @@ _AHEAD = 2  # texts a slot that are begun before the first of them is given out
 Job = tuple[Sequence[int], options.Options]  # a prompt's ids, and what is asked of it
 
 
+def _stops() -> bool:
+    return peers.here().stops(next(_rounds), program.stop_requested())
+
+
 @runtime_checkable
 class Stream(Protocol):
     """Who is told of texts as they come, one after another."""
@@ -121,7 +125,7 @@ class Router:
                 yield done if begun else self.texts([job])[0]
             else:
                 served.step()
-            if peers.here().stops(next(_rounds)):
+            if _stops():
                 raise program.Preempted
 
     def streamed(
@@ -140,12 +144,12 @@ class Router:
                 request = served.submit(prompt, asked, copy=copy, on_text=stream.text)
                 while not request.done:
                     served.step()
-                    if peers.here().stops(next(_rounds)) and not request.done:
+                    if _stops() and not request.done:
                         raise program.Preempted
                 found.append(request.result())
                 stream.end()
             yield found
-            if peers.here().stops(next(_rounds)):
+            if _stops():
                 raise program.Preempted
 
     def _proposer(self, asked: options.Options) -> speculative.Draft | speculative.Lookup | None:
