@@ -240,7 +240,7 @@ def test_a_mistake_in_an_evaluation_costs_no_step(tmp_path, monkeypatch):
 def test_a_missing_score_is_missing(tmp_path, monkeypatch):
     evaluation = classifier.recipe_lib.Evaluation
     monkeypatch.setattr(
-        classifier.run_lib,
+        classifier.recipe_lib,
         'Evaluation',
         lambda names, scores: evaluation(
             [*names, 'eval/made/spearman'], lambda s: {**scores(s), 'eval/made/spearman': None}
