@@ -7,7 +7,8 @@
       --windows=2
 
 Prints JSON: bytes on one device at the peak, of arguments, of temporaries; parameters; the shapes
-of every collective that the compiled program holds; what it was compiled for.
+of every collective that the compiled program holds, and how many overlap with other work; what it
+was compiled for. Options of the compiler are those of runtime/xla.py, and of LIBTPU_INIT_ARGS.
 """
 
 import argparse
@@ -22,6 +23,10 @@ import time
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
 os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
 os.environ['JAX_PLATFORMS'] = 'cpu'
+
+from gptjax.runtime import xla
+
+xla.apply(os.environ)
 
 import jax
 from jax.experimental import topologies
@@ -38,6 +43,25 @@ _COLLECTIVE = re.compile(
     r'= \(?([a-z0-9]+\[[\d,]*\]).* '
     r'(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\('
 )
+
+
+_HIDDEN = re.compile(r'\s+(?:ROOT )?%async-collective-(start|done)[\w.-]* = .*calls=%?([\w.-]+)')
+_NAME = re.compile(r'(?:ENTRY )?%?([\w.-]+) ')
+
+
+def overlap(text: str) -> dict[str, int]:
+    """Collectives that run beside other work, and those that the core waits for."""
+    started = [m for m in map(_HIDDEN.match, text.splitlines()) if m]
+    hidden = {m[2] for m in started}
+    found = {'overlapped': sum(m[1] == 'start' for m in started), 'blocking': 0}
+    name = ''
+    for line in text.splitlines():
+        if line and not line[0].isspace() and (begins := _NAME.match(line)):
+            name = begins[1]
+        if _COLLECTIVE.search(line) and name not in hidden and 'async_collective' not in name:
+            op = _COLLECTIVE.search(line)[2]
+            found['overlapped' if f'{op}-start(' in line else 'blocking'] += 1
+    return found
 
 
 # What one slice sends to another: its shape, and what for.
@@ -106,6 +130,7 @@ def compile_step(
     return found | {
         'collectives': dict(counts),
         'kernels': kernels,
+        **overlap(text),
         'between_slices': between_slices(text),
         'lines': len(text.splitlines()),
     }

@@ -17,6 +17,8 @@ from gptjax.configs import errors
 from gptjax.data import token_manifest as manifest_lib
 from gptjax.storage import buckets, files, retry
 
+_PATIENCE_SECS = 1200.0  # with storage that fails while tokens are streamed
+
 
 class Shard(abc.ABC):
     """An open shard."""
@@ -171,7 +173,8 @@ class _Streamed(Shard):
 
         def found() -> np.ndarray:
             try:
-                read = retry.call(f'reading {self.path}', answer, Exception)
+                with retry.patience(_PATIENCE_SECS):  # training has nothing to do meanwhile
+                    read = retry.call(f'reading {self.path}', answer, Exception)
             except Exception as e:  # tensorstore's, of many kinds
                 raise errors.InputError(
                     f'{self.path} cannot be read: {" ".join(str(e).split())[:200]}; mend that, and '
