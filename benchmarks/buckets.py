@@ -8,16 +8,17 @@ Storage is emulated on this machine, so times without added latency are a lower 
 
 import argparse
 import collections
-import contextlib
 import itertools
 import os
 import pathlib
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -94,7 +95,11 @@ def streams(storage: emulator.Storage, folder: pathlib.Path) -> None:
     storage.delay_secs = 0.0
 
 
-def train(workdir: object, *flags: str) -> tuple[float, float]:
+def train(
+    workdir: object,
+    *flags: str,
+    at_first: Callable[[subprocess.Popen], None] = lambda process: None,
+) -> tuple[float, float]:
     """(seconds from the command to the first step done, seconds from then to the end)."""
     said = [sys.executable, '-m', 'gptjax.train', f'--config={CONFIG}', f'--workdir={workdir}']
     began = time.monotonic()
@@ -105,7 +110,8 @@ def train(workdir: object, *flags: str) -> tuple[float, float]:
             lines.append(line)
             if 'first step done' in line:
                 first = time.monotonic()
-    if process.returncode:
+                at_first(process)
+    if process.returncode not in (0, 75):
         raise RuntimeError(''.join(lines))
     return first - began, time.monotonic() - first
 
@@ -116,8 +122,8 @@ def prepare(workdir: object) -> None:
         subprocess.run([*command, f'--workdir={workdir}'], check=True, stderr=subprocess.DEVNULL)
 
 
-def asked(storage: emulator.Storage, begun: int) -> str:
-    found = collections.Counter(request.method for request in storage.requests[begun:])
+def asked(storage: emulator.Storage, begun: int, ended: int | None = None) -> str:
+    found = collections.Counter(request.method for request in storage.requests[begun:ended])
     return f'{sum(found.values())} ({", ".join(f"{n} {m}" for m, n in found.items())})'
 
 
@@ -129,21 +135,32 @@ def runs(storage: emulator.Storage, folder: pathlib.Path, rounds: int) -> None:
     print(f'requests of the three programs that prepare: {asked(storage, begun)}')
     step = 16 * 128  # tokens
     none = ('--config.checkpoint.every_steps=0', '--config.checkpoint.every_secs=0')
-    for what, tokens_, flags in (
-        ('start, 1 step, 1 save', step, none),
-        ('resume: done already', step, none),
-    ):
+    for what in ('start', 'resume'):
+        begun, reached = len(storage.requests), []
+
+        def stop(process: subprocess.Popen, reached: list[int] = reached) -> None:
+            reached.append(len(storage.requests))
+            process.send_signal(signal.SIGTERM)
+
+        train(remote, f'--config.train.total_tokens={2000 * step}', *none, at_first=stop)
+        print(f'requests, {what} to the first step: {asked(storage, begun, reached[0])}')
+        print(f'requests, from then to a stop, one save: {asked(storage, reached[0])}')
+    counts = []
+    for saves in (1, 0):
+        where = f'{remote}-counted-{saves}'
+        copy(buckets.of(remote), where)
         begun = len(storage.requests)
-        with contextlib.suppress(RuntimeError):
-            train(remote, f'--config.train.total_tokens={tokens_}', *flags)
-        print(f'requests, {what}: {asked(storage, begun)}')
+        length = f'--config.train.total_tokens={6 * step}'
+        train(where, length, f'--config.checkpoint.every_steps={saves}', none[1])
+        counts.append(len(storage.requests) - begun)
+    print(f'requests, each of five saves more: {(counts[0] - counts[1]) / 5:.0f}')
     times = collections.defaultdict(list)
     for number, (kind, place) in itertools.product(
-        range(rounds), (('disk', local), ('bucket', remote))
+        range(rounds), (('disk', local), ('bucket', buckets.of(remote)))
     ):
         for saves in (0, 20):
             where = f'{place}-{number}-{saves}'
-            copy(storage, place, where)
+            copy(place, where)
             length = f'--config.train.total_tokens={200 * step}'
             first, rest = train(
                 where, length, f'--config.checkpoint.every_steps={saves}', *none[1:]
@@ -154,13 +171,15 @@ def runs(storage: emulator.Storage, folder: pathlib.Path, rounds: int) -> None:
         print(f'{kind}, a save every {saves} steps: first step {first:.1f} s, rest {rest:.2f} s')
 
 
-def copy(storage: emulator.Storage, place: object, where: str) -> None:
+def copy(place: pathlib.Path | buckets.Path, where: str) -> None:
     """A workdir with its tokens and tokenizer alone."""
     for name in ('tokens', 'tokenizer'):
         if isinstance(place, pathlib.Path):
             shutil.copytree(place / name, pathlib.Path(where) / name)
         else:
-            (buckets.of(str(place)) / name).copy(buckets.of(where) / name)
+            for found in (place / name).objects():
+                target = buckets.of(where) / name / found
+                target.write_bytes((place / name / found).read_bytes())
 
 
 def main() -> None:

@@ -8,7 +8,7 @@
 
 Prints JSON: bytes on one device at the peak, of arguments, of temporaries; parameters; the shapes
 of every collective that the compiled program holds, and how many overlap with other work; what it
-was compiled for. Options of the compiler are those of runtime/xla.py, and of LIBTPU_INIT_ARGS.
+was compiled for. LIBTPU_INIT_ARGS=--NAME=VALUE tries an option of the compiler.
 """
 
 import argparse
@@ -23,10 +23,6 @@ import time
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
 os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
 os.environ['JAX_PLATFORMS'] = 'cpu'
-
-from gptjax.runtime import xla
-
-xla.apply(os.environ)
 
 import jax
 from jax.experimental import topologies
