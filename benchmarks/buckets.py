@@ -32,6 +32,7 @@ from tests import emulator
 CONFIG = 'experiments/quickstart.py'
 SMALL = ('--config.model.n_layers=2', '--config.model.d_model=64', '--config.model.d_head=16')
 SMALL += ('--config.model.d_ff=256', '--config.train.eval_every_steps=0')
+SMALL += ('--config.optim.warmup_tokens=0',)
 TOKENS, N_CTX, WINDOWS = 4_000_000, 256, 32
 
 

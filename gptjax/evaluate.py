@@ -24,7 +24,7 @@ import jax
 
 from gptjax.configs import base, cli, errors
 from gptjax.data import inputs, loader, tokens
-from gptjax.evals import perplexity, report, suite
+from gptjax.evals import fewshot, perplexity, report, suite
 from gptjax.models import pretrained, sources, weights
 from gptjax.runtime import alike, hosts, program, progress
 from gptjax.runtime import mesh as mesh_lib
@@ -72,7 +72,7 @@ def _suite(args: cli.Args) -> None:
         for number, job in enumerate(jobs, 1):
             bar = _Bar(f'{number} of {len(jobs)}: {job.name}, {job.k} shots, seed {job.seed}')
             try:
-                asked = suite.load(job, respondent, config, args.config.data_dir)
+                asked = _asked(job, respondent, config, args.config.data_dir)
                 kept = workdir / suite.ITEMS
                 report_to = (bar.advance, bar.begin)
                 found = suite.run(job, asked, respondent, config, kept, identity, *report_to)
@@ -97,6 +97,18 @@ def _suite(args: cli.Args) -> None:
         for path in written + report.draw(workdir, rows, beside):
             _log.info('wrote %s', path)
     print((workdir / report.TABLE).read_text(encoding='utf-8'))
+
+
+def _asked(job: suite.Job, respondent: Any, config: suite.Config, data_dir: str) -> fewshot.Prompts:
+    """What a job asks, the same on all hosts. Raises as suite.load()."""
+    try:
+        found, why = suite.load(job, respondent, config, data_dir), None
+    except suite.Unscorable as e:
+        found, why = None, e
+    alike.check_same(job={job.label: str(why) if why else suite.digest(found.prompts)})
+    if why:
+        raise why
+    return found
 
 
 def _at_hand(config: suite.Config, data_dir: str) -> tuple[list[suite.Job], dict[str, str]]:

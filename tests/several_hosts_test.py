@@ -17,15 +17,22 @@ pytestmark = pytest.mark.slow  # each program is two processes that compile
 MESH = ('--config.mesh.data=1', '--config.mesh.fsdp=2', '--config.mesh.tensor=2')
 
 
-def start(program: str, count: int, *flags: str, secs: float = 60) -> list[subprocess.Popen]:
-    """A program on so many hosts of four devices altogether."""
+def start(
+    program: str, count: int, *flags: str, secs: float = 60, each: tuple = ([],) * 8
+) -> list[subprocess.Popen]:
+    """A program on so many hosts of four devices altogether. Args: each: one's own flags."""
     port = pods.free_port()
     told = [sys.executable, '-m', f'gptjax.{program}', *flags, f'--join_timeout={secs}']
     env = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={4 // count}'}
     joined = [f'--coordinator=localhost:{port}', f'--processes={count}']
     return [
         subprocess.Popen(
-            [*told, *(joined if count > 1 else []), *([f'--process={i}'] if count > 1 else [])],
+            [
+                *told,
+                *(joined if count > 1 else []),
+                *([f'--process={i}'] if count > 1 else []),
+                *each[i],
+            ],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -134,7 +141,8 @@ def test_a_host_that_does_not_come_is_named(run, tmp_path):
         assert 'host 2 of 4 did not come within' in said[number][1]
 
 
-def test_a_host_that_is_killed_is_named_by_the_others(run, tmp_path):
+def test_a_host_that_is_killed_ends_the_others(run, tmp_path):
+    """By the connection that it had, or by its silence, whichever is noticed first."""
     helpers.prepare(run[0], tmp_path)
     flags = (f'--config={run[0]}', f'--workdir={tmp_path}', '--config.train.total_tokens=20000000')
     running = start('train', 2, *flags, '--config.mesh.data=4')
@@ -142,4 +150,16 @@ def test_a_host_that_is_killed_is_named_by_the_others(run, tmp_path):
         time.sleep(0.1)
     running[1].kill()
     said = pods.communicated(running)
-    assert running[0].returncode not in (0, -signal.SIGKILL), said
+    assert running[0].returncode == 1, said
+    assert 'error:' in said[0][1]
+
+
+def test_a_mistake_of_the_other_host_alone(run, tmp_path):
+    """The first one, which has none, ends with its code and its words."""
+    flags = (f'--config={run[0]}', f'--workdir={tmp_path}', f'--config.init_from={run[1]}', *MESH)
+    running = start('generate', 2, *flags, each=([], ['--config.engine.slots=3']))
+    said = finish(running, 2)
+    assert all('give --prompt=' in err for _, err in said)
+    running = start('generate', 2, *flags, '--prompt=x', each=([], ['--samples=x.txt']))
+    said = finish(running, 2)
+    assert 'error: host 1 has ended: --samples=x.txt is no name of a file' in said[0][1], said

@@ -100,14 +100,16 @@ def gradient_by_distance(
     placed = type(model)(places)
     shapes = jax.eval_shape(placed.init_params, jax.random.key(0))['network']
     of_vocabulary = [name for name, x in params['network'].items() if name in _VOCABULARY]
-    unused = {name: jnp.zeros(shapes[name].value.shape) for name in of_vocabulary}
+    unused = {name: shapes[name].value.shape for name in of_vocabulary if name in shapes}
+    unused.pop('token_embedding')
 
     def log_probs(
         embedded_ExD: jax.Array, params: Any, targets_B: jax.Array, counted_B: jax.Array
     ) -> jax.Array:
         """Their sum; each depends on the embeddings of its own row alone."""
         network = {name: x for name, x in params['network'].items() if name not in of_vocabulary}
-        network |= unused | {'token_embedding': embedded_ExD}
+        network |= {name: jnp.zeros(shape) for name, shape in unused.items()}
+        network['token_embedding'] = embedded_ExD
         tokens_BxL = jnp.arange(len(targets_B) * n_ctx).reshape(-1, n_ctx)
         hidden = placed.apply({'params': {'network': network}}, tokens_BxL, method='hidden')
         logits_Bx1xV = model.apply({'params': params}, hidden[:, -1:], method='project')

@@ -2,6 +2,7 @@
 """Hosts of a run say to each other what they run before anything is computed."""
 
 import collections
+import hashlib
 import json
 import logging
 import time
@@ -28,13 +29,13 @@ def check_same(**facts: Any) -> None:
     if hosts.is_alone():
         return
     mine = {'commit': program.commit(), 'packages': _versions(), **facts}
-    said = [
-        json.loads(text)
-        for text in hosts.everybody(json.dumps([mine, time.time()]), 'what each host runs')
-    ]
-    for line in differing([theirs for theirs, _ in said]):
-        raise errors.InputError(f'{line}; give all hosts the same, and start them again')
-    if line := skew([clock for _, clock in said]):
+    text = json.dumps(mine, sort_keys=True)
+    if len(set(hosts.everybody(hashlib.sha256(text.encode()).hexdigest(), 'its start'))) > 1:
+        said = [json.loads(theirs) for theirs in hosts.everybody(text, 'what it runs')]
+        for line in differing(said):
+            raise errors.InputError(f'{line}; give all hosts the same, and start them again')
+    clocks = hosts.everybody(str(time.time()), 'its clock')  # at one moment, more or less
+    if line := skew([float(clock) for clock in clocks]):
         _log.warning('%s', line)
 
 

@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import logging
 import math
@@ -391,6 +392,6 @@ def restore(
                 raise
             raise errors.InputError(f'{checkpoint} was removed while it was read') from e
 
-    restored = retry.call('reading the checkpoint', read)
-    hosts.everybody('', f'reading {checkpoint}')
+    reading = functools.partial(retry.call, 'reading the checkpoint', read)
+    restored = hosts.together(reading, f'reading {checkpoint}')
     return {name: restored[name] for name in items}

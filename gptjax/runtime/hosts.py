@@ -9,8 +9,8 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
 
 from gptjax.configs import errors
 
@@ -19,6 +19,7 @@ SAID_SECS = 60.0  # so often it is said who is missing
 _PART = 2**18  # letters of a long text that are sent at once
 _POLL_SECS = 0.001, 0.1  # between two looks, at first and at most
 _log = logging.getLogger(__name__)
+T = TypeVar('T')
 _numbers = itertools.count()
 
 
@@ -80,7 +81,7 @@ def everybody(text: str, what: str) -> list[str]:
 def awaited(service: Board, folder: str, count: int, what: str) -> list[str]:
     """What `count` hosts write into a folder of the board, in their order. As everybody()."""
     begun = said = time.monotonic()
-    wait, most = _POLL_SECS
+    wait, most = _POLL_SECS[0], _POLL_SECS[1] * max(1.0, count / 32)
     while True:
         found = {
             int(key.rpartition('/')[2]): text for key, text in service.key_value_dir_get(folder)
@@ -111,6 +112,17 @@ def named(numbers: Iterable[int]) -> str:
 def first_says(number: int, what: str = 'the decision of the first host') -> int:
     """The first host's number, on every host."""
     return int(everybody(str(int(number)), what)[0])
+
+
+def together(work: Callable[[], T], what: str) -> T:
+    """work(), which no host goes on from unless all of them can. Raises on all what any raised."""
+    try:
+        found, error = work(), None
+    except Exception as e:
+        found, error = None, e
+    if agreed(error is not None, what=what)[0]:
+        raise error or errors.InputError(f'{what} has failed on another host; see its log')
+    return found
 
 
 def first_text(text: str, what: str) -> str:

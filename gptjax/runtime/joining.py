@@ -8,6 +8,7 @@ there, and then leaves the port to JAX.
 
 import contextlib
 import logging
+import os
 import select
 import socket
 import time
@@ -45,7 +46,7 @@ def join(coordinator: str, count: int, number: int, timeout_secs: float) -> None
     import jax
 
     place, devices = Place(coordinator, count, number), None
-    if not coordinator:
+    if not coordinator:  # JAX_COORDINATOR_ADDRESS counts, as for JAX
         place, devices = _detected(timeout_secs)
     errors.require(
         0 <= place.number < place.count,
@@ -64,7 +65,7 @@ def join(coordinator: str, count: int, number: int, timeout_secs: float) -> None
 def meet(place: Place, timeout_secs: float) -> None:
     """Returns on every host once all are there. As join()."""
     if place.count > 1:
-        (_gather if place.number == 0 else _report)(place, time.monotonic() + timeout_secs)
+        (_gather if place.number == 0 else _report)(place, timeout_secs)
 
 
 def _detected(timeout_secs: float) -> tuple[Place, list[int] | None]:
@@ -73,7 +74,7 @@ def _detected(timeout_secs: float) -> tuple[Place, list[int] | None]:
 
     try:
         *found, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-            None, None, None, None, None, int(timeout_secs)
+            os.environ.get('JAX_COORDINATOR_ADDRESS'), None, None, None, None, int(timeout_secs)
         )
     except Exception as e:  # of metadata servers, environment variables
         found, devices, why = [None], None, f': {e}'
@@ -97,7 +98,7 @@ def _address(place: Place) -> tuple[str, int]:
     return host.strip('[]'), int(port)
 
 
-def _gather(place: Place, until: float) -> None:
+def _gather(place: Place, timeout_secs: float) -> None:
     """Of the first host: waits for the others, and tells them how it ended."""
     _, port = _address(place)
     try:
@@ -112,8 +113,9 @@ def _gather(place: Place, until: float) -> None:
     come: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(server)
+        said = ''  # they ask again
         try:
-            _wait(place, until, server, come, stack)
+            _wait(place, time.monotonic() + timeout_secs, server, come, stack)
             said = _GO
         except errors.InputError as e:
             said = str(e)
@@ -153,13 +155,11 @@ def _wait(
         host = stack.enter_context(server.accept()[0])
         host.settimeout(2.0)
         try:
-            line = _line(host)
-        except OSError:  # none of ours, or gone again
+            number, count = _said_numbers(_line(host))
+        except (OSError, ValueError):  # none of ours, or gone again
+            host.close()
             continue
-        if not line.startswith(_HELLO):
-            continue
-        number, count = map(int, line.removeprefix(_HELLO).split())
-        if count != place.count or number in come:
+        if count != place.count or (number in come and _is_open(come[number])):
             what = (
                 f'host {number} was given --processes={count}, host 0 {place.count}'
                 if count != place.count
@@ -170,9 +170,10 @@ def _wait(
         come[number] = host
 
 
-def _report(place: Place, until: float) -> None:
+def _report(place: Place, timeout_secs: float) -> None:
     """Of any other host: says its number, and waits for the first one's word."""
     address, told, begun = _address(place), time.monotonic(), time.monotonic()
+    until = begun + timeout_secs
     while True:
         now = time.monotonic()
         if now >= until:
@@ -186,7 +187,7 @@ def _report(place: Place, until: float) -> None:
         try:
             with socket.create_connection(address, timeout=5.0) as first:
                 first.sendall(f'{_HELLO} {place.number} {place.count}\n'.encode())
-                first.settimeout(max(1.0, until - time.monotonic()) + 5.0)
+                first.settimeout(timeout_secs + 5.0)  # it says in time how that ended
                 line = _line(first)
         except OSError:  # not there yet, or ended again
             time.sleep(0.5)
@@ -196,6 +197,14 @@ def _report(place: Place, until: float) -> None:
         if line:
             raise errors.InputError(f'host 0 says: {line}')
         time.sleep(0.5)  # it was ended
+
+
+def _said_numbers(line: str) -> tuple[int, int]:
+    """Which host says hello, and of how many. Raises ValueError where none does."""
+    if not line.startswith(_HELLO):
+        raise ValueError(line)
+    number, count = map(int, line.removeprefix(_HELLO).split())
+    return number, count
 
 
 def _line(connection: socket.socket) -> str:

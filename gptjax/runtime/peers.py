@@ -35,7 +35,9 @@ class Peers:
         self._happens: dict[int, set[str]] = {}
         self._round = 0
         self._mine: dict[str, Any] = {'beat': 0, 'ended': None, 'facts': {}}
-        self._heard: dict[int, tuple[dict[str, Any], float]] = {}  # by host, and when it was new
+        # What each host has said, and when that was new.
+        self._heard = {host: (dict(self._mine), time.monotonic()) for host in range(count)}
+        self._epoch = 0  # how often steps have begun
         self._beaten = -BEAT_SECS
         self._beating = threading.Lock()
         self._ending = False
@@ -46,6 +48,7 @@ class Peers:
     def begin(self, step: int) -> None:
         """Steps begin behind this one; what was wished before is forgotten."""
         with self._lock:
+            self._epoch += 1
             self._step = step
             self._wanted.clear()
             self._happens.clear()
@@ -78,8 +81,6 @@ class Peers:
     def tell(self, facts: Mapping[str, float]) -> None:
         """Numbers of this host, for told() of others."""
         self._mine['facts'] = dict(facts)
-        self._beaten = -BEAT_SECS
-        self._wake.set()
 
     def told(self) -> dict[int, dict[str, float]]:
         """The newest numbers of every host that has told some, by host."""
@@ -99,14 +100,13 @@ class Peers:
           line: why.
         """
         self._ending = True
-        if self._board is None:
+        if self._board is None or self._mine['ended']:
             return
         self._mine['ended'] = [code, line]
         self._beat()
         begun = time.monotonic()
         while code and self._me == 0 and time.monotonic() - begun < _LEAVE_SECS:
-            others = [said for host, (said, _) in list(self._heard.items()) if host != self._me]
-            if len(others) == self._count - 1 and all(said['ended'] for said in others):
+            if all(said['ended'] for said, _ in self._heard.values()):
                 break
             time.sleep(0.1)
             self._beat()
@@ -133,20 +133,32 @@ class Peers:
         if not wishes:
             return
         with self._lock:  # steps wait until it is known whether something happens after this one
-            self._set_once(f'{folder}at/{self._me}', str(self._step))
-            while len(at := self._board.key_value_dir_get(f'{folder}at/')) < self._count:
-                self._beat_if_due()
-                time.sleep(0.01)
-            kinds = set(wishes[0][1].split(','))
-            when = 1 + max(int(step) for _, step in at)
-            self._happens.setdefault(when, set()).update(kinds)
-            self._wanted -= kinds
-        if self._round:  # all are here, so all have read the round before
-            before = f'gptjax/round/{self._round - 1}/'
+            at = [place.split(':') for place in self._places(f'{folder}at/')]
+            if len({epoch for epoch, _ in at}) == 1:  # else one goes back, and will wish again
+                kinds = set(wishes[0][1].split(','))
+                when = 1 + max(int(step) for _, step in at)
+                self._happens.setdefault(when, set()).update(kinds)
+                self._wanted -= kinds
+        self._round += 1
+        if self._round > 1:  # all are here, so all have read the round before
+            before = f'gptjax/round/{self._round - 2}/'
             self._board.key_value_delete(f'{before}at/{self._me}')
             if self._me == 0:
                 self._board.key_value_delete(f'{before}wish/0')
-        self._round += 1
+
+    def _places(self, folder: str) -> list[str]:
+        """Where every host is; once this one has said so, it must learn what that comes to."""
+        mine = f'{self._epoch}:{self._step}'
+        while True:
+            try:
+                self._set_once(f'{folder}{self._me}', mine)
+                at = self._board.key_value_dir_get(folder)
+                if len(at) == self._count:
+                    return [place for _, place in at]
+                self._beat_if_due()
+            except Exception as e:  # the service does not answer for now
+                _log.debug('peers: %s', e)
+            time.sleep(0.01)
 
     def _set_once(self, key: str, value: str) -> None:
         try:
@@ -163,36 +175,40 @@ class Peers:
 
     def _beat(self) -> None:
         with self._beating:
-            self._beaten = now = time.monotonic()
+            self._beaten = time.monotonic()
             self._mine['beat'] += 1
             key = f'gptjax/alive/{self._me}'
             self._board.key_value_set(key, json.dumps(self._mine), allow_overwrite=True)
-            for key, text in self._board.key_value_dir_get('gptjax/alive/'):
+            found = self._board.key_value_dir_get('gptjax/alive/')
+            now = time.monotonic()  # not of before: the service may have let us wait
+            for key, text in found:
                 host, said = int(key.rpartition('/')[2]), json.loads(text)
-                if host not in self._heard or self._heard[host][0] != said:
+                if self._heard[host][0] != said:
                     self._heard[host] = said, now
 
     def _follow(self) -> None:
         """Ends this process where another host has ended, or is not heard of any more."""
-        now = time.monotonic()
-        for host, (said, since) in list(self._heard.items()):
-            if host == self._me:
-                continue
+        if self._why() is not None:
+            time.sleep(GRACE_SECS)
+            self._beat()  # all may have slept, as on a laptop
+            if (found := self._why()) is not None and not self._ending:
+                self._ending = True
+                code, why = found
+                signals.leave(code, why if code == signals.STOPPED else f'error: {why}')
+
+    def _why(self) -> tuple[int, str] | None:
+        """The code to end with, and why, where another host is no more."""
+        for host, (said, since) in self._heard.items():
+            silent = time.monotonic() - since
             if said['ended'] and said['ended'][0]:
                 code, line = said['ended']
-                self._leave(code, f'{hosts.named([host])} has ended: {line}')
-            elif not said['ended'] and now - since > GONE_SECS:
-                self._leave(
-                    1,
-                    f'{hosts.named([host])} has not been heard of for {now - since:.0f} s: killed, '
-                    'or cut off; run the same command again',
+                return code, f'{hosts.named([host])} has ended: {line}'
+            if not said['ended'] and silent > GONE_SECS and host != self._me:
+                return 1, (
+                    f'{hosts.named([host])} has not been heard of for {silent:.0f} s: killed, or '
+                    'cut off; run the same command again'
                 )
-
-    def _leave(self, code: int, why: str) -> None:
-        time.sleep(GRACE_SECS)
-        if not self._ending:
-            self._ending = True
-            signals.leave(code, why if code == signals.STOPPED else f'error: {why}')
+        return None
 
 
 _peers = Peers()
@@ -213,4 +229,7 @@ def here() -> Peers:
 def _at_end() -> None:
     """Of a process that signals.leave() ends: others need not wait to notice."""
     code = signals.code()
-    _peers.end(code or 0, 'it was stopped' if code == signals.STOPPED else 'see its log')
+    why = 'it was stopped' if code == signals.STOPPED else 'see its log'
+    ending = threading.Thread(target=_peers.end, args=(code or 0, why), daemon=True)
+    ending.start()  # the service may not answer
+    ending.join(2.0 if code == signals.STOPPED else _LEAVE_SECS + 2.0)

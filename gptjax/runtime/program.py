@@ -131,13 +131,14 @@ def _exit_code(work: Callable[[], None]) -> int:
     try:
         work()
         sys.stdout.flush()
-        return _stopped(said=False) if stop_requested() else 0
+        # Of several hosts one may have been asked to stop behind the last step that all could.
+        return _stopped(said=False) if stop_requested() and signals.is_alone() else 0
     except errors.InputError as e:
         _say(f'error: {e}')
         return WRONG_USAGE if isinstance(e, errors.UsageError) else FAILED
     except OSError as e:
         if isinstance(e, BrokenPipeError) and not streams.is_read():
-            streams.say('standard output was closed; what was written to files stays')
+            _say('standard output was closed; what was written to files stays')
             return CLOSED
         if e.errno == errno.ENOSPC:
             streams.silence()
@@ -156,7 +157,7 @@ def _exit_code(work: Callable[[], None]) -> int:
 def _say(why: str) -> None:
     """Says what a program ends with, to other hosts as well."""
     streams.say(why)
-    _Said.why = streams.one_line(why)[:2000]
+    _Said.why = streams.one_line(why.removeprefix('error: '))[:2000]
 
 
 def _traced(error: Exception) -> str:

@@ -148,17 +148,17 @@ def leave(code: int, line: str = LINE) -> None:
         flushing.start()
         flushing.join(0.2)
     _end_children()
+    if line:
+        _say(line)
     for do in _State.at_end:
         with contextlib.suppress(Exception):
             do()
-    if line:
-        _say(line)
     os._exit(code)
 
 
 def _leave_at_last() -> None:
     """Ends the process where Python would begin with destructors: a signal is heard until here."""
-    if _State.code is not None and _State.alone:
+    if _State.code is not None:
         for number in _NUMBERS:
             signal.signal(number, signal.SIG_IGN)
         with contextlib.suppress(OSError):
