@@ -169,12 +169,21 @@ class _Streamed(Shard):
         def answer() -> Any:
             on_its_way = asked.pop() if asked else None
             again = on_its_way or self._store.read(self._record.name, byte_range=where)
-            return again.result()
+            try:
+                return again.result()
+            except Exception:
+                with retry.patience(0.0):
+                    now = self.path.object()
+                if now is None or now.generation != self._opened:
+                    raise self._changed() from None  # which waiting does not mend
+                raise
 
         def found() -> np.ndarray:
             try:
                 with retry.patience(_PATIENCE_SECS):  # training has nothing to do meanwhile
                     read = retry.call(f'reading {self.path}', answer, Exception)
+            except errors.InputError:
+                raise
             except Exception as e:  # tensorstore's, of many kinds
                 raise errors.InputError(
                     f'{self.path} cannot be read: {" ".join(str(e).split())[:200]}; mend that, and '

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where token shards are read from: a folder here, a copy of one elsewhere, or its bucket."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ from gptjax.data import token_manifest as manifest_lib
 from gptjax.storage import buckets, documents, files, scratch
 
 _MOST = 0.8  # of the room on the disk that a copy may take
+_STALE_SECS = 86400.0  # after which a part of a file is nobody's
 
 
 def locate(
@@ -56,6 +59,7 @@ def locate(
         if read == 'stream' or not _fits(size, local):
             return source.folder
     local.mkdir(parents=True, exist_ok=True)
+    _clear(local)
     for record in records:
         for file, digest in record.files().items():
             _fetch(source, local, file, digest)
@@ -104,6 +108,14 @@ class _Other:
             return do()
         except Exception as e:  # of whatever library speaks the protocol
             raise errors.InputError(f'cannot read token shards at {self._name}: {e}') from e
+
+
+def _clear(local: pathlib.Path) -> None:
+    """Removes what copies that were cut short have left; one that goes on was written lately."""
+    for partial in local.glob('*.partial'):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > _STALE_SECS:
+                partial.unlink()
 
 
 def _fits(size: int, local: pathlib.Path) -> bool:

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import tenacity
 
+from gptjax.configs import errors
+
 PATIENCE_SECS = 30.0
 FIRST_SECS, LONGEST_SECS = 0.5, 20.0
 _EVERY_SECS = 60.0  # so often at most a failure is said that is tried again
@@ -44,6 +46,8 @@ def call(what: str, function: Callable[[], T], failure: type[Exception] = OSErro
 
     def passes(error: BaseException) -> bool:
         failed.append(time.monotonic())
+        if isinstance(error, errors.InputError):  # said already
+            return False
         return isinstance(error, failure) and getattr(error, 'errno', None) not in _LASTING
 
     def say(state: tenacity.RetryCallState) -> None:
