@@ -159,7 +159,7 @@ def runs(storage: emulator.Storage, folder: pathlib.Path, rounds: int) -> None:
     for number, (kind, place) in itertools.product(
         range(rounds), (('disk', local), ('bucket', buckets.of(remote)))
     ):
-        for saves in (0, 20):
+        for saves in (0, 100):
             where = f'{place}-{number}-{saves}'
             copy(place, where)
             length = f'--config.train.total_tokens={200 * step}'

@@ -163,3 +163,19 @@ def test_a_mistake_of_the_other_host_alone(run, tmp_path):
     running = start('generate', 2, *flags, '--prompt=x', each=([], ['--samples=x.txt']))
     said = finish(running, 2)
     assert 'error: host 1 has ended: --samples=x.txt is no name of a file' in said[0][1], said
+
+
+def test_tasks_while_training(run, tmp_path):
+    found = {}
+    for count in (1, 2):
+        workdir = tmp_path / str(count)
+        helpers.prepare(run[0], workdir)
+        flags = (f'--config={run[0]}', f'--workdir={workdir}', *MESH, '--config.model.n_heads=2')
+        flags += ('--config.train.total_tokens=1024', f'--config.data_dir={run[2]}')
+        flags += ("--config.suite.tasks=('piqa', 'arithmetic_2d_plus')", '--config.suite.limit=4')
+        flags += ('--config.suite.n_ctx=32', '--config.suite.batch_tokens=256')
+        finish(start('train', count, *flags))
+        said = json.loads((workdir / 'results.json').read_text())
+        found[count] = {name: value for name, value in said.items() if name.startswith('eval/')}
+    assert any('piqa' in name for name in found[1])
+    assert found[2] == pytest.approx(found[1], rel=1e-4)
