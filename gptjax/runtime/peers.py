@@ -6,6 +6,7 @@ what is left would wait for it in a collective. What one host wishes, as a stop,
 step that is the same for all. Training itself waits for nobody.
 """
 
+import contextlib
 import json
 import logging
 import threading
@@ -103,13 +104,14 @@ class Peers:
         if self._board is None or self._mine['ended']:
             return
         self._mine['ended'] = [code, line]
-        self._beat()
         begun = time.monotonic()
-        while code and self._me == 0 and time.monotonic() - begun < _LEAVE_SECS:
-            if all(said['ended'] for said, _ in self._heard.values()):
-                break
-            time.sleep(0.1)
+        with contextlib.suppress(Exception):  # the service may have ended
             self._beat()
+            while code and self._me == 0 and time.monotonic() - begun < _LEAVE_SECS:
+                if all(said['ended'] for said, _ in self._heard.values()):
+                    break
+                time.sleep(0.1)
+                self._beat()
 
     def _run(self) -> None:
         while True:
