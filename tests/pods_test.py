@@ -83,6 +83,7 @@ def test_every_program_works_there(bucket, config_file, local, tmp_path):
     assert 'forgetting.png' in bucket.objects()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_may_be_copied_between_disks_and_buckets(bucket, config_file, local, tmp_path):
     pods.trained(bucket, config_file)
     expected = pods.outcome(local)
