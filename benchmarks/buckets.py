@@ -11,6 +11,7 @@ import collections
 import itertools
 import os
 import pathlib
+import re
 import shutil
 import signal
 import statistics
@@ -153,8 +154,11 @@ def runs(storage: emulator.Storage, folder: pathlib.Path, rounds: int) -> None:
         begun = len(storage.requests)
         length = f'--config.train.total_tokens={6 * step}'
         train(where, length, f'--config.checkpoint.every_steps={saves}', none[1])
-        counts.append(len(storage.requests) - begun)
-    print(f'requests, each of five saves more: {(counts[0] - counts[1]) / 5:.0f}')
+        made = [r for r in storage.requests[begun:] if r.method == 'POST']
+        committed = {r.name for r in made if re.search(r'checkpoints/\d+/manifest.json$', r.name)}
+        counts.append((len(storage.requests) - begun, len(committed)))
+    (many, saves), (few, last) = counts
+    print(f'requests, each save more: {(many - few) / (saves - last):.0f}')
     times = collections.defaultdict(list)
     for number, (kind, place) in itertools.product(
         range(rounds), (('disk', local), ('bucket', buckets.of(remote)))
