@@ -117,9 +117,8 @@ class Checkpoints:
                 self._begin(target, items, meta)
         except Exception as e:
             error = e
-        if hosts.agreed(error is not None, what=f'saving step {step}')[
-            0
-        ]:  # else the others would wait for this host
+        (failed,) = hosts.agreed(error is not None, what=f'saving step {step}')
+        if failed:  # else the others would wait for this host
             error = error or OSError('another host cannot write there')
             if isinstance(error, SaveError | leases.Lost):
                 raise error

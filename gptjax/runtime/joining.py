@@ -115,7 +115,7 @@ def _gather(place: Place, timeout_secs: float) -> None:
         stack.enter_context(server)
         said = ''  # they ask again
         try:
-            _wait(place, time.monotonic() + timeout_secs, server, come, stack)
+            _wait(place, timeout_secs, server, come, stack)
             said = _GO
         except errors.InputError as e:
             said = str(e)
@@ -128,29 +128,21 @@ def _gather(place: Place, timeout_secs: float) -> None:
 
 def _wait(
     place: Place,
-    until: float,
+    timeout_secs: float,
     server: socket.socket,
     come: dict[int, socket.socket],
     stack: contextlib.ExitStack,
 ) -> None:
     """Fills `come` with the connection of every other host, by number."""
-    begun = told = time.monotonic()
+    patience = _Patience(timeout_secs)
     while True:
         for number in [number for number, host in come.items() if not _is_open(host)]:
             del come[number]  # ended, and may be started again
         if len(come) == place.count - 1:
             return
-        now = time.monotonic()
         missing = hosts.named(set(range(1, place.count)) - set(come))
-        if now >= until:
-            raise errors.InputError(
-                f'{missing} of {place.count} did not come within {now - begun:.0f} s '
-                '(--join_timeout): look at its log, and start all hosts again'
-            )
-        if now - told >= _SAID_SECS:
-            told = now
-            _log.info('waiting for %s of %d', missing, place.count)
-        if not select.select([server], [], [], min(1.0, until - now))[0]:
+        left = patience.with_(f'{missing} of {place.count}')
+        if not select.select([server], [], [], min(1.0, left))[0]:
             continue
         host = stack.enter_context(server.accept()[0])
         host.settimeout(2.0)
@@ -172,18 +164,9 @@ def _wait(
 
 def _report(place: Place, timeout_secs: float) -> None:
     """Of any other host: says its number, and waits for the first one's word."""
-    address, told, begun = _address(place), time.monotonic(), time.monotonic()
-    until = begun + timeout_secs
+    address, patience = _address(place), _Patience(timeout_secs)
     while True:
-        now = time.monotonic()
-        if now >= until:
-            raise errors.InputError(
-                f'host 0 ({place.coordinator}) did not come within {now - begun:.0f} s '
-                '(--join_timeout): look at its log, and start all hosts again'
-            )
-        if now - told >= _SAID_SECS:
-            told = now
-            _log.info('waiting for host 0 (%s)', place.coordinator)
+        patience.with_(f'host 0 ({place.coordinator})')
         try:
             with socket.create_connection(address, timeout=5.0) as first:
                 first.sendall(f'{_HELLO} {place.number} {place.count}\n'.encode())
@@ -197,6 +180,26 @@ def _report(place: Place, timeout_secs: float) -> None:
         if line:
             raise errors.InputError(f'host 0 says: {line}')
         time.sleep(0.5)  # it was ended
+
+
+class _Patience:
+    """How long hosts are waited for; now and then it is said which."""
+
+    def __init__(self, secs: float) -> None:
+        self._secs, self._begun, self._said = secs, time.monotonic(), time.monotonic()
+
+    def with_(self, who: str) -> float:
+        """The seconds that are left. Raises InputError where they are over: it names who."""
+        now = time.monotonic()
+        if now - self._begun >= self._secs:
+            raise errors.InputError(
+                f'{who} did not come within {now - self._begun:.0f} s (--join_timeout): look at '
+                'its log, and start all hosts again'
+            )
+        if now - self._said >= _SAID_SECS:
+            self._said = now
+            _log.info('waiting for %s', who)
+        return self._begun + self._secs - now
 
 
 def _said_numbers(line: str) -> tuple[int, int]:
