@@ -66,7 +66,7 @@ def main(args: cli.Args) -> None:
             perplexity.check(token_set, n_ctx, scoring)
         made_of = {'sets': [token_set.digest for token_set in data.train]}
         there = _matching(workdir, config, made_of)
-        documents.write(workdir / base.OF_RUN, json.loads(config.to_json()))
+        documents.write(workdir / base.OF_RUN, base.plain(config))
         if there and _is_done(workdir):
             _log.info('counting in %s is done already', workdir)
             return
@@ -138,7 +138,7 @@ def _matching(
     found = checkpoint.latest(workdir)
     if not found:
         return None
-    claim.check(workdir, found[1], json.loads(config.to_json()), READS, made_of)
+    claim.check(workdir, found[1], base.plain(config), READS, made_of)
     return found[0]
 
 

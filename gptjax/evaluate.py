@@ -13,7 +13,6 @@ TPU VM; batches are spread over --config.mesh.data devices (several hosts: --dis
       --config.suite.batch_tokens=65536 --workdir=/data/scores
 """
 
-import json
 import logging
 import math
 import pathlib
@@ -61,7 +60,7 @@ def _suite(args: cli.Args) -> None:
     for other in others:
         errors.require(bool(report.read(other)), f'{other} holds no results.jsonl')
     jobs, absent = _at_hand(config, args.config.data_dir)
-    alike.check_same(config=json.loads(args.config.to_json()), tasks=[job.label for job in jobs])
+    alike.check_same(config=base.plain(args.config), tasks=[job.label for job in jobs])
     with mesh.scope(), program.only_one(workdir):  # items are kept as they are scored
         with progress.Progress('read', None, ' parameters') as bar:
             loaded = loaded_lib.load(source, mesh=mesh, progress=bar.advance, raw=True)

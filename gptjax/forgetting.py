@@ -7,7 +7,6 @@ Laptop, after a quickstart:
 TPU VM, the same; on several hosts with --distributed.
 """
 
-import json
 import logging
 import pathlib
 
@@ -53,7 +52,7 @@ def main(args: cli.Args) -> None:
     errors.require(len(sets) == 1, f'one held-out set is looked at; data.eval_sets has {len(sets)}')
     ((label, held_out),) = sets.items()
     opened = {name: sources.open(path) for name, path in runs.items()}
-    alike.check_same(config=json.loads(config.to_json()), runs=runs, windows=args.flags.windows)
+    alike.check_same(config=base.plain(config), runs=runs, windows=args.flags.windows)
     devices = args.section('mesh', mesh_lib.Config)
     meshes = {name: mesh_lib.of_weights(devices, source) for name, source in opened.items()}
     loaded = {}

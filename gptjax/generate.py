@@ -92,8 +92,7 @@ def main(args: cli.Args) -> None:
         for prompt, asked in jobs:
             sender.check(prompt, asked, config, streams)
         fingerprint = _fingerprint(config, source, drafted, wanted, jobs)
-        config_said = json.loads(args.config.to_json())
-        alike.check_same(config=config_said, command=fingerprint, stream=streams)
+        alike.check_same(config=base.plain(args.config), command=fingerprint, stream=streams)
         one = program.only_one(pathlib.Path(args.workdir))
         with one, program.graceful_stop(), _Out(args, wanted, jobs, loaded, fingerprint) as out:
             left = jobs[out.done :]

@@ -11,7 +11,8 @@ import pytest
 from flax import linen as nn
 
 from gptjax.configs import errors, sizes
-from gptjax.models import axes, heads
+from gptjax.evals import context
+from gptjax.models import axes, heads, weights
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.training import step as step_lib
 from tests import helpers
@@ -287,3 +288,34 @@ def test_what_is_put_is_what_comes_out(split):
     if split[0] == 8:
         with pytest.raises(errors.UsageError, match='label: axis 0.*use a multiple of 8'):
             mesh.put({'label': np.zeros(12)})
+
+
+ASKED = (
+    np.random.default_rng(0).integers(0, 64, (7, 16)).astype(np.int32),
+    np.random.default_rng(1).integers(0, 64, 7).astype(np.int32),
+)
+
+
+@pytest.fixture(scope='module')
+def row_by_row():
+    """Loss and gradient by distance, of one row at a time on one device."""
+    model = helpers.tiny_model(**_MODEL | {'residual_dropout': 0.0})
+    asked = (model, helpers.params_of(model), *ASKED, 1)
+    return [*context.loss_by_length(*asked).values()], context.gradient_by_distance(*asked)
+
+
+@pytest.mark.parametrize('sizes', [(1, 2, 2, 1), (2, 1, 1, 2)])
+def test_what_context_is_worth_is_the_same_on_any_mesh(sizes, row_by_row):
+    """Also where the last batch does not divide over it; by rows, it was NaN on one."""
+    model = helpers.tiny_model(**_MODEL | {'residual_dropout': 0.0})
+    devices = jax.devices()[: int(np.prod(sizes))]
+    mesh = mesh_lib.Mesh(mesh_lib.Config(*sizes, slices=1, across='data'), devices)
+    with mesh.scope():
+        target = weights.target(model, mesh.shardings)
+        params = helpers.params_of(model)
+        placed = jax.tree.map(lambda x, t: jax.device_put(x, t.sharding), params, target)
+        asked = (model, placed, *ASKED, 4, lambda n: None, mesh.rows())
+        losses = [*context.loss_by_length(*asked).values()]
+        norms = context.gradient_by_distance(*asked)
+    np.testing.assert_allclose(losses, row_by_row[0], rtol=1e-5)
+    np.testing.assert_allclose(norms, row_by_row[1], rtol=1e-4)

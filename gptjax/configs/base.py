@@ -6,6 +6,7 @@ that one folder holds a whole run; what is read from elsewhere is relative to wh
 An experiment sets what is there, or replaces the `model` section with one from sizes.py.
 """
 
+import json
 import re
 from typing import Any
 
@@ -55,6 +56,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = sizes.model('tiny', n_vocab=4096)
     config.lock()[LABELS].unlock()
     return config
+
+
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """A config as its JSON has it: what is written, and compared."""
+    return json.loads(config.to_json())
 
 
 def optim(unit: str, **overrides: Any) -> ml_collections.ConfigDict:

@@ -370,13 +370,13 @@ def compared(ours: pathlib.Path, theirs: pathlib.Path, tasks: Sequence[Job]) -> 
 
 def digest(prompts: Sequence[fewshot.Prompt]) -> str:
     """Equal where the same is asked."""
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for prompt in prompts:
         item = prompt.item  # a field added later changes nothing while it has its default
         values = ((field, getattr(item, field.name)) for field in dataclasses.fields(item))
         said = {field.name: value for field, value in values if value != field.default}
-        digest.update(json.dumps([prompt.number, prompt.text(), said], sort_keys=True).encode())
-    return digest.hexdigest()[:16]
+        hashed.update(json.dumps([prompt.number, prompt.text(), said], sort_keys=True).encode())
+    return hashed.hexdigest()[:16]
 
 
 def _number(value: float) -> float | None:

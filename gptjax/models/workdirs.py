@@ -276,4 +276,4 @@ def save(
             checkpoints.save(0, {'params': params}, meta)
         finally:
             checkpoints.close()
-        documents.write(path / base.OF_RUN, json.loads(config.to_json()))
+        documents.write(path / base.OF_RUN, base.plain(config))

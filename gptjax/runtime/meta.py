@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is said of a checkpoint beside its arrays: meta.json."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import ml_collections
 
-from gptjax.configs import errors
+from gptjax.configs import base, errors
 from gptjax.runtime import program
 from gptjax.storage import buckets
 
@@ -31,7 +30,7 @@ def of(
       provenance: of the weights, where they were not trained from nothing.
       more: of a run also 'data', its position, and 'clock'.
     """
-    said = {'config': json.loads(config.to_json()), 'head': head, 'tokenizer': tokenizer}
+    said = {'config': base.plain(config), 'head': head, 'tokenizer': tokenizer}
     return said | {'provenance': provenance, 'commit': program.commit(), **more}
 
 

@@ -98,7 +98,7 @@ class Run:
     ) -> None:
         """Args: reads: sections and top-level fields of the config that the program reads."""
         self._config, self._workdir, self._reads = config, workdir, reads
-        self._said = json.loads(config.to_json())
+        self._said = base.plain(config)
         self._train, self._kept = train, checkpoints
         self._claimed, self._open = contextlib.ExitStack(), contextlib.ExitStack()
         self._spikes, self._limit = 0, 2**62  # the step that a rollback goes back to
