@@ -32,14 +32,14 @@ def test_over_seeds_what_one_lacks_is_missing():
 def test_a_prompt_is_known_by_what_it_says():
     """A field that items may have one day changes nothing of those that leave it alone."""
     asked = fewshot.Prompt(3, 'head', ('one', 'two'), fewshot.Item('context', ('a', 'b')))
-    known = suite._digest([asked])
+    known = suite.digest([asked])
     later = dataclasses.make_dataclass(
         'Later', [('colour', str, 'none')], bases=(fewshot.Item,), frozen=True
     )
     same = dataclasses.replace(asked, item=later('context', ('a', 'b')))
-    assert suite._digest([same]) == known
+    assert suite.digest([same]) == known
     assert (
-        suite._digest([dataclasses.replace(same, item=later('context', ('a', 'b'), colour='red'))])
+        suite.digest([dataclasses.replace(same, item=later('context', ('a', 'b'), colour='red'))])
         != known
     )
     others = [
@@ -50,4 +50,4 @@ def test_a_prompt_is_known_by_what_it_says():
             for given in (('contexts', ('a', 'b')), ('context', ('b', 'a')), ('context', ('a',)))
         ),
     ]
-    assert len({known, *(suite._digest([other]) for other in others)}) == 1 + len(others)
+    assert len({known, *(suite.digest([other]) for other in others)}) == 1 + len(others)
