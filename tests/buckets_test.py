@@ -9,7 +9,7 @@ import random
 import pytest
 
 from gptjax.configs import errors
-from gptjax.storage import buckets, documents, files, leases, mirror, retry, scratch
+from gptjax.storage import buckets, documents, files, mirror, retry, scratch
 from tests import emulator
 
 
@@ -182,33 +182,6 @@ def test_large_folders_come_when_they_are_needed(folder, monkeypatch):
         assert scratch.origin(workdir / 'tokens' / 'a.bin') == folder / 'tokens' / 'a.bin'
         assert str(folder) in scratch.told(f'error: {workdir}/tokens is odd')
     assert len(folder.objects()) == 5
-
-
-def test_two_processes_never_hold_a_folder(folder, monkeypatch, caplog):
-    monkeypatch.setattr(leases, 'LEASE_SECS', 3.0)
-    monkeypatch.setattr(leases, 'RENEW_SECS', 0.2)
-    with leases.held(folder):
-        said = r'process \d+ on .* is at work in gs://.*; stop it or use another'
-        with pytest.raises(errors.InputError, match=said), leases.held(folder):
-            pass
-    assert caplog.text.count('waiting up to') == 1
-    with leases.held(folder):
-        leases.check()
-    assert not folder.objects()
-
-
-def test_a_dead_holder_is_followed(folder, monkeypatch, caplog):
-    monkeypatch.setattr(leases, 'LEASE_SECS', 1.0)
-    monkeypatch.setattr(leases, 'RENEW_SECS', 60.0)  # it renews no more
-    dead = leases._Lease(folder)
-    with leases.held(folder):
-        assert 'has run out' in caplog.text
-        dead._renew()
-        with pytest.raises(leases.Lost, match='has taken gs://'):
-            dead.check()
-        dead.release()
-        assert leases.LEASE in folder.objects()  # which is the other's
-    assert not folder.objects()
 
 
 def test_storage_that_fails_for_a_moment_is_asked_again(folder, storage, monkeypatch, caplog):

@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where token shards are read from: a folder here, a copy of one elsewhere, or its bucket."""
 
-import contextlib
 import hashlib
-import os
+import math
 import pathlib
 import shutil
-import time
 from collections.abc import Callable
 from typing import Any
 
 from gptjax.configs import errors
 from gptjax.data import token_manifest as manifest_lib
-from gptjax.storage import buckets, documents, files, scratch
+from gptjax.storage import buckets, documents, files, leases, scratch
 
 _MOST = 0.8  # of the room on the disk that a copy may take
-_STALE_SECS = 86400.0  # after which a part of a file is nobody's
 
 
 def locate(
@@ -29,7 +26,8 @@ def locate(
     """The folder of token shards of that name, below the workdir unless absolute.
 
     Of one that is elsewhere, the shards of a split are copied into `stage_dir` first, every hash
-    verified; what was copied before is not copied again. One in a bucket need not be copied.
+    verified; what was copied before is not copied again. One in a bucket need not be copied. Of
+    several processes on one host the first copies, and the others wait for it.
 
     Args:
       stage_dir: a local folder; a relative one is in the user's cache folder.
@@ -58,13 +56,14 @@ def locate(
         size = sum(r.tokens for r in records) * manifest_lib.dtype(manifest.n_vocab).itemsize
         if read == 'stream' or not _fits(size, local):
             return source.folder
-    local.mkdir(parents=True, exist_ok=True)
-    _clear(local)
-    for record in records:
-        for file, digest in record.files().items():
-            _fetch(source, local, file, digest)
-        progress(record.tokens)
-    files.replace(local / manifest_lib.NAME, text)
+    with leases.held(local, math.inf):
+        for partial in local.glob('*.partial'):  # of a copy that was cut short
+            partial.unlink()
+        for record in records:
+            for file, digest in record.files().items():
+                _fetch(source, local, file, digest)
+            progress(record.tokens)
+        files.replace(local / manifest_lib.NAME, text)
     return local
 
 
@@ -110,14 +109,6 @@ class _Other:
             raise errors.InputError(f'cannot read token shards at {self._name}: {e}') from e
 
 
-def _clear(local: pathlib.Path) -> None:
-    """Removes what copies that were cut short have left; one that goes on was written lately."""
-    for partial in local.glob('*.partial'):
-        with contextlib.suppress(OSError):
-            if time.time() - partial.stat().st_mtime > _STALE_SECS:
-                partial.unlink()
-
-
 def _fits(size: int, local: pathlib.Path) -> bool:
     """Whether a split has room beside what is there, or is there."""
     there = sum(path.stat().st_size for path in local.glob('train-*')) if local.is_dir() else 0
@@ -129,8 +120,7 @@ def _fetch(source: _Bucket | _Other, local: pathlib.Path, name: str, sha256: str
     target = local / name
     if target.is_file() and files.remembered_sha256(target) == sha256:
         return
-    partial = target.with_name(f'{name}.{os.getpid()}.partial')
-    partial.unlink(missing_ok=True)
+    partial = target.with_name(f'{name}.partial')
     source.fetch(name, partial)
     if files.sha256(partial) != sha256:
         partial.unlink()

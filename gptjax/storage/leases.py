@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder that one process at a time may write: a locked file, or in a bucket a lease.
+"""A folder that one process at a time may write: a locked file, or a lease.
 
-A lease is an object that is created only where there is none, and written again before its time
-ends; by storage's clock, no other. One whose holder died is taken over when its time has ended.
+Buckets and file systems that lock no files have leases. One is an object that is created only where
+there is none, and written again before its time ends; by storage's clock, no other. One whose
+holder died is taken over when its time has ended.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import pathlib
 import sys
@@ -19,12 +22,13 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 from gptjax.configs import checksum, errors
-from gptjax.storage import buckets, files, retry
+from gptjax.storage import buckets, files, lease_file, retry
 
 LOCK, LEASE = '.lock', '.lease'
 LOCK_SECS = 60.0  # longer than a stop with saving takes
 LEASE_SECS, RENEW_SECS = 60.0, 15.0
 _ANSWER_SECS = 10.0  # after which an answer is not waited for
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of Lustre, and of some NFS
 _log = logging.getLogger(__name__)
 
 
@@ -33,28 +37,66 @@ class Lost(errors.InputError):
 
 
 @contextlib.contextmanager
-def held(folder: buckets.Anywhere) -> Iterator[None]:
+def held(folder: buckets.Anywhere, secs: float = LOCK_SECS) -> Iterator[None]:
     """Keeps other processes out, waiting for one that holds it to end, and saying so at once.
 
+    Args:
+      secs: how long it is waited for; a lease until its time has ended, at least.
+
     Raises:
-      InputError: another one holds it for longer than a stop with saving takes.
+      InputError: another one holds it for longer, by default than a stop with saving takes.
     """
     if isinstance(folder, buckets.Path):
-        lease = _Lease(folder)
-        _leases[str(folder)] = lease
-        try:
+        with _leased(folder, folder / LEASE, secs):
             yield
-        finally:
-            if not lease.is_lost:  # else check() goes on to say so: nothing more is written
-                del _leases[str(folder)]
-                lease.release()
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _open(folder / LOCK) as f:
-            _wait(lambda: _locked(f), folder, LOCK_SECS)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with _open(folder / LOCK) as f:
+        if locks_files(f):
+            _wait(lambda: _locked(f), folder, secs)
             f.truncate(0)
             files.appended(f, _name(), folder / LOCK)
             yield
+            return
+        _log.warning(
+            '%s is on a file system that locks no files: %s is written every %.0f s instead, and '
+            'after a kill the next run waits for up to %.0f s',
+            folder,
+            LEASE,
+            RENEW_SECS,
+            LEASE_SECS,
+        )
+        with _leased(folder, lease_file.Path(folder / LEASE), secs):
+            yield
+
+
+@contextlib.contextmanager
+def _leased(
+    folder: buckets.Anywhere, path: buckets.Path | lease_file.Path, secs: float
+) -> Iterator[None]:
+    lease = _Lease(folder, path, secs)
+    _leases[str(folder)] = lease
+    try:
+        yield
+    finally:
+        if not lease.is_lost:  # else check() goes on to say so: nothing more is written
+            del _leases[str(folder)]
+            lease.release()
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name in a folder is what holds it."""
+    return name == LOCK or name.startswith(LEASE)
+
+
+def locks_files(file: IO) -> bool:
+    """Whether a file's system knows flock()."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_UN)
+    except OSError as e:
+        return e.errno not in _NO_LOCKS
+    return True
 
 
 def check() -> None:
@@ -79,14 +121,16 @@ def release_all() -> None:
 
 
 class _Lease:
-    def __init__(self, folder: buckets.Path) -> None:
-        self._path, self._folder = folder / LEASE, folder
+    def __init__(
+        self, folder: buckets.Anywhere, path: buckets.Path | lease_file.Path, secs: float
+    ) -> None:
+        self._path, self._folder = path, folder
         self._lost = ''
         self._token = uuid.uuid4().hex  # machines' names and processes' numbers come again
         self._busy = threading.Lock()
         self._generation = 0
         # What a holder that is alive has renewed meanwhile is not ours; see _taken().
-        _wait(self._taken, folder, LEASE_SECS + RENEW_SECS)
+        _wait(self._taken, folder, max(secs, LEASE_SECS + RENEW_SECS))
         self._renewed = time.monotonic()
         self._ended = threading.Event()
         threading.Thread(target=self._keep, name='lease', daemon=True).start()
@@ -172,7 +216,8 @@ def _wait(taken: Callable[[], str], folder: buckets.Anywhere, secs: float) -> No
         said = f'{holder} is at work in {folder}'
         if not told:
             told = True
-            _log.warning('%s: waiting up to %.0f s for its end', said, secs)
+            most = f'up to {secs:.0f} s ' if secs < math.inf else ''
+            _log.warning('%s: waiting %sfor its end', said, most)
         if time.monotonic() > deadline:
             raise errors.InputError(
                 f'{said}; stop it or use another --workdir (with --config.init_from={folder} '
@@ -204,11 +249,11 @@ def _name() -> str:
     return f'process {os.getpid()} on {os.uname().nodename} ({program})'
 
 
-def _holder(path: buckets.Path) -> str:
+def _holder(path: buckets.Path | lease_file.Path) -> str:
     return str(_read(path).get('holder', 'another process'))
 
 
-def _read(path: buckets.Path) -> dict[str, str]:
+def _read(path: buckets.Path | lease_file.Path) -> dict[str, str]:
     try:
         found = checksum.opened(json.loads(path.read_bytes()))
         return found if isinstance(found, dict) else {}

@@ -47,7 +47,8 @@ class Scratch:
         _clear(parent)
         begun = pathlib.Path(tempfile.mkdtemp(prefix='new-', dir=parent)).resolve()
         self.lock = (begun / leases.LOCK).open('w')
-        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        if leases.locks_files(self.lock):
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
         self.root = begun.rename(begun.with_name(begun.name.replace('new-', 'run-', 1)))
         self.workdirs: list[pathlib.Path] = []
         self.seen: dict[pathlib.Path, Seen] = {}

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from gptjax.configs import checksum, errors
 from gptjax.storage import files, leases, mirror, scratch
 
-MARK, LOCK = '.unfinished', leases.LOCK
+MARK = '.unfinished'
 _LONGEST = 2**16  # bytes of a mark that are read
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
@@ -71,7 +71,8 @@ def refuse(folder: pathlib.Path) -> None:
 
 
 def _held(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [path for path in folder.iterdir() if path.name not in (MARK, LOCK)]
+    names = (path.name for path in folder.iterdir())
+    return [folder / name for name in names if name != MARK and not leases.is_ours(name)]
 
 
 def _command() -> list[str]:
