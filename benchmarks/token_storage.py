@@ -61,7 +61,7 @@ def through_the_loader(folder: pathlib.Path, stream: np.ndarray) -> tuple[float,
     record = token_manifest.Record('flat.bin', len(stream), 1, 0, 0, '')
     (shard,) = shards.open_all(folder, [record], np.dtype(np.uint16))
     token_set = tokens.TokenSet(folder, 'train', 0, 50257, '', '', [shard], [len(stream)])
-    config = loader.Config(('x', 'y'), (0.7, 0.3), (('x', 'x'),), 4, 'staged', 'auto', 'never')
+    config = loader.Config(('x', 'y'), (0.7, 0.3), (('x', 'x'),), 4, 16, 'staged', 'auto', 'never')
     plan = plan_lib.of_tokens(plan_lib.Config(32 * N_CTX, 1, 0, 0, 1), N_CTX, 10**12)
     began = time.perf_counter()
     batches = loader.batches(

@@ -24,6 +24,7 @@ os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
 os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
+import hlo  # beside this file
 import jax
 from jax.experimental import topologies
 
@@ -35,49 +36,13 @@ from gptjax.training import plan as plan_lib
 from gptjax.training import step as step_lib
 from gptjax.training.objectives import next_token
 
-_COLLECTIVE = re.compile(
-    r'= \(?([a-z0-9]+\[[\d,]*\]).* '
-    r'(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\('
-)
-
-
-_HIDDEN = re.compile(r'\s+(?:ROOT )?%async-collective-(start|done)[\w.-]* = .*calls=%?([\w.-]+)')
-_NAME = re.compile(r'(?:ENTRY )?%?([\w.-]+) ')
-
-
-def overlap(text: str) -> dict[str, int]:
-    """Collectives that run beside other work, and those that the core waits for."""
-    started = [m for m in map(_HIDDEN.match, text.splitlines()) if m]
-    hidden = {m[2] for m in started}
-    found = {'overlapped': sum(m[1] == 'start' for m in started), 'blocking': 0}
-    name = ''
-    for line in text.splitlines():
-        if line and not line[0].isspace() and (begins := _NAME.match(line)):
-            name = begins[1]
-        if _COLLECTIVE.search(line) and name not in hidden and 'async_collective' not in name:
-            op = _COLLECTIVE.search(line)[2]
-            found['overlapped' if f'{op}-start(' in line else 'blocking'] += 1
-    return found
-
-
-# What one slice sends to another: its shape, and what for.
-_SENT = re.compile(r'= \(([a-z0-9]+)\[([\d,]*)\][^=]* send\(.*_xla_megascale_transfer_type="(\w+)"')
-
-
-def between_slices(text: str) -> dict[str, int]:
-    """Numbers that a device sends to other slices in a step, by the kind of transfer."""
-    found: collections.Counter[str] = collections.Counter()
-    for _, shape, kind in _SENT.findall(text):
-        found[kind] += math.prod(int(n) for n in shape.split(',') if n)
-    return dict(found)
-
 
 def compile_step(
     section,
     topology: str,
     mesh_sizes: tuple[int, ...],
     windows: int,
-    offload: bool,
+    options: step_lib.Options,
     slices: int = 1,
     across: str = 'data',
 ) -> dict:
@@ -94,7 +59,6 @@ def compile_step(
     config.batch.batch_tokens = batch * n_ctx
     plan = plan_lib.of_tokens(plan_lib.Config(**config.batch), n_ctx, 10**12)
     optimizer = optim.make(optim.configure(config.optim), plan, heads.describe(model))
-    options = step_lib.Options(offload=offload)
     began = time.monotonic()
     with mesh.scope():
         target = step_lib.abstract(model.init_params, optimizer, mesh.shardings, options)
@@ -110,6 +74,7 @@ def compile_step(
         'mesh': dict(mesh.mesh.shape),
         'devices': len(devices),
         'windows_a_device': windows,
+        'device_windows': options.device_windows,
         'parameters': n_params,
         'peak_gib': memory.peak_memory_in_bytes / 2**30,
         'argument_gib': memory.argument_size_in_bytes / 2**30,
@@ -121,13 +86,14 @@ def compile_step(
         text = compiled.as_text()
     except Exception as e:  # it fails on some meshes
         return found | {'collectives': None, 'why_not': str(e)[:200]}
-    counts = collections.Counter(f'{op} {shape}' for shape, op in _COLLECTIVE.findall(text))
+    counts = collections.Counter(f'{op} {shape}' for shape, op in hlo.COLLECTIVE.findall(text))
     kernels = sorted(set(re.findall(r'splash_[a-z_]+', text)))
     return found | {
         'collectives': dict(counts),
         'kernels': kernels,
-        **overlap(text),
-        'between_slices': between_slices(text),
+        **hlo.overlap(text),
+        'between_slices': hlo.between_slices(text),
+        'over_replicas': hlo.over_replicas(text, mesh.mesh.devices.shape),
         'lines': len(text.splitlines()),
     }
 
@@ -140,6 +106,9 @@ def main() -> None:
     parser.add_argument('--slices', type=int, default=1)
     parser.add_argument('--across', default='data', help='the axis that slices share')
     parser.add_argument('--windows', type=int, default=4, help='of every data x fsdp device')
+    parser.add_argument('--device_windows', type=int, default=0, help='of a microbatch')
+    parser.add_argument('--reduce_dtype', default='float32')
+    parser.add_argument('--shard_moments', action='store_true', help='over data, too')
     parser.add_argument('--offload', action='store_true', help="Adam's moments to the host")
     parser.add_argument('--set', action='append', default=[], help='a model field: remat=blocks')
     args = parser.parse_args()
@@ -157,7 +126,13 @@ def main() -> None:
         mesh = (1, n_devices * args.slices, 1, 1)
     else:
         mesh = (args.slices, n_devices, 1, 1)
-    how = (mesh, args.windows, args.offload, args.slices, args.across)
+    options = step_lib.Options(
+        device_windows=args.device_windows,
+        reduce_dtype=args.reduce_dtype,
+        shard_moments=args.shard_moments,
+        offload=args.offload,
+    )
+    how = (mesh, args.windows, options, args.slices, args.across)
     print(json.dumps(compile_step(section, args.topology, *how)))
 
 

@@ -57,19 +57,21 @@ def _main(args: cli.Args) -> None:
             f'the tokenizer in {tokenizer_dir} has no end-of-text token to separate documents; '
             'use one that has'
         )
+    whole = sum(shard.text_bytes for shard in shards)
+    fraction = config.held_out(whole)
     source = {
         'tokenizer': tokenizer_lib.fingerprint(tokenizer),
-        'valid_fraction': config.valid_fraction,
+        'valid_fraction': fraction,
         'corpus': [shard.sha256 for shard in shards],
     }
     if tokens.is_finished(folder, source):
         _log.info('tokens %s are done already', folder)
         return
     jobs = [
-        _Job(corpus, tokenizer_dir, folder, index, shard, config.valid_fraction)
+        _Job(corpus, tokenizer_dir, folder, index, shard, fraction)
         for index, shard in enumerate(shards)
     ]
-    with progress.Progress('tokenise', sum(s.text_bytes for s in shards), ' bytes') as bar:
+    with progress.Progress('tokenise', whole, ' bytes') as bar:
         _run(jobs, config.processes, bar)
     records = [tokens.records(folder, job.index) for job in jobs]
     if None in records:

@@ -6,7 +6,7 @@ Laptop:
 TPU VM, on every host of a v5e-16:
   python -m gptjax.train --config=experiments/gpt2/pretrain.py:size=small --workdir=gs://b/run \
       --config.mesh.fsdp=16 --config.mesh.data=1 --config.model.n_vocab=50304 \
-      --config.batch.accum_steps=8 --config.model.remat=full --distributed
+      --config.batch.device_windows=8 --config.model.remat=full --distributed
 """
 
 import logging
@@ -26,7 +26,7 @@ from gptjax.runtime import checkpoint, hosts, inventory, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.storage import scratch
 from gptjax.text import tokenizer as tokenizer_lib
-from gptjax.training import loop, losses, optim, parameters
+from gptjax.training import loop, losses, optim, parameters, stages
 from gptjax.training import plan as plan_lib
 from gptjax.training import recipe as recipe_lib
 from gptjax.training import run as run_lib
@@ -59,6 +59,7 @@ class Sections:
             config.model.family != 'ngram',
             'an n-gram model is counted, not trained: python -m gptjax.count_ngrams',
         )
+        _check_numerics(self.model)
         self.optim = optim.configure(config.optim)
         self.batch = fields.build(plan_lib.Config, config.batch, 'batch')
         self.train = fields.build(run_lib.Config, config.train, 'train')
@@ -107,11 +108,13 @@ def _train(
     trained = {path: about for path, about in described.items() if path not in options.frozen}
     optimizer = optim.make(sections.optim, plan, trained)
     target = step_lib.abstract(model.init_params, optimizer, mesh.shardings, options)
-    _check_room(sections, plan, target)
+    _check_room(sections, mesh, data, plan, target)
     objective, asked = sections.objective
     loss = losses.with_sown(objective.make, model.apply, asked)
-    train_step = step_lib.make_train_step(
-        loss, optimizer, config.seed, options, target, parameters.merge
+    train_step = stages.Stages(
+        step_lib.make_train_step(loss, optimizer, config.seed, options, target, parameters.merge),
+        plan.sizes(),
+        mesh.scope,
     )
     tokenizer_dir = workdir / pretrained.TOKENIZER
     tasks = during.tasks(model, sections.suite, config.data_dir, tokenizer_dir, mesh.rows())
@@ -119,11 +122,13 @@ def _train(
         model,
         data.held_out,
         sections.evaluate,
+        sections.train.eval_max_tokens,
         sections.train.objective,
         tasks,
         mesh,
         average=options.ema_decay > 0,
     )
+    _say_what_is_done(sections, mesh, data, plan)
     recipe = recipe_lib.Recipe(
         plan=plan,
         target=target,
@@ -179,41 +184,75 @@ def _check_batches(
     """Raises UsageError where a batch does not divide over the mesh."""
     n_ctx = sections.model.n_ctx
     for windows in plan.sizes():
-        mesh.check_batch(windows, n_ctx, sections.batch.accum_steps)
+        mesh.check_batch(windows, n_ctx, sections.batch.device_windows)
     scored_ctx = sections.evaluate.n_ctx or n_ctx
-    mesh.check_batch(sections.evaluate.batch_windows, scored_ctx)
+    mesh.check_batch(sections.evaluate.batch_windows, scored_ctx, field='evaluate.batch_windows')
     for token_set in data.held_out.values():
         perplexity.check(token_set, scored_ctx, sections.evaluate)
 
 
-def _check_room(sections: Sections, plan: plan_lib.Plan, target: Any) -> None:
+def _check_room(
+    sections: Sections, mesh: mesh_lib.Mesh, data: inputs.Inputs, plan: plan_lib.Plan, target: Any
+) -> None:
     """Raises UsageError where a run cannot fit the memory, by what it holds at least."""
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target))
     inventory.check_room(
         state, 'parameters and optimizer', 'Lower the sizes of --config.model, or add devices'
     )
-    batch = max(plan.sizes()) * sections.model.n_ctx
-    read = batch * 12 * sections.data.prefetch_steps  # inputs, targets, weights
+    windows, n_ctx = max(plan.sizes()), sections.model.n_ctx
+    at_once = _at_once(sections, mesh, windows)
+    held = loader.steps_held(data.train, sections.data)
+    read = windows * n_ctx * 12 * held  # inputs, targets, weights
     inventory.check_room(
-        read + batch // sections.batch.accum_steps * sections.model.d_model * 2,
-        f'a batch of {batch} tokens',
-        'Lower --config.batch.batch_tokens, or raise accum_steps',
+        read + at_once * n_ctx * sections.model.d_model * 2,
+        f'a batch of {windows * n_ctx} tokens',
+        'Lower --config.batch.batch_tokens, or set device_windows, or lower it',
     )
 
 
+def _check_numerics(model: heads.Config) -> None:
+    """Raises UsageError where training would stand still, or not be finite."""
+    errors.require(
+        model.param_dtype == 'float32',
+        f'model.param_dtype = {model.param_dtype!r}: weights of 8 or 11 bits lose what updates add '
+        "to them. Train with param_dtype='float32'; compute_dtype='bfloat16' is what is fast",
+    )
+    errors.require(
+        model.compute_dtype != 'float16',
+        "model.compute_dtype = 'float16': gradients would underflow without a scale of the loss, "
+        "which there is not; use 'bfloat16'",
+    )
+
+
+def _say_what_is_done(
+    sections: Sections, mesh: mesh_lib.Mesh, data: inputs.Inputs, plan: plan_lib.Plan
+) -> None:
+    """Says which kernels train, and what evaluations cost once the batch has grown."""
+    model, windows = sections.model, _at_once(sections, mesh, max(plan.sizes()))
+    for part, kernel in model.kernels(windows).items():
+        _log.info('attention %s: %s, in %s', part, kernel, model.compute_dtype)
+    steps = sections.train.eval_every_steps or plan.total_steps
+    between = min(steps, plan.total_steps) * max(plan.sizes()) * plan.tokens_per_example
+    config = during.within(sections.evaluate, sections.train.eval_max_tokens)
+    if data.held_out:
+        _log.info('%s', during.cost(data.held_out, config, between))
+
+
+def _at_once(sections: Sections, mesh: mesh_lib.Mesh, windows: int) -> int:
+    """The windows of a microbatch, over all devices."""
+    return min(windows, sections.batch.device_windows * mesh.rows() or windows)
+
+
 def _options(sections: Sections, described: parameters.Described) -> step_lib.Options:
-    if getattr(sections.model, 'attention_dropout', 0):
-        _log.info(
-            'dropout of attention weights: the plain form of attention, which holds them all; '
-            'model.attention_dropout = 0 uses the kernel for this platform'
-        )
     return step_lib.Options(
-        accum_steps=sections.batch.accum_steps,
+        device_windows=sections.batch.device_windows,
+        reduce_dtype=sections.optim.reduce_dtype,
         ema_decay=sections.optim.ema_decay,
         spike_sigmas=sections.train.spike_sigmas,
         skip_spikes=sections.train.on_spike == 'skip',
         norms_of=described if sections.train.layer_norms else None,
         offload=sections.optim.offload,
+        shard_moments=sections.optim.shard_moments,
         frozen=optim.frozen(sections.optim, described),
     )
 

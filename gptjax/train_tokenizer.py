@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 from gptjax.configs import cli, errors
-from gptjax.data import documents
+from gptjax.data import documents, tokens
 from gptjax.runtime import program, progress
 from gptjax.storage import documents as documents_lib
 from gptjax.storage import scratch
@@ -51,7 +51,7 @@ def _main(args: cli.Args) -> None:
         except errors.InputError as e:
             _log.warning('tokenizer %s is made again: %s', folder, e)
     total = sum(shard.text_bytes for shard in documents.shards(corpus))
-    fraction = args.config.tokens.valid_fraction
+    fraction = args.section('tokens', tokens.Config).held_out(total)
     texts = documents.training_texts(corpus, fraction, config.sample_bytes)
     with progress.Progress('read', min(total, config.sample_bytes), ' bytes') as bar:
         tokenizer = vocabulary.train(config, _told(texts, bar))

@@ -107,8 +107,8 @@ def test_a_field_that_its_owner_does_not_have_is_one_line():
         errors.UsageError, match=r"^the batch section has the unknown field 'rampp'$"
     ):
         fields.build(plan.Config, section, 'batch')
-    del section.rampp, section.accum_steps
-    with pytest.raises(errors.UsageError, match=r"^the batch section lacks 'accum_steps'$"):
+    del section.rampp, section.device_windows
+    with pytest.raises(errors.UsageError, match=r"^the batch section lacks 'device_windows'$"):
         fields.build(plan.Config, section, 'batch')
 
 

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Corpora, token shards, and the loader's promise about order."""
 
+import dataclasses
 import json
+import pathlib
+import threading
 
 import numpy as np
 import pytest
 
 from gptjax import prepare_corpus, prepare_tokens, train
 from gptjax.configs import errors
-from gptjax.data import documents, loader, staging, tokens
+from gptjax.data import documents, loader, shards, staging, token_manifest, tokens
 from gptjax.data.sets import stdlib
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.storage import documents as documents_lib
@@ -247,7 +250,7 @@ def _numbers(first: int, length: int) -> tokens.TokenSet:
 
 def _config(weights=(0.7, 0.3)):
     return loader.Config(
-        ('a', 'b')[: len(weights)], weights, (('a', 'a'),), 2, 'x', 'auto', 'changed'
+        ('a', 'b')[: len(weights)], weights, (('a', 'a'),), 2, 3, 'x', 'auto', 'changed'
     )
 
 
@@ -312,6 +315,38 @@ def test_windows_are_the_same_on_every_mesh(sizes):
         expected = np.stack([reference[first + row]() for row in range(count)])
         np.testing.assert_array_equal(found['tokens'], expected[:, :-1])
         np.testing.assert_array_equal(found['targets'], expected[:, 1:])
+
+
+def test_windows_of_a_batch_are_read_side_by_side():
+    """A disk that takes 20 ms to answer would else hold training up."""
+    meet = threading.Barrier(16)  # breaks, unless sixteen wait at once
+
+    class Slow(shards.Shard):
+        def request(self, start, stop):
+            def read():
+                meet.wait(60)
+                return np.arange(start, stop)
+
+            return read
+
+    record = token_manifest.Record('a.bin', 40 * 64 + 1, 1, 0, 0, '')
+    slow = Slow(pathlib.Path('slow'), record)
+    token_set = dataclasses.replace(_numbers(0, 10), _shards=[slow], _ends=[slow.n_tokens])
+    plan = helpers.plan_of(16 * 40, 40)
+    config = dataclasses.replace(_config((1.0,)), read_threads=16)
+    found = next(
+        loader.batches(
+            [token_set], config, 40, 0, plan.examples, lambda n: (np.arange(n), slice(0, 40)), 0, 1
+        )
+    )
+    assert found['tokens'].shape == (16, 40)
+
+
+def test_held_out_text_of_a_large_corpus_is_capped():
+    config = tokens.Config('tokens', 0.05, 2**26, 1)
+    assert config.held_out(2**20) == config.held_out(0) == 0.05
+    assert config.held_out(2**36) * 2**36 == 2**26
+    assert dataclasses.replace(config, valid_bytes=0).held_out(2**36) == 0.05
 
 
 def test_starting_anywhere_gives_the_same_batches():

@@ -37,7 +37,7 @@ FLAGS = (
     '--config.batch.ramp_over_tokens=3000',
     '--config.batch.ramp_stages=2',
     '--config.model.residual_dropout=0.1',
-    '--config.batch.accum_steps=1',
+    '--config.batch.device_windows=0',
 )
 
 

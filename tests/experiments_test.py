@@ -52,10 +52,10 @@ def test_builds_and_its_step_has_the_right_shapes(name, variant):
         helpers.loss_of(model),
         optimizer,
         config.seed,
-        step_lib.Options(accum_steps=sections.batch.accum_steps),
+        step_lib.Options(device_windows=sections.batch.device_windows),
     )
     mesh = helpers.one_device()
-    shape = (sections.batch.accum_steps * 2, sections.model.n_ctx)
+    shape = (max(2, sections.batch.device_windows * 2), sections.model.n_ctx)
     batch = {
         'tokens': jax.ShapeDtypeStruct(shape, jnp.int32),
         'targets': jax.ShapeDtypeStruct(shape, jnp.int32),

@@ -146,7 +146,7 @@ def plan_of(
     batch_tokens: int, n_ctx: int, total_tokens: int = 10_000, **overrides
 ) -> plan_lib.Plan:
     """A batch plan without a ramp, or as overridden."""
-    fields = {'accum_steps': 1, 'ramp_from_tokens': 0, 'ramp_over_tokens': 0, 'ramp_stages': 8}
+    fields = {'device_windows': 0, 'ramp_from_tokens': 0, 'ramp_over_tokens': 0, 'ramp_stages': 8}
     config = plan_lib.Config(batch_tokens=batch_tokens, **(fields | overrides))
     return plan_lib.of_tokens(config, n_ctx, total_tokens)
 
@@ -159,7 +159,7 @@ def state_of(params, optimizer) -> step_lib.State:
 
 def loss_of(model: heads.LanguageModel) -> losses.Loss:
     """The language-model loss of a batch."""
-    return next_token.make(model.apply, None)
+    return losses.with_sown(next_token.make, model.apply, None)
 
 
 def batch_of(windows: int, n_ctx: int, n_vocab: int, seed: int = 0) -> dict[str, np.ndarray]:

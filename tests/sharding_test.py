@@ -42,7 +42,7 @@ def train(mesh, steps=2, model=None):
             helpers.loss_of(model),
             optimizer,
             0,
-            step_lib.Options(accum_steps=2),
+            step_lib.Options(device_windows=8 // mesh.rows()),
             target,
         )
         state = step_lib.init(model.init_params, optimizer, 0, target)
@@ -193,9 +193,12 @@ def test_mesh_sizes(sizes, said):
 def test_mesh_fills_in_and_checks_batches():
     mesh = mesh_lib.Mesh(mesh_lib.Config(-1, 2, 1, 2, slices=1, across='data'))
     assert dict(mesh.mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 1, 'context': 2}
-    mesh.check_batch(8, 16, accum_steps=2)
+    mesh.check_batch(8, 16, device_windows=2)
     with pytest.raises(errors.UsageError, match='use a multiple of 8 windows'):
-        mesh.check_batch(4, 16, accum_steps=2)
+        mesh.check_batch(12, 16, device_windows=2)
+    mesh.check_batch(4, 16, device_windows=2)  # the first stage of a ramp
+    with pytest.raises(errors.UsageError, match='evaluate.batch_windows'):
+        mesh.check_batch(6, 16, field='evaluate.batch_windows')
     with pytest.raises(errors.UsageError, match='does not divide over context = 2'):
         mesh.check_batch(4, 15)
     with pytest.raises(errors.UsageError, match='one of them may be -1'):

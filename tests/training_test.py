@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.configs import errors
+from gptjax import train
+from gptjax.configs import base, errors, sizes
 from gptjax.models import heads
 from gptjax.training import guard, losses, optim
 from gptjax.training import plan as plan_lib
@@ -126,10 +127,10 @@ def test_decay_spares_biases_and_gains():
     assert len(described) - len(spared) == 2 + 6  # two embeddings; q, k, v, out, up, down
 
 
-def _after(batch, accum_steps, model):
+def _after(batch, device_windows, model):
     optimizer = helpers.optimizer_of(helpers.plan_of(8 * 16, 16), model)
     step = step_lib.make_train_step(
-        helpers.loss_of(model), optimizer, 0, step_lib.Options(accum_steps)
+        helpers.loss_of(model), optimizer, 0, step_lib.Options(device_windows)
     )
     params = helpers.params_of(model)
     params = jax.tree.map(jnp.copy, params)  # the step takes its state's memory
@@ -137,18 +138,35 @@ def _after(batch, accum_steps, model):
     return step(state, batch)
 
 
-@pytest.mark.parametrize('accum_steps', [2, 4])
-def test_accumulation_of_masked_batches_equals_one_batch(accum_steps):
-    model = helpers.tiny_model()
+@pytest.mark.parametrize('device_windows', [1, 2, 4])
+@pytest.mark.parametrize('dropout', [0.0, 0.2])
+def test_accumulation_of_masked_batches_equals_one_batch(device_windows, dropout):
+    """Dropout, too: what it leaves out of a row depends on the row's number alone."""
+    model = helpers.tiny_model(residual_dropout=dropout)
     batch = helpers.batch_of(8, 16, 64)
     keep = np.random.default_rng(1).random((8, 16)) < np.linspace(0.05, 1, 8)[:, None]
     batch['weights'] = keep.astype(np.float32)
-    (one, metrics), (many, others) = _after(batch, 1, model), _after(batch, accum_steps, model)
+    (one, metrics), (many, others) = _after(batch, 0, model), _after(batch, device_windows, model)
     np.testing.assert_allclose(metrics['train/loss'], others['train/loss'], rtol=1e-6)
     # Adam's first moments, not the weights: where a gradient is zero (key biases), Adam blows up
     # noise.
     for a, b in zip(*(jax.tree.leaves(s.opt_state[1].mu) for s in (one, many)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'said'),
+    [
+        ('param_dtype', 'bfloat16', 'lose what updates add'),
+        ('param_dtype', 'float16', 'lose what updates add'),
+        ('compute_dtype', 'float16', 'gradients would underflow'),
+    ],
+)
+def test_training_in_dtypes_that_lose_it_is_refused(field, value, said):
+    config = base.get_config()
+    config.model = sizes.model('gpt2-small', **{field: value})
+    with pytest.raises(errors.UsageError, match=said):
+        train.Sections(config)
 
 
 def test_clipping_limits_the_gradient_before_adam():

@@ -14,6 +14,8 @@ from gptjax.configs import base, fields
 
 # field that is gone -> (field that took its place, its value from the old one)
 RENAMED: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    # Microbatches of a batch of any size; how many windows that were depended on the devices.
+    'batch.accum_steps': ('batch.device_windows', lambda steps: 0),
     'data.eval_set': ('data.eval_sets', lambda folder: {pathlib.PurePath(folder).name: folder}),
 }
 HEAD = 'language_model'  # of checkpoints that do not say

@@ -5,9 +5,10 @@ Neither the number of hosts, nor the mesh, nor accumulation, nor the batch ramp 
 windows come in which order; a process merely reads the rows and columns that its own devices hold.
 """
 
+import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import grain
 import ml_collections
@@ -22,6 +23,7 @@ Region = Callable[[int], tuple[np.ndarray, slice]]
 
 
 _STREAMED_STEPS = 8  # whose windows are asked for at once, of sets in buckets
+T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Config:
     weights: tuple[float, ...]
     eval_sets: tuple[tuple[str, str], ...]  # (label, folder)
     prefetch_steps: int
+    read_threads: int
     stage_dir: str
     read: Literal['auto', 'stage', 'stream']
     verify: Literal['changed', 'always', 'never']
@@ -49,7 +52,7 @@ class Config:
             all(isinstance(w, int | float) and 1e-9 <= w <= 1e9 for w in self.weights),
             f'data.weights must be numbers from 1e-9 to 1e9, got {self.weights}',
         )
-        errors.require_between(self, 1, 1024, 'prefetch_steps')
+        errors.require_between(self, 1, 1024, 'prefetch_steps', 'read_threads')
         errors.require_choice(self, 'read', ('auto', 'stage', 'stream'))
         errors.require_choice(self, 'verify', ('changed', 'always', 'never'))
         for label, folder in self.eval_sets:
@@ -129,14 +132,25 @@ def batches(
     """
     columns = region(examples(start_step)[1])[1]
     source = _Steps(
-        windows(sets, config.weights, n_ctx, seed, columns), examples, region, stop_step
+        windows(sets, config.weights, n_ctx, seed, columns),
+        examples,
+        region,
+        stop_step,
+        config.read_threads,
     )
     steps = grain.MapDataset.source(source)[start_step:]
-    streamed = any(isinstance(s.folder, buckets.Path) for s in sets)
-    threads = _STREAMED_STEPS if streamed else 1
-    ahead = max(config.prefetch_steps, threads)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    threads = _STREAMED_STEPS if _are_streamed(sets) else 1
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=steps_held(sets, config))
     return iter(steps.to_iter_dataset(options))
+
+
+def steps_held(sets: Sequence[tokens.TokenSet], config: Config) -> int:
+    """How many batches are held at most."""
+    return max(config.prefetch_steps, _STREAMED_STEPS if _are_streamed(sets) else 1)
+
+
+def _are_streamed(sets: Sequence[tokens.TokenSet]) -> bool:
+    return any(isinstance(s.folder, buckets.Path) for s in sets)
 
 
 class _Windows:
@@ -163,9 +177,11 @@ class _Steps:
         examples: Callable[[int], tuple[int, int]],
         region: Region,
         stop_step: int,
+        threads: int,
     ) -> None:
         self._windows, self._examples, self._region = source, examples, region
-        self._stop = stop_step
+        self._stop, self._threads = stop_step, threads
+        self._readers = concurrent.futures.ThreadPoolExecutor(threads, 'reader')
 
     def __len__(self) -> int:
         return self._stop
@@ -174,7 +190,14 @@ class _Steps:
         first, count = self._examples(step)
         rows = self._region(count)[0].tolist()
         asked = [self._windows[first + row] for row in rows]  # all of them are on their way
-        read = np.stack([window() for window in asked]).astype(np.int32)
+        read = np.stack(self._called(asked)).astype(np.int32)
         tokens_BxL, targets_BxL = read[:, :-1], read[:, 1:]
         weights_BxL = np.ones(tokens_BxL.shape, np.float32)
         return {'tokens': tokens_BxL, 'targets': targets_BxL, 'weights': weights_BxL}
+
+    def _called(self, requests: Sequence[Callable[[], T]]) -> list[T]:
+        """What each gives, a share of them in each thread: a disk may take long to answer."""
+        share = -(-len(requests) // self._threads)
+        shares = [requests[i : i + share] for i in range(0, len(requests), share)]
+        found = self._readers.map(lambda some: [request() for request in some], shares)
+        return [each for some in found for each in some]

@@ -36,11 +36,19 @@ class Config:
 
     dir: str
     valid_fraction: float
+    valid_bytes: int
     processes: int
 
     def __post_init__(self) -> None:
         errors.require_between(self, 0.0, 0.99, 'valid_fraction')
+        errors.require_between(self, 0, 2**60, 'valid_bytes')
         errors.require_between(self, 1, 1024, 'processes')
+
+    def held_out(self, text_bytes: int) -> float:
+        """The share of a corpus of so many bytes that is held out."""
+        if not self.valid_bytes or not text_bytes:
+            return self.valid_fraction
+        return min(self.valid_fraction, self.valid_bytes / text_bytes)
 
 
 def is_finished(folder: pathlib.Path, source: dict) -> bool:

@@ -23,6 +23,7 @@ from gptjax.text import tokenizer as tokenizer_lib
 from gptjax.training import parameters, recipe
 from gptjax.training import step as step_lib
 
+_DEAR = 0.1  # share of the work of training that evaluations may take unasked
 _log = logging.getLogger(__name__)
 
 
@@ -30,6 +31,7 @@ def evaluation(
     model: heads.LanguageModel,
     held_out: Mapping[str, tokens.TokenSet],
     config: perplexity.Config,
+    max_tokens: int,
     objective: str,
     tasks: 'Tasks',
     mesh: mesh_lib.Mesh,
@@ -39,23 +41,25 @@ def evaluation(
 
     Args:
       held_out: by label.
+      max_tokens: of each of them; 0 = config's.
       objective: train.objective.
       average: whether an average of the weights is kept; its scores are eval_average/...
     """
     step = step_lib.make_eval_step(perplexity.measure(model.apply, config, objective))
     n_ctx = config.n_ctx or model.config.n_ctx
+    config = within(config, max_tokens)
 
-    def scores_of(params: Any) -> dict[str, float | None]:
+    def scores_of(params: Any, check: Callable[[], None]) -> dict[str, float | None]:
         found: dict[str, float | None] = {}
         for label, token_set in held_out.items():
-            score = perplexity.score(step, params, token_set, n_ctx, config, mesh)
+            score = perplexity.score(step, params, token_set, n_ctx, config, mesh, check=check)
             found |= score.named(label)
-        return found | tasks.scores(params)
+        return found | tasks.scores(params, check)
 
-    def scores(state: step_lib.State) -> dict[str, float | None]:
-        found = scores_of(parameters.merge(state.params, state.frozen))
+    def scores(state: step_lib.State, check: Callable[[], None]) -> dict[str, float | None]:
+        found = scores_of(parameters.merge(state.params, state.frozen), check)
         if average:
-            averaged = scores_of(parameters.merge(state.average, state.frozen))
+            averaged = scores_of(parameters.merge(state.average, state.frozen), check)
             found |= {_of_average(name): value for name, value in averaged.items()}
         return found
 
@@ -64,15 +68,39 @@ def evaluation(
     return recipe.Evaluation(names, scores, perplexity.notes(held_out, config))
 
 
+def within(config: perplexity.Config, max_tokens: int) -> perplexity.Config:
+    """That scores no more of each set; 0 = as before."""
+    wanted = [most for most in (config.max_tokens, max_tokens) if most]
+    return dataclasses.replace(config, max_tokens=min(wanted, default=0))
+
+
+def cost(
+    held_out: Mapping[str, tokens.TokenSet], config: perplexity.Config, tokens_between: int
+) -> str:
+    """What evaluations cost, as a line.
+
+    Args:
+      tokens_between: that are trained on from one to the next.
+    """
+    scored = perplexity.n_tokens(held_out, config)
+    # Three times as dear is a token to train on: forward, and twice that backward.
+    share = scored / (3 * tokens_between)
+    line = f'held-out text: {scored:,} tokens each time, {share:.1%} of the work of training'
+    if share <= _DEAR:
+        return line
+    return f'{line}; lower --config.train.eval_max_tokens, or raise eval_every_steps'
+
+
 @dataclasses.dataclass(frozen=True)
 class Tasks:
     """Tasks of a suite during training.
 
-    names: of the scores; scores: parameters -> score by name, None where it is undefined.
+    names: of the scores; scores: parameters -> score by name, None where it is undefined; a
+    function, too, that is called before every task.
     """
 
     names: list[str]
-    scores: Callable[[Any], dict[str, float | None]]
+    scores: Callable[[Any, Callable[[], None]], dict[str, float | None]]
 
 
 def tasks(
@@ -95,7 +123,7 @@ def tasks(
         model's.
     """
     if not config.tasks:
-        return Tasks([], lambda params: {})
+        return Tasks([], lambda params, check: {})
     config = dataclasses.replace(config, clean_against='')
     tokenizer = tokenizer_lib.load(tokenizer_dir)
     decoder = decode.Decoder(model, min(model.config.n_vocab, tokenizer.n_vocab))
@@ -112,13 +140,11 @@ def tasks(
         except (sets.Absent, suite.Unscorable) as e:
             _log.warning('%s, %d shots is not scored: %s', job.name, job.k, e)
 
-    def scores(params: Any) -> dict[str, float | None]:
-        asked = respondent(params)
-        rows = [
-            row
-            for job, prompts in ready
-            for row in suite.run(job, prompts, asked, config, None, {})
-        ]
+    def scores(params: Any, check: Callable[[], None]) -> dict[str, float | None]:
+        asked, rows = respondent(params), []
+        for job, prompts in ready:
+            check()
+            rows += suite.run(job, prompts, asked, config, None, {})
         return {
             f'eval/{row["task"]}/{row["k"]}shot/{row["metric"]}': row['value']
             for row in suite.over_seeds(rows)

@@ -141,6 +141,12 @@ def notes(held_out: Mapping[str, tokens.TokenSet], config: Config) -> dict[str, 
     }
 
 
+def n_tokens(held_out: Mapping[str, tokens.TokenSet], config: Config) -> int:
+    """The tokens of several sets that score() reads."""
+    found = (_documents(token_set, config.max_tokens) for token_set in held_out.values())
+    return sum(int(table[:, 0].sum()) for table in found)
+
+
 def _n_scored(token_set: tokens.TokenSet, config: Config) -> int:
     """The tokens that count: all but end-of-text, one before each document."""
     table = _documents(token_set, config.max_tokens)
@@ -167,6 +173,7 @@ def score(
     config: Config,
     mesh: mesh_lib.Mesh,
     progress: Callable[[int], None] = lambda windows: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Score:
     """Scores held-out text.
 
@@ -174,6 +181,7 @@ def score(
       eval_step: measure(), jitted by training.step.make_eval_step.
       token_set: a held-out split.
       progress: is told the windows done.
+      check: is called before every batch; what it raises ends this.
     """
     _require(token_set, n_ctx, config)
     table = _documents(token_set, config.max_tokens)
@@ -182,6 +190,7 @@ def score(
     left = n_windows(token_set, n_ctx, config)
     rows, columns = mesh.region(config.batch_windows, n_ctx)
     for batch in _batches(token_set, stop, n_ctx, config):
+        check()
         local = {name: array[rows, columns] for name, array in batch.items()}
         for name, found in eval_step(params, mesh.put(local)).items():
             total = sums.setdefault(name, dict.fromkeys(found, 0.0))

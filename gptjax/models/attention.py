@@ -282,7 +282,7 @@ class Attention(nn.Module):
             seen_BxLxM = visible(query_positions_BxL, key_positions_BxM, self.mask)
             if tree is not None:
                 seen_BxLxM &= tree.seen_BxLxM
-            dropout = nn.Dropout(cfg.attention_dropout, deterministic=not dropping)
+            dropout = layers.Dropout(cfg.attention_dropout)
             y_BxLxHxK = attend(query_BxLxHxK, key_BxGxKxM, value_BxGxMxK, seen_BxLxM, dropout)
         y_BxLxD = linear(
             'BLHK,HKD->BLD',

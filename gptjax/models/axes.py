@@ -79,7 +79,11 @@ class Boxed(struct.PyTreeNode, meta.AxisMetadata):
         raise NotImplementedError('nothing takes a stack apart by its boxes')
 
     def get_partition_spec(self) -> PartitionSpec:
-        return _resolve(self.about.names, PARAMETER_AXES)
+        found = _resolve(self.about.names, PARAMETER_AXES)
+        if self.about.kind != 'vector':
+            return found
+        of_batch = flat(spec('batch'))  # a vector is too small to be worth gathering
+        return PartitionSpec(*(None if axis in of_batch else axis for axis in found))
 
 
 def matrix(
@@ -181,15 +185,28 @@ def fits(shape: tuple[int, ...], *names: str) -> bool:
 
 
 def n_devices() -> int:
-    """The number of devices of the mesh in force; 1 where there is none."""
+    """The number of devices of the mesh in force; 1 where there is none, or each is on its own."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.size
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _free())
+
+
+def shard_map(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """jax.shard_map over all mesh axes that the code around is not mapped over already."""
+    return jax.shard_map(
+        f, in_specs=in_specs, out_specs=out_specs, axis_names=_free(), check_vma=False
+    )
 
 
 def platform() -> str:
     """What is being compiled for: cpu, tpu, cuda ...; a mesh may be of devices that are absent."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()
+
+
+def _free() -> frozenset[str]:
+    """The axes of the mesh in force that the code around is not mapped over."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return frozenset(mesh.axis_names) - frozenset(mesh.manual_axes)
 
 
 def _boxed(init: Initializer, about: Parameter) -> Initializer:
@@ -212,8 +229,9 @@ def _check(names: tuple[str, ...], vocabulary: frozenset[str]) -> None:
 
 
 def _resolve(names: tuple[str, ...], vocabulary: frozenset[str]) -> PartitionSpec:
-    """Logical names -> mesh axes, by the rules in force."""
+    """Logical names -> mesh axes, by the rules in force; without those that code is mapped over."""
     _check(names, vocabulary)
+    mapped = jax.sharding.get_abstract_mesh().manual_axes
     rules = dict(nn.get_logical_axis_rules())
     if not rules:
         raise ValueError('no axis rules are in force; enter runtime.mesh scope() first')
@@ -229,5 +247,8 @@ def _resolve(names: tuple[str, ...], vocabulary: frozenset[str]) -> PartitionSpe
                     f'axis {mesh_axis!r}; give one of them another rule'
                 )
             taken[mesh_axis] = name
-        spec.append(target)
+        if isinstance(target, str):
+            spec.append(None if target in mapped else target)
+        else:
+            spec.append(tuple(axis for axis in target or () if axis not in mapped) or None)
     return PartitionSpec(*spec)

@@ -17,8 +17,10 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from gptjax.configs import errors
 from gptjax.models import attention, axes, layers, masks, mlp, stack
-from gptjax.models.kernels import embed, xent
+from gptjax.models.kernels import embed, flash, xent
 from gptjax.scaling import flops
+
+_MOST_HELD = 2**30  # bytes of attention weights of a window that the plain form may hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +136,33 @@ class Config(attention.Config, mlp.Config):
             seen * self.n_layers / len(self.attention),
         )
 
+    def kernels(self, windows: int) -> dict[str, str]:
+        """Form of attention -> what trains it, of kernels/flash.py, on the mesh in force.
+
+        Args:
+          windows: that are trained on at once.
+
+        Raises:
+          UsageError: the plain form would, and holds too much, on an accelerator.
+        """
+        shapes = [
+            (windows, self.n_ctx, heads, self.d_head) for heads in (self.n_heads, self.kv_heads)
+        ]
+        dtype = jnp.dtype(self.compute_dtype)
+        chosen = [flash.chosen(*shapes, dtype, mask) for mask in self.layer_masks]
+        if self.attention_dropout:
+            chosen = [flash.PLAIN for _ in chosen]
+        held = 4 * self.n_heads * self.n_ctx**2
+        errors.require(
+            flash.PLAIN not in chosen or axes.platform() == 'cpu' or held <= _MOST_HELD,
+            f'no kernel of {axes.platform()} trains attention = {self.attention} with heads of '
+            f'{self.d_head} in {self.compute_dtype}, n_ctx = {self.n_ctx}, attention_dropout = '
+            f'{self.attention_dropout}: the plain form would hold {held / 2**30:.1f} GiB of '
+            'weights for a window in a layer. Set --config.model.compute_dtype=bfloat16, n_ctx to '
+            'a multiple of 128, attention_dropout to 0',
+        )
+        return dict(zip(self.attention, chosen, strict=True))
+
 
 Cache = tuple[attention.KeyValue, ...]  # one a layer
 
@@ -161,7 +190,7 @@ class Block(nn.Module):
         )
         norm_attention = norm(name='norm_attention')
         attend = attention.Attention(cfg, self.mask, name='attention')
-        dropout = nn.Dropout(cfg.residual_dropout, deterministic=not self.has_rng('dropout'))
+        dropout = layers.Dropout(cfg.residual_dropout)
         pre = cfg.norm == 'pre'
 
         y_BxLxD = norm_attention(x_BxLxD) if pre else x_BxLxD
@@ -210,7 +239,7 @@ class GPT(nn.Module):
             self.final_norm = layers.Norm(
                 cfg.norm_kind, cfg.norm_eps, cfg.norm_bias, cfg.param_dtype
             )
-        self.embed_dropout = nn.Dropout(cfg.embed_dropout)
+        self.embed_dropout = layers.Dropout(cfg.embed_dropout)
 
     def __call__(
         self,
@@ -243,7 +272,7 @@ class GPT(nn.Module):
         elif cfg.positions == 'learned':
             x_BxLxD += self.position_embedding.astype(dtype)[jnp.maximum(positions_BxL, 0)]
         x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'act_embed')
-        x_BxLxD = self.embed_dropout(x_BxLxD, deterministic=not self.has_rng('dropout'))
+        x_BxLxD = self.embed_dropout(x_BxLxD)
         if cache is None:
             x_BxLxD = self._run(x_BxLxD, positions_BxL, tree)
         else:
@@ -292,6 +321,7 @@ class GPT(nn.Module):
         self, x_BxLxD: jax.Array, positions_BxL: jax.Array | None, tree: attention.Tree | None
     ) -> jax.Array:
         rng = self.make_rng('dropout') if self.has_rng('dropout') else None
+        told = {'rows': layers.rows(self)}
 
         def layer(
             x_BxLxD: jax.Array, params: Any, place: int, number: Any
@@ -299,7 +329,8 @@ class GPT(nn.Module):
             rngs = {} if rng is None else {'dropout': jax.random.fold_in(rng, number)}
             with jax.named_scope(f'block_{place}'):
                 block = self.pattern[place]
-                arguments = ({'params': params}, x_BxLxD, positions_BxL, None, tree)
+                variables = {'params': params, **told}
+                arguments = (variables, x_BxLxD, positions_BxL, None, tree)
                 kinds = ('losses', 'measures')
                 (x_BxLxD, _), found = block.apply(*arguments, rngs=rngs, mutable=kinds)
             flat = functools.partial(traverse_util.flatten_dict, sep='/')  # of what parts sow, too

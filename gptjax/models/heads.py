@@ -45,6 +45,13 @@ class Config(Protocol):
     def rate_scale(self, about: axes.Parameter) -> float:
         """What multiplies the learning rate of a parameter."""
 
+    def kernels(self, windows: int) -> dict[str, str]:
+        """Part -> what computes it in training, so many windows at once, on the mesh in force.
+
+        Raises:
+          UsageError: that cannot be had.
+        """
+
 
 class LanguageModel(nn.Module):
     """Next-token logits, from a network of any family: a GPT, an RNN, an n-gram model."""

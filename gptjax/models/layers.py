@@ -86,6 +86,38 @@ class Norm(nn.Module):
         return y.astype(x.dtype)
 
 
+class Dropout(nn.Module):
+    """Zeroes a share of a batch's values, where a 'dropout' rng is given (Srivastava et al. 2014).
+
+    What becomes of a row depends on its number in the batch alone, if variables('rows') say it:
+    neither on how rows are spread over devices, nor on how they are cut into microbatches.
+
+    Attributes:
+      rate: the share.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if not self.rate or not self.has_rng('dropout'):
+            return x
+        numbers = rows(self).get('numbers', jnp.arange(len(x)))
+        each = len(x) // len(numbers)  # of several, where an example of the batch is several rows
+        numbers = jnp.repeat(numbers, each) * each + jnp.tile(jnp.arange(each), len(numbers))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng('dropout'), numbers)
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
+        return jnp.where(kept, x / (1 - self.rate), 0)
+
+
+def rows(module: nn.Module) -> dict[str, jax.Array]:
+    """What apply() was told of a batch's rows, as {'rows': {'numbers': ...}} beside the parameters.
+
+    numbers: (B,), of the rows at hand in the whole batch.
+    """
+    return module.scope.root.variables().get('rows', {})
+
+
 def _layer(x: jax.Array, eps: float) -> jax.Array:
     """LayerNorm (Ba et al. 2016)."""
     return _rms(x - x.mean(axis=-1, keepdims=True), eps)

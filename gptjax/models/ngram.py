@@ -60,6 +60,10 @@ class Config:
         del about
         return 1.0
 
+    def kernels(self, windows: int) -> dict[str, str]:
+        del windows
+        return {}
+
     def flops_per_token(self, n_params: int) -> float:
         del n_params
         return 0.0  # counting multiplies nothing

@@ -74,6 +74,10 @@ class Config:
         del about
         return 1.0
 
+    def kernels(self, windows: int) -> dict[str, str]:
+        del windows
+        return {}
+
     def flops_per_token(self, n_params: int) -> float:
         looked_up = 0 if self.tied_embedding else self.n_vocab * self.d_model
         return flops.per_token(n_params - looked_up, 0, 0.0)
@@ -94,7 +98,7 @@ class RNN(nn.Module):
         if not cfg.tied_embedding:
             self.unembedding = self._weight('unembedding', 'vocab', 'embed')
         self.layers = [Layer(cfg, name=f'layer_{i}') for i in range(cfg.n_layers)]
-        self.dropout = nn.Dropout(cfg.dropout)
+        self.dropout = layers.Dropout(cfg.dropout)
 
     def __call__(
         self,
@@ -114,15 +118,14 @@ class RNN(nn.Module):
         if positions_BxL is None:
             positions_BxL = jnp.arange(length)[None]
         real_BxL = jnp.broadcast_to(positions_BxL >= 0, (rows, length))
-        off = not self.has_rng('dropout')
         x_BxLxD = embed.lookup(self.token_embedding, jnp.asarray(tokens_BxL), cfg.compute_dtype)
         x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'act_embed')
         states = cfg.empty_cache(rows, length) if cache is None else cache
         kept = []
         for layer, state in zip(self.layers, states, strict=True):
-            x_BxLxD, state = layer(self.dropout(x_BxLxD, deterministic=off), real_BxL, state)
+            x_BxLxD, state = layer(self.dropout(x_BxLxD), real_BxL, state)
             kept.append(state)
-        x_BxLxD = self.dropout(x_BxLxD, deterministic=off)
+        x_BxLxD = self.dropout(x_BxLxD)
         return x_BxLxD, None if cache is None else tuple(kept)
 
     def unembed(self, hidden_BxLxD: Float[Array, 'B L D']) -> Float[Array, 'B L V']:

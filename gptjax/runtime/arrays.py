@@ -12,6 +12,8 @@ import orbax.checkpoint as ocp
 
 from gptjax.storage import buckets
 
+_WORTH_BYTES = 2**20
+
 
 def handler(folder: buckets.Anywhere) -> ocp.CompositeCheckpointHandler:
     """Uncompressed: compression takes 8 % off and 7 times as long.
@@ -20,9 +22,14 @@ def handler(folder: buckets.Anywhere) -> ocp.CompositeCheckpointHandler:
     a process, of several arrays (docs/pods.md has the numbers).
     """
     few = isinstance(folder, buckets.Path)
+    # Devices that hold the same array write a part of it each, if that is worth a message.
+    writer = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_WORTH_BYTES)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, writer))
 
     def plain() -> ocp.PyTreeCheckpointHandler:
-        return ocp.PyTreeCheckpointHandler(use_compression=False, use_ocdbt=few)
+        return ocp.PyTreeCheckpointHandler(
+            use_compression=False, use_ocdbt=few, type_handler_registry=registry
+        )
 
     return ocp.CompositeCheckpointHandler(params=plain(), rest=plain(), average=plain())
 

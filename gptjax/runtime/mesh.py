@@ -18,6 +18,8 @@ from gptjax.configs import errors
 
 _AXES = ('data', 'fsdp', 'tensor', 'context')
 _BATCH = ('data', 'fsdp')
+REPLICAS = 'data'  # the axis along which devices hold the same weights
+_WORTH = 2**16  # values of an array that is worth a message of its own
 _LENGTH = {2: 1, 3: 2}  # rank of an array of a batch -> its axis of length
 
 # Logical axis -> mesh axes. Parameters are split over fsdp along d_model and over tensor along
@@ -63,6 +65,41 @@ def of_weights(config: 'Config', weights: Weights) -> 'Mesh':
 def one_device() -> 'Mesh':
     """A mesh of this process's first device alone."""
     return Mesh(Config(1, 1, 1, 1, 1, 'data'), jax.local_devices()[:1])
+
+
+def platform() -> str:
+    """What the mesh in force is of: cpu, tpu, cuda ...; it may be absent. '' = there is no mesh."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else ''
+
+
+def replicas() -> int:
+    """How many times the mesh in force holds the weights; 1 where there is none."""
+    return jax.sharding.get_abstract_mesh().shape.get(REPLICAS, 1)
+
+
+def rows_of_group(of_device: int) -> int:
+    """The rows that devices which hold the weights once have, of those of each device."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return of_device * math.prod(shape.get(axis, 1) for axis in _BATCH if axis != REPLICAS)
+
+
+def split_further(sharding: NamedSharding, x: Any) -> NamedSharding:
+    """A sharding of an array that splits it over its replicas, too, where one of its axes divides.
+
+    Args:
+      x: the array, or its shape and dtype.
+    """
+    copies = sharding.mesh.shape[REPLICAS]
+    spec = [*sharding.spec, *(None for _ in x.shape[len(sharding.spec) :])]
+    found = [(axis,) if isinstance(axis, str) else axis or () for axis in spec]
+    shares = [math.prod(sharding.mesh.shape[name] for name in names) for names in found]
+    free = [i for i, size in enumerate(x.shape) if size % (shares[i] * copies) == 0]
+    if not free or math.prod(x.shape) < _WORTH:
+        return sharding
+    most = max(free, key=lambda i: x.shape[i] // shares[i])
+    spec[most] = (*found[most], REPLICAS)
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
 def fetched(tree: Any) -> Any:
@@ -149,14 +186,32 @@ class Mesh:
         """How many devices share the rows of a batch: data x fsdp."""
         return math.prod(self.mesh.shape[axis] for axis in _BATCH)
 
-    def check_batch(self, windows: int, n_ctx: int, accum_steps: int = 1) -> None:
-        """Raises UsageError unless microbatches of (windows / accum_steps, n_ctx) divide."""
+    def check_batch(
+        self,
+        windows: int,
+        n_ctx: int,
+        device_windows: int = 0,
+        field: str = 'batch.batch_tokens, and ramp_from_tokens for a ramp',
+    ) -> None:
+        """Raises UsageError unless a batch divides.
+
+        Args:
+          device_windows: of a microbatch on every device, where it has so many; 0 = all.
+          field: what to change.
+        """
         over = self.rows()
+        if device_windows and windows > over * device_windows:
+            errors.require(
+                windows % (over * device_windows) == 0,
+                f'a batch of {windows} windows does not divide into microbatches of '
+                f'batch.device_windows = {device_windows} on each of data x fsdp = {over} devices; '
+                f'use a multiple of {over * device_windows} windows of {n_ctx} tokens ({field}), '
+                'or change device_windows or the mesh',
+            )
         errors.require(
-            windows % (over * accum_steps) == 0,
-            f'a batch of {windows} windows in {accum_steps} microbatches does not divide over '
-            f'data x fsdp = {over}; use a multiple of {over * accum_steps} windows of {n_ctx} '
-            'tokens (batch_tokens, and ramp_from_tokens for a ramp), or change the mesh',
+            windows % over == 0,
+            f'a batch of {windows} windows does not divide over data x fsdp = {over}; use a '
+            f'multiple of {over} windows of {n_ctx} tokens ({field}), or change the mesh',
         )
         errors.require(
             n_ctx % self.mesh.shape['context'] == 0,

@@ -7,11 +7,12 @@ step that is the same for all. Training itself waits for nobody.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gptjax.runtime import hosts, signals
@@ -78,6 +79,16 @@ class Peers:
         if requested:
             self.want('stop')
         return 'stop' in self.after(place)
+
+    @contextlib.contextmanager
+    def behind_step(self) -> Iterator[Callable[[bool], bool]]:
+        """Of work that all hosts do behind a step: whether it stops here, as any host requests."""
+        step, places = self._step, itertools.count()
+        self.begin(0)
+        try:
+            yield lambda requested: self.stops(next(places), requested)
+        finally:
+            self.begin(step)
 
     def tell(self, facts: Mapping[str, float]) -> None:
         """Numbers of this host, for told() of others."""

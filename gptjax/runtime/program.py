@@ -278,6 +278,18 @@ def keep_memory() -> None:
         libc.mallopt(_M_ARENA_MAX, 1)
 
 
+@contextlib.contextmanager
+def stoppable() -> Iterator[Callable[[], None]]:
+    """Of work that all hosts do behind a step: a function that raises Preempted where they stop."""
+    with peers.here().behind_step() as stops:
+
+        def check() -> None:
+            if stops(stop_requested()):
+                raise Preempted
+
+        yield check
+
+
 def profile_requested() -> bool:
     """Whether SIGUSR1 has arrived since this was last asked."""
     requested, _Profile.requested = _Profile.requested, False

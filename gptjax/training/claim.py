@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a workdir is this run's: the same config as far as it makes a run, and the same data."""
 
+import logging
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -11,9 +12,11 @@ import numpy as np
 
 from gptjax.configs import errors, upgrade
 
+_log = logging.getLogger(__name__)
 LENGTH = ('train.total_tokens', 'train.total_epochs')
 # (total_tokens, total_epochs) -> step -> learning rate
 RateOf = Callable[[int, float], Callable[[jax.Array], jax.Array]]
+_TOLD = (('model', 'compute_dtype'),)  # that may change, and changes the numbers a little
 _DATA = {'sets': 'token shards'}  # what of the data must be the same, in words
 
 
@@ -42,9 +45,8 @@ def check(
             f'{workdir} holds converted weights, not a run; start from them in another --workdir, '
             f'with --config.init_from={workdir}'
         )
-    there, here = (
-        upgrade.identity(upgrade.config(each), reads) for each in (meta['config'], config)
-    )
+    wholes = [upgrade.config(each) for each in (meta['config'], config)]
+    there, here = (upgrade.identity(each, reads) for each in wholes)
     differing = {
         name: errors.both(name, there.get(name), here.get(name))
         for name in sorted((here.keys() | there.keys()) - set(may_differ))
@@ -67,6 +69,11 @@ def check(
                 f'{workdir} was trained on other {_DATA.get(name, name)} than those in '
                 f'data.{name} now; put the old ones back, or use another --workdir'
             )
+
+    for section, name in _TOLD:
+        before, now = (each.get(section, {}).get(name) for each in wholes)
+        if before != now:
+            _log.info('goes on with %s', errors.both(f'{section}.{name}', before, now))
 
 
 def goes_on(

@@ -3,7 +3,8 @@
 
 A Loss is (parameters, batch, dropout key) -> (objective, Sums): the sum whose gradient is followed,
 and named sums with 'weight' among them. Objective and every other name are summed over microbatches
-and hosts, divided by the weight, and logged: 'accuracy' as train/accuracy.
+and hosts, divided by the weight, and logged: 'accuracy' as train/accuracy. The key is that of the
+whole batch: what is drawn for a row depends on its number, which batch['rows'] says.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from gptjax.configs import errors
 
 Sums = dict[str, jax.Array]
 Loss = Callable[[Any, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, Sums]]
+ROWS = 'rows'  # of a batch: the numbers of its rows, (B,)
 _SOWN = ('losses', 'measures')  # of layers: to the objective, and to the log alone
 
 
@@ -57,9 +59,10 @@ def with_sown(
 
     def loss(params: Any, batch: Mapping[str, jax.Array], rng: jax.Array) -> tuple[jax.Array, Sums]:
         calls: list[Mapping[str, Any]] = []
+        told = {'rows': {'numbers': batch[ROWS]}} if ROWS in batch else {}
 
-        def collecting(*args: Any, **kwargs: Any) -> Any:
-            out, sown = apply(*args, **kwargs, mutable=_SOWN)
+        def collecting(variables: Any, *args: Any, **kwargs: Any) -> Any:
+            out, sown = apply({**variables, **told}, *args, **kwargs, mutable=_SOWN)
             calls.append(sown)
             return out
 

@@ -44,13 +44,15 @@ class Config:
     frozen: tuple[str, ...]
     mu_dtype: Literal['float32', 'bfloat16']
     nu_dtype: Literal['float32', 'bfloat16']
+    reduce_dtype: Literal['float32', 'bfloat16']
     ema_decay: float
     offload: bool
+    shard_moments: bool
 
     def __post_init__(self) -> None:
         errors.require_choice(self, 'schedule', tuple(schedules.SCHEDULES))
         lookup.plug_in('gptjax.training.optimizers', self.optimizer)
-        for field in ('mu_dtype', 'nu_dtype'):
+        for field in ('mu_dtype', 'nu_dtype', 'reduce_dtype'):
             errors.require_choice(self, field, ('float32', 'bfloat16'))
         errors.require_between(self, 0.0, 0.9999999, 'ema_decay')
         errors.require(

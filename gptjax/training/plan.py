@@ -22,14 +22,16 @@ class Config:
     """The batch section of the config."""
 
     batch_tokens: int
-    accum_steps: int
+    device_windows: int
     ramp_from_tokens: int
     ramp_over_tokens: int
     ramp_stages: int
 
     def __post_init__(self) -> None:
-        errors.require_positive(self, 'batch_tokens', 'accum_steps')
-        errors.require_between(self, 0, 2**60, 'ramp_from_tokens', 'ramp_over_tokens')
+        errors.require_positive(self, 'batch_tokens')
+        errors.require_between(
+            self, 0, 2**60, 'device_windows', 'ramp_from_tokens', 'ramp_over_tokens'
+        )
         errors.require_between(self, 1, 64, 'ramp_stages')
         errors.require(
             (self.ramp_from_tokens > 0) == (self.ramp_over_tokens > 0),

@@ -131,3 +131,16 @@ def _flat(norms: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
             else:
                 found |= {f'{kind}/{name}/{i}': float(v) for i, v in enumerate(values)}
     return found
+
+
+def advice(on_spike: str) -> str:
+    """What to do about a spike that ends a run. Args: on_spike: of the config."""
+    calmer = 'Lower --config.optim.peak_lr or clip_norm, in a new workdir'
+    if on_spike == 'stop':
+        return (
+            f'{calmer}; or let --config.train.on_spike=skip or rollback leave its batches out: '
+            'the same command then goes on from the last checkpoint'
+        )
+    if on_spike == 'skip':
+        return f'Leaving out updates does not help: no batch is at fault. {calmer}'
+    return f'Going back does not help any more. {calmer}'

@@ -14,10 +14,11 @@ class Evaluation(NamedTuple):
     """How a state is scored: the names of the scores there will be, and the scores.
 
     A score that is None is missing. notes: what must stand beside scores, by what is scored.
+    scores() calls its second argument now and then, and ends with what that raises.
     """
 
     names: Sequence[str]
-    scores: Callable[[step_lib.State], Mapping[str, float | None]]
+    scores: Callable[[step_lib.State, Callable[[], None]], Mapping[str, float | None]]
     notes: Mapping[str, str] = types.MappingProxyType({})
 
 

@@ -60,6 +60,7 @@ class Config:
     total_epochs: float
     log_every_steps: int
     eval_every_steps: int
+    eval_max_tokens: int
     on_spike: Literal['stop', 'skip', 'rollback']
     spike_sigmas: float
     rollback_steps: int
@@ -72,8 +73,9 @@ class Config:
 
     def __post_init__(self) -> None:
         errors.require_between(
-            self, 0, 2**60, 'total_tokens', 'total_epochs', 'eval_every_steps', 'profile_at_step'
+            self, 0, 2**60, 'total_tokens', 'total_epochs', 'eval_every_steps', 'eval_max_tokens'
         )
+        errors.require_between(self, 0, 2**60, 'profile_at_step')
         errors.require_positive(self, 'log_every_steps', 'rollback_steps', 'profile_steps')
         errors.require_choice(self, 'on_spike', ('stop', 'skip', 'rollback'))
         errors.require_choice(self, 'profile_hosts', ('first', 'all'))
@@ -225,7 +227,7 @@ class Run:
         self._spikes += 1
         if self._train.on_spike != 'rollback' or self._spikes > _MOST_ROLLBACKS:
             raise errors.InputError(
-                f'{spike}; nothing of it was saved. {self._advice()}'
+                f'{spike}; nothing of it was saved. {reader_lib.advice(self._train.on_spike)}'
             ) from spike
         self._open.close()  # a save under way ends, and counts
         wanted = spike.step - self._train.rollback_steps
@@ -360,9 +362,19 @@ class Run:
         signals_lib.unsaved('' if wait else _UNSAVED)
 
     def _evaluate(self, step: int, state: step_lib.State, saved: bool) -> None:
-        """Scores a state; a mistake costs no step, and nothing that is not finite is kept."""
+        """Scores a state; a mistake costs no step, and nothing that is not finite is kept.
+
+        Raises:
+          program.Preempted: a signal came meanwhile; the state was saved, the evaluation is caught
+            up with.
+        """
         try:
-            found = self._recipe.evaluation.scores(state)
+            with program.stoppable() as check:
+                found = self._recipe.evaluation.scores(state, check)
+        except program.Preempted:
+            if not saved:
+                self._save(step, state, wait=True, stopping=True)
+            raise
         except Exception:
             if not saved and hosts.is_alone():  # hosts save together, and the others do not fail
                 self._save(step, state, wait=True)
@@ -385,15 +397,3 @@ class Run:
             f'checkpoint.keep_best = {name!r} is no score of this run; there are: '
             f'{", ".join(self._recipe.evaluation.names) or "none"}',
         )
-
-    def _advice(self) -> str:
-        """What to do about a spike that ends the run."""
-        calmer = 'Lower --config.optim.peak_lr or clip_norm, in a new workdir'
-        if self._train.on_spike == 'stop':
-            return (
-                f'{calmer}; or let --config.train.on_spike=skip or rollback leave its batches out: '
-                'the same command then goes on from the last checkpoint'
-            )
-        if self._train.on_spike == 'skip':
-            return f'Leaving out updates does not help: no batch is at fault. {calmer}'
-        return f'Going back does not help any more. {calmer}'

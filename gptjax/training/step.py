@@ -11,6 +11,8 @@ import optax
 from flax import linen as nn
 
 from gptjax.configs import errors
+from gptjax.runtime import mesh as mesh_lib
+from gptjax.training import gradients as gradients_lib
 from gptjax.training import guard as guard_lib
 from gptjax.training import losses, optim, parameters
 
@@ -30,7 +32,8 @@ class State(NamedTuple):
 class Options:
     """What a step does beside following the gradient.
 
-    accum_steps: microbatches that a batch is cut into.
+    device_windows: rows of a microbatch on every device; 0 = all it has: there is one microbatch.
+    reduce_dtype: in which gradients travel between devices that hold the same weights.
     ema_decay: of the average of the parameters; 0 keeps none.
     spike_sigmas: standard deviations above the usual loss that make a spike; 0 = only what is not
       finite.
@@ -38,15 +41,19 @@ class Options:
     norms_of: the parameters whose norms, gradients' norms and updates' norms are measured, one a
       layer where layers are stacked; None = of none.
     offload: whether the moments wait in the host's memory between steps.
+    shard_moments: whether devices that hold the same weights share the moments, each with a part of
+      the update (Rajbhandari et al. 2020, ZeRO, section 5.1).
     frozen: paths of parameters that are not trained: without moments, clipping and decay.
     """
 
-    accum_steps: int = 1
+    device_windows: int = 0
+    reduce_dtype: str = 'float32'
     ema_decay: float = 0.0
     spike_sigmas: float = 0.0
     skip_spikes: bool = False
     norms_of: parameters.Described | None = None
     offload: bool = False
+    shard_moments: bool = False
     frozen: frozenset[str] = frozenset()
 
 
@@ -71,6 +78,9 @@ def abstract(
     boxed = jax.eval_shape(lambda: _create(init_params, optimizer, 0, options))
     plain = nn.meta.unbox(boxed)
     placed = shardings(boxed)
+    if options.shard_moments:
+        split = jax.tree.map(mesh_lib.split_further, placed.opt_state, plain.opt_state)
+        placed = placed._replace(opt_state=split)
     if options.offload:
         host = jax.tree.map(lambda s: s.with_memory_kind('pinned_host'), placed.opt_state)
         placed = placed._replace(opt_state=host)
@@ -148,7 +158,7 @@ def make_train_step(
       target: from abstract(), for states on a mesh: the new state keeps its shardings.
       merge: (trained, frozen) -> the parameters that the loss takes.
     """
-    gradients = _gradients(loss, merge, options.accum_steps)
+    gradients = gradients_lib.make(loss, merge, options.device_windows, options.reduce_dtype)
     fetched, put_away = (_on_device, _on_host) if options.offload else (_unchanged, _unchanged)
     averaged = _averaging(options.ema_decay) if options.ema_decay else lambda average, _: average
     settled = _unless_spiked if options.skip_spikes else lambda spike, old, new: new
@@ -158,12 +168,15 @@ def make_train_step(
         state: State, batch: Mapping[str, jax.Array]
     ) -> tuple[State, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(seed + 1), state.step)
-        total, sums, grads = gradients(state.params, state.frozen, batch, rng)
+        specs = None if target is None else jax.tree.map(_spec, target.params)
+        total, sums, grads = gradients(state.params, state.frozen, batch, rng, specs)
+        if target is not None and options.shard_moments:
+            grads = jax.tree.map(_split_further, grads, target.params)
         taken = ', '.join(sums.keys() & _OUR_NAMES)
         errors.require(not taken, f'a loss reports {taken}, which is logged by itself; rename it')
         weight = jnp.maximum(sums['weight'], 1.0)
         means = {name: value / weight for name, value in sums.items() if name != 'weight'}
-        grads = jax.tree.map(lambda g: g.astype(jnp.float32) / weight, grads)
+        grads = jax.tree.map(lambda g: g / weight, grads)
         grad_norm = optax.tree.norm(grads)
         opt_state = fetched(state.opt_state)
         updates, new_opt_state = optimizer.update(grads, opt_state, state.params)
@@ -191,38 +204,6 @@ def make_train_step(
 def make_eval_step(measure: Callable[[Any, Mapping[str, jax.Array]], Any]) -> Callable[..., Any]:
     """A jitted measure: (params, batch) -> sums of a batch."""
     return jax.jit(measure)
-
-
-def _gradients(loss: losses.Loss, merge: Callable, accum_steps: int) -> Callable[..., tuple]:
-    """(params, frozen, batch, rng) -> (objective, sums, gradients), over all microbatches."""
-
-    def one(params: Any, frozen: Any, batch: Any, rng: jax.Array) -> tuple:
-        def merged(params: Any) -> tuple[jax.Array, losses.Sums]:
-            return loss(merge(params, frozen), batch, rng)
-
-        (total, sums), grads = jax.value_and_grad(merged, has_aux=True)(params)
-        return total, sums, grads
-
-    def whole(params: Any, frozen: Any, batch: Any, rng: jax.Array) -> tuple:
-        return one(params, frozen, batch, jax.random.fold_in(rng, 0))
-
-    def summed(params: Any, frozen: Any, batch: Any, rng: jax.Array) -> tuple:
-        def add(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
-            microbatch, index = scanned
-            found = one(params, frozen, microbatch, jax.random.fold_in(rng, index))
-            return jax.tree.map(jnp.add, carry, found), None
-
-        def microbatches(x: jax.Array) -> jax.Array:
-            return x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1)
-
-        scanned = (jax.tree.map(microbatches, batch), jnp.arange(accum_steps))
-        first = jax.tree.map(lambda x: x[0], scanned[0])
-        shapes = jax.eval_shape(one, params, frozen, first, rng)
-        # Gradients are summed in float32, whatever the weights are.
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-        return jax.lax.scan(add, zeros, scanned)[0]
-
-    return whole if accum_steps == 1 else summed
 
 
 def _averaging(decay: float) -> Callable[[Any, Any], Any]:
@@ -269,6 +250,14 @@ def _on_host(x: Any) -> Any:
 
 def _float32(x: Any) -> Any:
     return x.astype(jnp.float32)
+
+
+def _split_further(x: jax.Array, like: Any) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, mesh_lib.split_further(like.sharding, like))
+
+
+def _spec(x: Any) -> jax.sharding.PartitionSpec:
+    return x.sharding.spec
 
 
 def _shardings(target: Any) -> Any:

@@ -22,6 +22,9 @@ TOKENIZER = {
 TOKENS = {
     'dir': free('tokens', 'where the shards and their manifest are written'),
     'valid_fraction': free(0.05, 'share of documents held out, by document hash; 0 <= x < 1'),
+    'valid_bytes': free(
+        2**26, 'bytes of text held out, at most, of a large corpus; 0 = any', was=0
+    ),
     'processes': free(2, 'tokenising processes; at least 1'),
 }
 DATA = {
@@ -32,6 +35,7 @@ DATA = {
         "label -> folder whose held-out split is scored as eval/<label>/...; '' = none",
     ),
     'prefetch_steps': free(4, 'batches made ahead of the device'),
+    'read_threads': free(16, 'windows of a batch that are read at once', was=1),
     'stage_dir': free('staged', 'where shards are copied from elsewhere; of ~/.cache/gptjax'),
     'read': free(
         'auto',

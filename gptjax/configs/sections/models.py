@@ -50,8 +50,8 @@ GPT = {
     'embed_dropout': fixed(0.0, 'of the embedded tokens'),
     'attention_dropout': fixed(0.0, 'of attention weights; above 0 no kernel is used'),
     'residual_dropout': fixed(0.0, 'of what a branch adds to the residual stream'),
-    'param_dtype': fixed('float32', 'float32, bfloat16 or float16'),
-    'compute_dtype': fixed('float32', 'as param_dtype; softmax, norms and losses stay float32'),
+    'param_dtype': fixed('float32', 'float32, bfloat16 or float16; float32 in training'),
+    'compute_dtype': free('float32', 'as param_dtype; softmax, norms and losses stay float32'),
     'scan_layers': free(True, 'one compiled block for all repeats of the pattern; False unrolls'),
     'remat': free('none', 'none, dots, blocks, full or offload: see models/stack.py'),
 }
@@ -68,7 +68,7 @@ RNN = {
     'dropout': fixed(0.0, 'of the embedding, between layers, of the output'),
     'tied_embedding': fixed(True, 'the embedding gives the logits too (Press and Wolf 2017)'),
     'param_dtype': fixed('float32', 'float32 or bfloat16'),
-    'compute_dtype': fixed('float32', 'as param_dtype'),
+    'compute_dtype': free('float32', 'as param_dtype'),
 }
 NGRAM = {
     'family': fixed('ngram', 'a module of gptjax.models'),

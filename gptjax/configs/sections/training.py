@@ -6,7 +6,11 @@ from gptjax.configs.fields import Section, fixed, free
 UNITS = ('tokens', 'steps', 'epochs', 'episodes')
 BATCH = {
     'batch_tokens': fixed(2048, 'tokens an update; a multiple of n_ctx'),
-    'accum_steps': free(1, 'microbatches an update; divides the windows of every batch'),
+    'device_windows': free(
+        0,
+        'windows that each device takes at once, in as many microbatches as a batch wants; 0 = all',
+        was=0,
+    ),
     'ramp_from_tokens': fixed(0, 'batch at the start of the ramp; 0 = no ramp'),
     'ramp_over_tokens': fixed(0, 'tokens until the full batch (GPT-3, section B)'),
     'ramp_stages': fixed(4, 'batch sizes the ramp goes through: each is one compilation'),
@@ -44,8 +48,14 @@ def optim(unit: str) -> Section:
         'nu_dtype': fixed(
             'float32', 'of its second moments; bfloat16 wants b2 up to 0.99', was='float32'
         ),
+        'reduce_dtype': fixed(
+            'float32', 'in which gradients travel over mesh.data: or bfloat16', was='float32'
+        ),
         'ema_decay': fixed(
             0.0, 'of an average of the weights, an update; 0 = none is kept', was=0.0
+        ),
+        'shard_moments': free(
+            False, 'split the moments over mesh.data, too (ZeRO, stage 1)', was=False
         ),
         'offload': free(False, "keep the moments in the host's memory between steps", was=False),
     }
@@ -61,6 +71,9 @@ TRAIN = {
     'total_epochs': fixed(0.0, 'passes over all the training sets'),
     'log_every_steps': free(10, 'steps that a logged number is the mean of'),
     'eval_every_steps': free(200, 'steps from one evaluation to the next; 0 = only at the end'),
+    'eval_max_tokens': free(
+        10_000_000, 'of each held-out set, as evaluate.max_tokens; 0 = as that says', was=0
+    ),
     'on_spike': free(
         'stop',
         'where the loss spikes or is not finite: stop; skip the update; or rollback: go back to '

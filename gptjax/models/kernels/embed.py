@@ -6,7 +6,6 @@ with it; then they exchange parts. The gradient goes back the same way, and is s
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,7 +42,7 @@ def _lookup(table: jax.Array, tokens: jax.Array, dtype: Any, table_dtype: Any) -
         x = jax.lax.psum(x, vocab) if vocab else x
         return jax.lax.all_to_all(x, embed, 0, 2, tiled=True) if embed else x
 
-    return _shard_map(local, (PartitionSpec(vocab, embed), _tokens()), _hidden())(table, tokens)
+    return axes.shard_map(local, (PartitionSpec(vocab, embed), _tokens()), _hidden())(table, tokens)
 
 
 def _forward(table: jax.Array, tokens: jax.Array, dtype: Any, table_dtype: Any) -> tuple:
@@ -68,7 +67,7 @@ def _backward(dtype: Any, table_dtype: Any, kept: tuple, dx: jax.Array) -> tuple
         return (jax.lax.psum(dtable, rest) if rest else dtable).astype(table_dtype)
 
     if axes.n_devices() > 1:
-        local = _shard_map(local, (_tokens(), _hidden()), PartitionSpec(vocab, embed))
+        local = axes.shard_map(local, (_tokens(), _hidden()), PartitionSpec(vocab, embed))
     return local(tokens, dx), np.zeros(tokens.shape, jax.dtypes.float0)
 
 
@@ -90,7 +89,3 @@ def _tokens() -> PartitionSpec:
 
 def _hidden() -> PartitionSpec:
     return axes.spec('batch', 'length', 'act_embed')
-
-
-def _shard_map(f: Callable, in_specs: tuple, out_specs: Any) -> Callable:
-    return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=False)

@@ -3,6 +3,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from gptjax.models.kernels import ring, tiled
 _LANES = 128  # of a TPU; splash attention works on blocks of multiples of it
 _MAX_BLOCK = 1024
 
+_HOPPER = '9.0'  # from which on cuDNN takes heads of 256
+
+PLAIN = 'plain'
 Kernel = Callable[..., jax.Array]  # (query, key, value) -> out, of one device
 _NAMES = ('batch', 'length', 'act_heads', 'act_head_dim')
 
@@ -25,45 +29,49 @@ def attend(
     value_BxLxGxK: Float[Array, 'B L G K'],
     mask: masks.Mask,
 ) -> Float[Array, 'B L H K'] | None:
-    """Attention of positions 0 .. L-1 to those that the mask lets each see.
-
-    - a length split over several devices: ring attention, on every platform;
-    - TPU: Pallas splash attention, which computes no block that the mask leaves empty;
-    - GPU: cuDNN's fused attention. Untested: nobody has run it yet;
-    - CPU: tiles, see tiled.py.
+    """Attention of positions 0 .. L-1 to those that the mask lets each see, by the kernel chosen().
 
     Queries are scaled here. H / G neighbouring query heads share a key-value head.
 
     Returns:
       None where no kernel fits (the shape, the dtype, the mask); the plain form always does.
     """
-    length, d_head = query_BxLxHxK.shape[1], query_BxLxHxK.shape[3]
-    if not all(axes.fits(x.shape, *_NAMES) for x in (query_BxLxHxK, key_BxLxGxK)):
-        return None  # one window of an initialisation, say
-    query_BxLxHxK = query_BxLxHxK * d_head**-0.5
-    platform = axes.platform()
-    context = axes.mesh_size('length')
-    if context > 1 and not masks.sees_ahead(mask, length):
-
-        def kernel(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            return ring.attend(query, key, value, mask, axes.mesh_axis('length'), context)
-
-    elif context > 1:
+    arrays = (query_BxLxHxK, key_BxLxGxK, value_BxLxGxK)
+    name = chosen(query_BxLxHxK.shape, key_BxLxGxK.shape, query_BxLxHxK.dtype, mask)
+    if name == PLAIN:
         return None
-    elif platform == 'tpu' and length % _LANES == 0:
-        kernel = functools.partial(splash, mask=mask)
-    elif platform in ('cuda', 'gpu') and _cudnn_takes(query_BxLxHxK, mask):
-        kernel = functools.partial(_cudnn, mask=mask)
-    elif platform == 'cpu':
-        return tiled.attend(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, mask, axes.n_devices() == 1)
-    else:
-        return None
+    arrays = (query_BxLxHxK * query_BxLxHxK.shape[3] ** -0.5, *arrays[1:])
+    if name == 'tiled':
+        return tiled.attend(*arrays, mask, axes.n_devices() == 1)
+    how: dict[str, Any] = {'mask': mask}
+    if name == 'ring':
+        how |= {'axis': axes.mesh_axis('length'), 'size': axes.mesh_size('length')}
+    kernel: Kernel = functools.partial(_KERNELS[name], **how)
     if axes.n_devices() == 1:
-        return kernel(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK)
+        return kernel(*arrays)
     spec = axes.spec(*_NAMES)  # neither Pallas nor a ring can be split by the compiler
-    return jax.shard_map(kernel, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)(
-        query_BxLxHxK, key_BxLxGxK, value_BxLxGxK
-    )
+    return axes.shard_map(kernel, (spec, spec, spec), spec)(*arrays)
+
+
+def chosen(queries: tuple[int, ...], keys: tuple[int, ...], dtype: Any, mask: masks.Mask) -> str:
+    """The kernel for these shapes (B, L, H, K) and (B, L, G, K), on the mesh in force.
+
+    - 'ring': a length split over several devices, on every platform;
+    - 'splash' on TPUs: Pallas, which computes no block that the mask leaves empty;
+    - 'cudnn' on GPUs: its fused attention. Untested: nobody has run it yet;
+    - 'tiled' on CPUs, see tiled.py;
+    - 'plain': none of them fits.
+    """
+    if not all(axes.fits(shape, *_NAMES) for shape in (queries, keys)):
+        return PLAIN  # one window of an initialisation, say
+    platform, length = axes.platform(), queries[1]
+    if axes.mesh_size('length') > 1:
+        return PLAIN if masks.sees_ahead(mask, length) else 'ring'
+    if platform == 'tpu' and length % _LANES == 0:
+        return 'splash'
+    if platform in ('cuda', 'gpu') and _cudnn_takes(queries[3], dtype, mask):
+        return 'cudnn'
+    return 'tiled' if platform == 'cpu' else PLAIN
 
 
 def splash(
@@ -106,10 +114,10 @@ def _block(length: int, window: int) -> int:
     return int(sizes[length % sizes == 0][-1])
 
 
-def _cudnn_takes(query_BxLxHxK: jax.Array, mask: masks.Mask) -> bool:
-    d_head = query_BxLxHxK.shape[3]
-    half = query_BxLxHxK.dtype in (jnp.bfloat16, jnp.float16)
-    return half and d_head % 8 == 0 and d_head <= 128 and mask.fills_window
+def _cudnn_takes(d_head: int, dtype: Any, mask: masks.Mask) -> bool:
+    most = 256 if jax.local_devices()[0].compute_capability >= _HOPPER else 128
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    return half and d_head % 8 == 0 and d_head <= most and mask.fills_window
 
 
 def _cudnn(
@@ -124,3 +132,6 @@ def _cudnn(
         local_window_size=(mask.window - 1, 0) if mask.window else None,
         implementation='cudnn',
     )
+
+
+_KERNELS = {'ring': ring.attend, 'splash': splash, 'cudnn': _cudnn}

@@ -70,11 +70,10 @@ def _on_mesh(differentiate: bool, *arrays: jax.Array) -> Any:
     split = axes.flat(tokens)  # the mesh axes that tokens are split over
     table, bias = PartitionSpec(vocab, embed), PartitionSpec(vocab)
     out_specs = (PartitionSpec(), hidden, table, bias) if differentiate else (PartitionSpec(),)
-    return jax.shard_map(
+    return axes.shard_map(
         functools.partial(_chunks, differentiate, split, vocab, embed),
-        in_specs=(hidden, table, bias, tokens, tokens),
-        out_specs=out_specs,
-        check_vma=False,
+        (hidden, table, bias, tokens, tokens),
+        out_specs,
     )(*arrays)
 
 
