@@ -140,7 +140,7 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     _check(names, ACTIVATION_AXES)
     if len(names) != x.ndim:
         raise ValueError(f'axes {names} do not fit the shape {x.shape}')
-    if jax.sharding.get_abstract_mesh().empty:
+    if jax.sharding.get_abstract_mesh().empty or not _free():
         return x
     return jax.lax.with_sharding_constraint(x, _resolve(names, ACTIVATION_AXES))
 

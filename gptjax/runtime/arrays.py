@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from gptjax.storage import buckets
@@ -23,8 +24,12 @@ def handler(folder: buckets.Anywhere) -> ocp.CompositeCheckpointHandler:
     """
     few = isinstance(folder, buckets.Path)
     # Devices that hold the same array write a part of it each, if that is worth a message.
-    writer = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_WORTH_BYTES)
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, writer))
+    kinds = ocp.type_handlers
+    writer = kinds.ArrayHandler(min_slice_bytes_for_replica_parallel=_WORTH_BYTES)
+    scalars = ((kind, kinds.ScalarHandler()) for kind in (int, float, np.number))
+    registry = kinds.create_type_handler_registry(
+        (jax.Array, writer), (np.ndarray, kinds.NumpyHandler()), *scalars
+    )
 
     def plain() -> ocp.PyTreeCheckpointHandler:
         return ocp.PyTreeCheckpointHandler(

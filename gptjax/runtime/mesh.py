@@ -4,7 +4,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -78,6 +78,26 @@ def replicas() -> int:
     return jax.sharding.get_abstract_mesh().shape.get(REPLICAS, 1)
 
 
+def by_replica(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """jax.shard_map over REPLICAS alone; what is sharded otherwise stays so in f.
+
+    Axes of one device are mapped, too: where no other is left, f is a single device's.
+    """
+    shape = jax.sharding.get_abstract_mesh().shape
+    names = {REPLICAS, *(axis for axis, size in shape.items() if size == 1)}
+    return jax.shard_map(
+        f, in_specs=in_specs, out_specs=out_specs, axis_names=names, check_vma=False
+    )
+
+
+def placed(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """An array with a sharding, by those axes that the code around is not mapped over."""
+    mapped = jax.sharding.get_abstract_mesh().manual_axes
+    names = ((part,) if isinstance(part, str) else part or () for part in spec)
+    free = [tuple(axis for axis in some if axis not in mapped) or None for some in names]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*free)) if any(free) else x
+
+
 def rows_of_group(of_device: int) -> int:
     """The rows that devices which hold the weights once have, of those of each device."""
     shape = jax.sharding.get_abstract_mesh().shape
@@ -86,6 +106,8 @@ def rows_of_group(of_device: int) -> int:
 
 def split_further(sharding: NamedSharding, x: Any) -> NamedSharding:
     """A sharding of an array that splits it over its replicas, too, where one of its axes divides.
+
+    One that is not split yet is best: then parts need not be exchanged once more.
 
     Args:
       x: the array, or its shape and dtype.
@@ -97,7 +119,7 @@ def split_further(sharding: NamedSharding, x: Any) -> NamedSharding:
     free = [i for i, size in enumerate(x.shape) if size % (shares[i] * copies) == 0]
     if not free or math.prod(x.shape) < _WORTH:
         return sharding
-    most = max(free, key=lambda i: x.shape[i] // shares[i])
+    most = max(free, key=lambda i: (shares[i] == 1, x.shape[i] // shares[i]))
     spec[most] = (*found[most], REPLICAS)
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 

@@ -7,6 +7,7 @@ accumulation makes that no dearer, nor do slices, between which it is slow. (Raj
 count what travels, ZeRO, section 7.)
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,44 +22,46 @@ from gptjax.training import losses
 def make(
     loss: losses.Loss, merge: Callable, device_windows: int, reduce_dtype: str
 ) -> Callable[..., tuple]:
-    """(trained, frozen, batch, key, specs) -> (objective, sums, gradients in float32), of a batch.
+    """(trained, frozen, batch, key, specs, into) -> (objective, sums, gradients), of a batch.
 
     Args:
       merge: (trained, frozen) -> the parameters that the loss takes.
       device_windows: rows of a microbatch on every device; 0 = all it has, as where it has fewer.
       reduce_dtype: in which gradients travel between groups of devices.
 
-    specs: the trained parameters' PartitionSpecs, which the gradients get; None = of one device.
+    specs: the trained parameters' PartitionSpecs; None = of one device. into: those that gradients
+    get, which may split them over the groups, too. Gradients are float32.
     """
 
     def gradients(
-        params: Any, frozen: Any, batch: Mapping[str, jax.Array], rng: jax.Array, specs: Any = None
+        params: Any,
+        frozen: Any,
+        batch: Mapping[str, jax.Array],
+        rng: jax.Array,
+        specs: Any = None,
+        into: Any = None,
     ) -> tuple:
         def of_rows(*arguments: Any) -> tuple:
             total, sums, grads = _summed(loss, merge, device_windows, *arguments)
-            return total, sums, grads if specs is None else _constrained(grads, specs)
+            return total, sums, grads if specs is None else _placed(grads, specs)
 
         def of_group(*arguments: Any) -> tuple:
             total, sums, grads = of_rows(*arguments)
-            grads = jax.tree.map(lambda g: g.astype(reduce_dtype), grads)
-            if mesh_lib.platform() == 'cpu':  # where XLA adds nothing narrower between devices
-                grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-            found = jax.lax.psum((total, sums, grads), mesh_lib.REPLICAS)
-            return found if specs is None else (*found[:2], _constrained(found[2], specs))
+            added = jax.tree.map(functools.partial(_added, dtype=reduce_dtype), grads, into)
+            return *jax.lax.psum((total, sums), mesh_lib.REPLICAS), _placed(added, specs)
 
         rows = jnp.arange(len(jax.tree.leaves(batch)[0]))
         arguments = (params, frozen, {**batch, losses.ROWS: rows}, rng)
         if mesh_lib.replicas() == 1:
             total, sums, grads = of_rows(*arguments)
         else:
-            total, sums, grads = jax.shard_map(
+            whole, rows_of_group = PartitionSpec(), PartitionSpec(mesh_lib.REPLICAS)
+            total, sums, grads = mesh_lib.by_replica(
                 of_group,
-                in_specs=(PartitionSpec(),) * 2
-                + (PartitionSpec(mesh_lib.REPLICAS), PartitionSpec()),
-                out_specs=PartitionSpec(),
-                axis_names={mesh_lib.REPLICAS},
-                check_vma=False,
+                (whole, whole, rows_of_group, whole),
+                (whole, whole, jax.tree.map(_over_groups, into)),
             )(*arguments)
+            grads = _placed(grads, into)
         return total, sums, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
     return gradients
@@ -100,5 +103,26 @@ def _summed(
     return jax.lax.scan(add, zeros, scanned)[0]
 
 
-def _constrained(tree: Any, specs: Any) -> Any:
-    return jax.tree.map(jax.lax.with_sharding_constraint, tree, specs)
+def _added(x: jax.Array, into: PartitionSpec, dtype: str) -> jax.Array:
+    """The sum over all groups; of an array that is split over them this group's part."""
+    x = x.astype(dtype)
+    if mesh_lib.platform() == 'cpu':  # where XLA adds nothing narrower between devices
+        x = x.astype(jnp.float32)
+    axis = _axis_over_groups(into)
+    if axis is None:
+        return jax.lax.psum(x, mesh_lib.REPLICAS)
+    return jax.lax.psum_scatter(x, mesh_lib.REPLICAS, scatter_dimension=axis, tiled=True)
+
+
+def _over_groups(into: PartitionSpec) -> PartitionSpec:
+    axis = _axis_over_groups(into)
+    return PartitionSpec(*(None,) * (axis or 0), *([] if axis is None else [mesh_lib.REPLICAS]))
+
+
+def _axis_over_groups(into: PartitionSpec) -> int | None:
+    """Which axis is split over the groups alone."""
+    return next((i for i, axes in enumerate(into) if axes == (mesh_lib.REPLICAS,)), None)
+
+
+def _placed(tree: Any, specs: Any) -> Any:
+    return jax.tree.map(mesh_lib.placed, tree, specs)

@@ -168,10 +168,14 @@ def make_train_step(
         state: State, batch: Mapping[str, jax.Array]
     ) -> tuple[State, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(seed + 1), state.step)
-        specs = None if target is None else jax.tree.map(_spec, target.params)
-        total, sums, grads = gradients(state.params, state.frozen, batch, rng, specs)
-        if target is not None and options.shard_moments:
-            grads = jax.tree.map(_split_further, grads, target.params)
+        placed = (None, None)
+        if target is not None:
+            split = (
+                mesh_lib.split_further if options.shard_moments else lambda sharding, _: sharding
+            )
+            into = jax.tree.map(lambda x: split(x.sharding, x).spec, target.params)
+            placed = (jax.tree.map(lambda x: x.sharding.spec, target.params), into)
+        total, sums, grads = gradients(state.params, state.frozen, batch, rng, *placed)
         taken = ', '.join(sums.keys() & _OUR_NAMES)
         errors.require(not taken, f'a loss reports {taken}, which is logged by itself; rename it')
         weight = jnp.maximum(sums['weight'], 1.0)
@@ -250,14 +254,6 @@ def _on_host(x: Any) -> Any:
 
 def _float32(x: Any) -> Any:
     return x.astype(jnp.float32)
-
-
-def _split_further(x: jax.Array, like: Any) -> jax.Array:
-    return jax.lax.with_sharding_constraint(x, mesh_lib.split_further(like.sharding, like))
-
-
-def _spec(x: Any) -> jax.sharding.PartitionSpec:
-    return x.sharding.spec
 
 
 def _shardings(target: Any) -> Any:
