@@ -83,9 +83,11 @@ def over_replicas(text: str, shape: tuple[int, ...]) -> dict[str, dict[str, int]
         for line in body:
             if (op := COLLECTIVE.search(line)) and _crosses(line, apart):
                 results = line.split(' = ', 1)[1].split(f' {op[2]}', 1)[0]
+                # TPUs scatter what they add up in such a computation.
+                kind = 'reduce-scatter' if name.startswith('all-reduce-scatter') else op[2]
                 for dtype, sizes in re.findall(r'([a-z0-9]+)\[([\d,]*)\]', results):
                     size = math.prod(int(n) for n in sizes.split(',') if n)
-                    found['in_loops' if name in inside else 'once'][f'{op[2]} {dtype}'] += size
+                    found['in_loops' if name in inside else 'once'][f'{kind} {dtype}'] += size
     return {place: dict(sent) for place, sent in found.items()}
 
 

@@ -220,7 +220,7 @@ def read_beside_a_writer(tmp_path, times: int, which: str) -> None:
     assert not failed
 
 
-@pytest.mark.parametrize('which', ['', 'best'])
+@pytest.mark.parametrize('which', ['', pytest.param('best', marks=pytest.mark.slow)])
 def test_a_reader_beside_a_writer(tmp_path, which):
     read_beside_a_writer(tmp_path, 10, which)
 

@@ -95,7 +95,7 @@ def main(args: cli.Args) -> None:
             measure = step_lib.make_eval_step(loss_of(model))
             held_out = mesh.put(dict(zip(('tokens', 'labels'), records('valid'), strict=True)))
 
-            def scores(state):
+            def scores(state, check):
                 params = parameters.merge(state.params, state.frozen)
                 _, sums = measure(params, held_out, jax.random.key(0))
                 return {'eval/made/accuracy': float(sums['accuracy'] / sums['weight'])}

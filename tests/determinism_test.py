@@ -83,12 +83,14 @@ def test_the_same_seed_is_bit_equal(ready, whole, tmp_path):
     assert losses(workdir) == losses(whole)
 
 
+@pytest.mark.slow
 def test_another_seed_is_not(ready, whole, tmp_path):
     config, workdir = fresh(ready, tmp_path / 'run')
     train.main(helpers.args(config, workdir, *FLAGS, '--config.seed=1'))
     assert not equal(state_of(workdir), state_of(whole))
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_made_longer_is_bit_equal(ready, tmp_path):
     flags = ('--config.optim.schedule=constant', '--config.train.eval_every_steps=0')
     short, long = (f'--config.train.total_tokens={number}' for number in (4096, 6144))
@@ -170,6 +172,7 @@ def test_stopped_and_resumed_is_bit_equal(ready, whole, tmp_path, how):
     assert resumed == uninterrupted
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_trained_again(ready, whole, tmp_path, caplog):
     config, workdir = fresh(ready, tmp_path / 'run')
     train.main(helpers.args(config, workdir, *FLAGS))
@@ -185,6 +188,7 @@ def test_a_damaged_newest_checkpoint_is_trained_again(ready, whole, tmp_path, ca
     assert equal(state_of(workdir), state_of(whole))
 
 
+@pytest.mark.slow
 def test_resume_on_another_mesh_agrees_to_rounding(ready, whole, tmp_path):
     config, workdir = fresh(ready, tmp_path / 'run')
     smooth = ('--config.optim.eps=0.001',)  # tames what Adam makes of rounding

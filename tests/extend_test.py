@@ -132,6 +132,7 @@ def run(lab, todo: list[list[str]]) -> dict[str, str]:
     return json.loads((lab / 'said.json').read_text())
 
 
+@pytest.mark.slow
 def test_every_listing_works_as_it_stands(lab):
     """Over 20 s: sixteen models are trained and generated from."""
     *parts, last = DOC.split('\n## ')[1:]

@@ -37,7 +37,7 @@ def trained(run, tokens: int) -> None:
         train.main(args)
 
 
-@pytest.mark.parametrize('path', ['', 'average'])
+@pytest.mark.parametrize('path', ['', pytest.param('average', marks=pytest.mark.slow)])
 def test_after_more_training_all_is_made_anew(run, path, tmp_path):
     config, workdir = run
     trained(run, 1024)

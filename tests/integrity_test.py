@@ -355,6 +355,7 @@ def results_are_made_again(whole, damages) -> None:
     assert ended['right'] > len(damages) / 2
 
 
+@pytest.mark.slow
 def test_some_damaged_results_are_made_again(whole):
     results_are_made_again(whole, ('swapped', 'object', 'a folder', 'flip'))
 

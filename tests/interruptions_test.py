@@ -308,6 +308,7 @@ def test_weights_and_biases_when_asked(tmp_path, monkeypatch):
         metrics.Writer(tmp_path, 0, 1.0, wandb='project')
 
 
+@pytest.mark.slow
 def test_an_average_beside_frozen_weights_goes_on_bit_equal(ready, workdir, tmp_path):
     from gptjax.models import pretrained
 

@@ -69,6 +69,7 @@ def test_twenty_kills_at_any_request(storage, bucket, config_file, local, tmp_pa
     survives(storage, bucket, config_file, local, tmp_path, numbers)
 
 
+@pytest.mark.slow
 def test_storage_that_fails_now_and_then_changes_nothing(
     storage, bucket, config_file, local, monkeypatch
 ):

@@ -29,6 +29,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, config_file, local):
     assert not [name for name in written if name.startswith('.')]
 
 
+@pytest.mark.slow
 def test_every_program_works_there(bucket, config_file, local, tmp_path):
     pods.trained(bucket, config_file)
     here, there = str(local), str(bucket)
@@ -158,6 +159,7 @@ def test_tokens_without_a_checksum_are_hashed(bucket, monkeypatch):
         tokens.open_set(bucket / 'tokens', 'train')
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_in_a_bucket_are_passed_over(bucket, config_file, local):
     pods.trained(bucket, config_file)
     expected = pods.outcome(local)

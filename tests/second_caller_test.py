@@ -158,7 +158,13 @@ def test_killed_between_a_save_and_its_evaluation(whole, tmp_path, monkeypatch):
     assert checkpoint.best(tmp_path / 'killed')[1:] == checkpoint.best(whole)[1:]
 
 
-@pytest.mark.parametrize('moment', ['scores.write', 'documents.write', 'Checkpoints.is_best'])
+_LATER = (
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ('documents.write', 'Checkpoints.is_best')
+)
+
+
+@pytest.mark.parametrize('moment', ['scores.write', *_LATER])
 def test_killed_while_a_score_is_kept(whole, tmp_path, monkeypatch, moment):
     """The first time that it comes to this, when it goes on the second time, and so on."""
 
@@ -228,7 +234,7 @@ def test_the_best_by_an_earlier_mark_stays_the_best(whole, tmp_path):
 
 
 def test_a_mistake_in_an_evaluation_costs_no_step(tmp_path, monkeypatch):
-    def scores(state):
+    def scores(state, check):
         raise errors.InputError('the held-out file went away')
 
     monkeypatch.setattr(classifier.recipe_lib.Evaluation, 'scores', property(lambda self: scores))
@@ -243,7 +249,8 @@ def test_a_missing_score_is_missing(tmp_path, monkeypatch):
         classifier.recipe_lib,
         'Evaluation',
         lambda names, scores: evaluation(
-            [*names, 'eval/made/spearman'], lambda s: {**scores(s), 'eval/made/spearman': None}
+            [*names, 'eval/made/spearman'],
+            lambda s, check: {**scores(s, check), 'eval/made/spearman': None},
         ),
     )
     classifier.main(args_of(tmp_path, 'run', '--config.train.total_epochs=1.0'))
@@ -258,9 +265,9 @@ def test_what_a_stop_has_cost_is_no_training_time(tmp_path, monkeypatch):
     reached, now = [0], [0.0]
 
     def slow(names, scores):
-        def scored(state):
+        def scored(state, check):
             now[0] += 1000.0
-            return scores(state)
+            return scores(state, check)
 
         return plain(names, scored)
 

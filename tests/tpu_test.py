@@ -102,6 +102,34 @@ def test_the_host_takes_moments_and_borders():
     assert there['peak_gib'] < here['peak_gib'] - 0.4  # 0.75 GiB of borders
 
 
+@pytest.mark.parametrize('shard_moments', [False, True])
+def test_gradients_travel_once_a_step_however_many_microbatches(shard_moments):
+    flags = ('--size=gpt3-1.3b', '--mesh=4,4,1,1', '--set', 'n_layers=4')
+    flags += ('--shard_moments',) if shard_moments else ()
+    sent = [compiled(*flags, *more) for more in ((), ('--device_windows=1',))]
+    for found in sent:
+        assert found['over_replicas']['in_loops'] == {}
+        once, share = found['over_replicas']['once'], found['parameters'] / 4
+        if shard_moments:
+            assert once['reduce-scatter f32'] > 0.9 * share
+            assert once['reduce-scatter f32'] + once['all-reduce f32'] < 1.02 * share
+            assert once['all-gather f32'] > 0.5 * share
+        else:
+            assert once['all-reduce f32'] == pytest.approx(share, rel=0.02)
+    assert sent[0]['over_replicas'] == sent[1]['over_replicas']
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_gradients_travel_in_the_dtype_that_is_asked_for(dtype):
+    flags = ('--size=gpt3-125m', '--mesh=16,1,1,1', '--set', 'n_layers=2')
+    found = compiled(*flags, f'--reduce_dtype={dtype}')
+    kind = {'float32': 'f32', 'bfloat16': 'bf16'}[dtype]
+    once = found['over_replicas']['once']
+    assert once[f'all-reduce {kind}'] == pytest.approx(found['parameters'], rel=0.02)
+    if kind == 'bf16':
+        assert once.get('all-reduce f32', 0) < 100  # the sums
+
+
 @pytest.mark.parametrize(
     ('topology', 'across'), [('v5e:4x4', 'data'), ('v5p:4x4x4', 'data'), ('v5e:4x4', 'fsdp')]
 )
