@@ -22,7 +22,7 @@ from gptjax.runtime import checkpoint, hosts
 from gptjax.training import loop, run
 from gptjax.training import step as step_lib
 
-STEP, STEPS = 5, 12
+STEP, STEPS = 5, 40
 
 
 def kill() -> None:
@@ -75,8 +75,8 @@ def overlapping() -> None:
     under_way = collections.defaultdict(threading.Event)
 
     def wait(step):
-        found = under_way[int(step)].wait(120)
-        return np.float32(0 if found or step == STEPS else 1)
+        found = step == STEPS or under_way[int(step)].wait(60)
+        return np.float32(0 if found else 1)
 
     gate = jax.jit(lambda step: jax.pure_callback(wait, jax.ShapeDtypeStruct((), 'float32'), step))
 
@@ -129,12 +129,15 @@ def count_talk() -> list[tuple[int, int]]:
         found.append((step, Heard.asked))
         Heard.asked = 0
 
-    def talking(*args, **kwargs):
-        Heard.asked += 1
-        raise AssertionError('a collective of all hosts')
+    def counted(function):
+        def talking(*args, **kwargs):
+            Heard.asked += 1
+            return function(*args, **kwargs)
+
+        return talking
 
     for name in ('process_allgather', 'broadcast_one_to_all', 'sync_global_devices'):
-        setattr(multihost_utils, name, talking)
+        setattr(multihost_utils, name, counted(getattr(multihost_utils, name)))
     hosts.board, run.Run.after = lambda: Heard(board()), stepping
     return found
 
@@ -149,4 +152,4 @@ if __name__ == '__main__':
     try:
         runpy.run_module(f'gptjax.{program}', run_name='__main__', alter_sys=True)
     finally:
-        print(json.dumps(found))
+        os.write(2, f'talk {json.dumps(found)}\n'.encode())  # hosts but the first print nothing

@@ -47,6 +47,11 @@ class Peers:
         if board is not None:
             threading.Thread(target=self._run, name='peers', daemon=True).start()
 
+    @property
+    def is_first(self) -> bool:
+        """Whether others end with this host: the service is its."""
+        return self._me == 0
+
     def begin(self, step: int) -> None:
         """Steps begin behind this one; what was wished before is forgotten."""
         with self._lock:
@@ -244,5 +249,6 @@ def _at_end() -> None:
     code = signals.code()
     why = 'it was stopped' if code == signals.STOPPED else 'see its log'
     ending = threading.Thread(target=_peers.end, args=(code or 0, why), daemon=True)
-    ending.start()  # the service may not answer
-    ending.join(2.0 if code == signals.STOPPED else _LEAVE_SECS + 2.0)
+    ending.start()  # the service may not answer; it ends with the first host
+    waits = code != signals.STOPPED or _peers.is_first
+    ending.join(_LEAVE_SECS + 2.0 if waits else 2.0)

@@ -91,6 +91,8 @@ def run(
     peers.here().end(0 if agreed else code, _Said.why)
     if not agreed and not signals.is_alone():
         signals.leave(code, '')  # at once: JAX waits at the end for hosts that wait for this one
+    if not signals.is_alone():
+        joining.part()
     sys.exit(code)
 
 
