@@ -132,6 +132,20 @@ def test_an_evaluation_that_is_not_finite_is_a_spike(ready, workdir, monkeypatch
         run(ready, workdir)
 
 
+def test_a_stop_in_an_evaluation_saves_first(ready, workdir, monkeypatch):
+    """And the evaluation is made up for."""
+    flags = ('--config.train.eval_every_steps=3', '--config.checkpoint.every_steps=0')
+    with monkeypatch.context() as patch:
+        patch.setattr(program.signals, 'stop_requested', lambda: True)
+        with pytest.raises(program.Preempted):
+            run(ready, workdir, *flags)
+    assert checkpoint.latest(workdir)[1]['step'] == 3
+    assert not any('eval/tokens/bits_per_byte' in row for row in metrics.read(workdir))
+    run(ready, workdir, *flags)
+    scored = [r['step'] for r in metrics.read(workdir) if 'eval/tokens/bits_per_byte' in r]
+    assert scored == [3, 6, 9, 12, 15, 18, 20]
+
+
 def test_a_run_that_went_back_resumes_with_its_gap(ready, workdir, batches, monkeypatch):
     flags = ('--config.train.on_spike=rollback', '--config.train.rollback_steps=3')
     poison(monkeypatch, batches[9])

@@ -286,7 +286,7 @@ def stoppable() -> Iterator[Callable[[], None]]:
     with peers.here().behind_step() as stops:
 
         def check() -> None:
-            if stops(stop_requested()):
+            if stops(signals.stop_requested()):
                 raise Preempted
 
         yield check

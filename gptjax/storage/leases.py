@@ -37,15 +37,17 @@ class Lost(errors.InputError):
 
 
 @contextlib.contextmanager
-def held(folder: buckets.Anywhere, secs: float = LOCK_SECS) -> Iterator[None]:
+def held(folder: buckets.Anywhere, secs: float | None = None) -> Iterator[None]:
     """Keeps other processes out, waiting for one that holds it to end, and saying so at once.
 
     Args:
-      secs: how long it is waited for; a lease until its time has ended, at least.
+      secs: how long it is waited for, LOCK_SECS where not said; a lease until its time has ended,
+        at least.
 
     Raises:
       InputError: another one holds it for longer, by default than a stop with saving takes.
     """
+    secs = LOCK_SECS if secs is None else secs
     if isinstance(folder, buckets.Path):
         with _leased(folder, folder / LEASE, secs):
             yield
