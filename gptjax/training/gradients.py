@@ -29,8 +29,8 @@ def make(
       device_windows: rows of a microbatch on every device; 0 = all it has, as where it has fewer.
       reduce_dtype: in which gradients travel between groups of devices.
 
-    specs: the trained parameters' PartitionSpecs; None = of one device. into: those that gradients
-    get, which may split them over the groups, too. Gradients are float32.
+    specs: the trained parameters' PartitionSpecs; None = every device holds them whole. into: those
+    that gradients get, which may split them over the groups, too. Gradients are float32.
     """
 
     def gradients(
@@ -41,9 +41,12 @@ def make(
         specs: Any = None,
         into: Any = None,
     ) -> tuple:
+        if specs is None:
+            specs = into = jax.tree.map(lambda _: PartitionSpec(), params)
+
         def of_rows(*arguments: Any) -> tuple:
             total, sums, grads = _summed(loss, merge, device_windows, *arguments)
-            return total, sums, grads if specs is None else _placed(grads, specs)
+            return total, sums, _placed(grads, specs)
 
         def of_group(*arguments: Any) -> tuple:
             total, sums, grads = of_rows(*arguments)
