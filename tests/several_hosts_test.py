@@ -171,7 +171,7 @@ def test_tasks_while_training(run, tmp_path):
         workdir = tmp_path / str(count)
         helpers.prepare(run[0], workdir)
         flags = (f'--config={run[0]}', f'--workdir={workdir}', *MESH, '--config.model.n_heads=2')
-        flags += ('--config.train.total_tokens=1024', f'--config.data_dir={run[2]}')
+        flags += ('--config.train.total_tokens=2048', f'--config.data_dir={run[2]}')
         flags += ("--config.suite.tasks=('piqa', 'arithmetic_2d_plus')", '--config.suite.limit=4')
         flags += ('--config.suite.n_ctx=32', '--config.suite.batch_tokens=256')
         finish(start('train', count, *flags))
