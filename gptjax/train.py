@@ -22,7 +22,7 @@ from gptjax.data import inputs, loader, tokens
 from gptjax.evals import during, perplexity, suite
 from gptjax.models import heads, pretrained, sources, weights
 from gptjax.models.published import beside
-from gptjax.runtime import checkpoint, hosts, inventory, program, progress
+from gptjax.runtime import checkpoint, hosts, inventory, program, progress, replicas
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.storage import scratch
 from gptjax.text import tokenizer as tokenizer_lib
@@ -184,7 +184,7 @@ def _check_batches(
     """Raises UsageError where a batch does not divide over the mesh."""
     n_ctx = sections.model.n_ctx
     for windows in plan.sizes():
-        mesh.check_batch(windows, n_ctx, sections.batch.device_windows)
+        mesh.check_batch(windows, n_ctx)
     scored_ctx = sections.evaluate.n_ctx or n_ctx
     mesh.check_batch(sections.evaluate.batch_windows, scored_ctx, field='evaluate.batch_windows')
     for token_set in data.held_out.values():
@@ -227,20 +227,25 @@ def _check_numerics(model: heads.Config) -> None:
 def _say_what_is_done(
     sections: Sections, mesh: mesh_lib.Mesh, data: inputs.Inputs, plan: plan_lib.Plan
 ) -> None:
-    """Says which kernels train, and what evaluations cost once the batch has grown."""
-    model, windows = sections.model, _at_once(sections, mesh, max(plan.sizes()))
-    for part, kernel in model.kernels(windows).items():
+    """Says what becomes of batches, which kernels train, and what evaluations cost at last."""
+    model = sections.model
+    for windows in plan.sizes():
+        at_once = _at_once(sections, mesh, windows)
+        if at_once < windows:
+            _log.info('batches of %d windows: %d microbatches', windows, windows // at_once)
+    for part, kernel in model.kernels(at_once).items():
         _log.info('attention %s: %s, in %s', part, kernel, model.compute_dtype)
     steps = sections.train.eval_every_steps or plan.total_steps
     between = min(steps, plan.total_steps) * max(plan.sizes()) * plan.tokens_per_example
     config = during.within(sections.evaluate, sections.train.eval_max_tokens)
     if data.held_out:
-        _log.info('%s', during.cost(data.held_out, config, between))
+        models = 2 if sections.optim.ema_decay else 1
+        _log.info('%s', during.cost(data.held_out, config, between / models))
 
 
 def _at_once(sections: Sections, mesh: mesh_lib.Mesh, windows: int) -> int:
     """The windows of a microbatch, over all devices."""
-    return min(windows, sections.batch.device_windows * mesh.rows() or windows)
+    return mesh.rows() * replicas.most(windows // mesh.rows(), sections.batch.device_windows)
 
 
 def _options(sections: Sections, described: parameters.Described) -> step_lib.Options:

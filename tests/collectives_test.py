@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import hlo
 from gptjax.runtime import mesh as mesh_lib
+from gptjax.runtime import replicas
 from gptjax.training import step as step_lib
 from tests import helpers
 
@@ -48,15 +49,15 @@ def test_gradients_travel_once_a_step(mesh, device_windows):
 
 def test_otherwise_they_would_travel_in_every_microbatch_and_layer(mesh, monkeypatch):
     """What the test above looks for is found where it is."""
-    monkeypatch.setattr(mesh_lib, 'replicas', lambda: 1)
-    monkeypatch.setattr(mesh_lib, 'rows_of_group', lambda rows: 8 * rows)
+    monkeypatch.setattr(replicas, 'count', lambda: 1)
+    monkeypatch.setattr(replicas, 'at_once', lambda rows, each: rows // 2)
     found = sent(mesh, device_windows=1)
     assert sum(found['in_loops'].values()) > found['parameters'] / 10  # each time round
 
 
 def trained(mesh, monkeypatch, **options):
     """Losses and weights after three steps, and the state's shapes."""
-    monkeypatch.setattr(mesh_lib, '_WORTH', 64)
+    monkeypatch.setattr(replicas, '_WORTH', 64)
     model = helpers.tiny_model(residual_dropout=0.1)
     losses = []
     with mesh.scope():
@@ -95,7 +96,7 @@ def _has_mu(x: object) -> bool:
 
 def test_the_dtype_that_is_asked_for_is_what_is_added(mesh, monkeypatch):
     """As XLA is told on accelerators; its CPUs cannot add bfloat16 up between devices."""
-    monkeypatch.setattr(mesh_lib, 'platform', lambda: 'tpu')
+    monkeypatch.setattr(replicas, 'platform', lambda: 'tpu')
     with mesh.scope():
         step, target, _ = made(mesh, helpers.tiny_model(), reduce_dtype='bfloat16')
         traced = step.trace(target, mesh.abstract_batch(16, 16)).jaxpr
@@ -108,7 +109,7 @@ def added(jaxpr) -> list:
     found = []
     for equation in jaxpr.eqns:
         over = equation.params.get('axes', ())
-        if equation.primitive.name.startswith('psum') and mesh_lib.REPLICAS in over:
+        if equation.primitive.name.startswith('psum') and replicas.AXIS in over:
             found += equation.invars
         for value in equation.params.values():
             inner = getattr(value, 'jaxpr', value)

@@ -132,9 +132,11 @@ def test_an_evaluation_that_is_not_finite_is_a_spike(ready, workdir, monkeypatch
         run(ready, workdir)
 
 
-def test_a_stop_in_an_evaluation_saves_first(ready, workdir, monkeypatch):
-    """And the evaluation is made up for."""
-    flags = ('--config.train.eval_every_steps=3', '--config.checkpoint.every_steps=0')
+@pytest.mark.parametrize('every', [0, 3])
+def test_a_stop_in_an_evaluation_saves_first(ready, workdir, monkeypatch, every):
+    """Also where the save before it had failed; and the evaluation is made up for."""
+    full_for_a_while(monkeypatch, every // 3)
+    flags = ('--config.train.eval_every_steps=3', f'--config.checkpoint.every_steps={every}')
     with monkeypatch.context() as patch:
         patch.setattr(program.signals, 'stop_requested', lambda: True)
         with pytest.raises(program.Preempted):

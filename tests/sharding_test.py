@@ -14,6 +14,7 @@ from gptjax.configs import errors, sizes
 from gptjax.evals import context
 from gptjax.models import axes, heads, weights
 from gptjax.runtime import mesh as mesh_lib
+from gptjax.runtime import replicas
 from gptjax.training import step as step_lib
 from tests import helpers
 
@@ -193,10 +194,9 @@ def test_mesh_sizes(sizes, said):
 def test_mesh_fills_in_and_checks_batches():
     mesh = mesh_lib.Mesh(mesh_lib.Config(-1, 2, 1, 2, slices=1, across='data'))
     assert dict(mesh.mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 1, 'context': 2}
-    mesh.check_batch(8, 16, device_windows=2)
-    with pytest.raises(errors.UsageError, match='use a multiple of 8 windows'):
-        mesh.check_batch(12, 16, device_windows=2)
-    mesh.check_batch(4, 16, device_windows=2)  # the first stage of a ramp
+    mesh.check_batch(8, 16)
+    with pytest.raises(errors.UsageError, match='use a multiple of 4 windows'):
+        mesh.check_batch(6, 16)
     with pytest.raises(errors.UsageError, match='evaluate.batch_windows'):
         mesh.check_batch(6, 16, field='evaluate.batch_windows')
     with pytest.raises(errors.UsageError, match='does not divide over context = 2'):
@@ -322,3 +322,14 @@ def test_what_context_is_worth_is_the_same_on_any_mesh(sizes, row_by_row):
         norms = context.gradient_by_distance(*asked)
     np.testing.assert_allclose(losses, row_by_row[0], rtol=1e-5)
     np.testing.assert_allclose(norms, row_by_row[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('rows', 'device_windows', 'each'), [(8, 0, 8), (8, 3, 2), (8, 8, 8), (3, 2, 1), (2, 4, 2)]
+)
+def test_a_microbatch_is_as_large_as_divides(rows, device_windows, each):
+    """Of GPT-3's ramp on 512 devices the last stage has three windows a device."""
+    mesh = mesh_lib.Mesh(mesh_lib.Config(2, 4, 1, 1, slices=1, across='data'))
+    assert replicas.most(rows, device_windows) == each
+    with mesh.scope():
+        assert replicas.at_once(rows * 4, device_windows) == each * 4

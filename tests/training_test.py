@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax import train
-from gptjax.configs import base, errors, sizes
+from gptjax.configs import errors
 from gptjax.models import heads
 from gptjax.training import guard, losses, optim
 from gptjax.training import plan as plan_lib
@@ -152,21 +151,6 @@ def test_accumulation_of_masked_batches_equals_one_batch(device_windows, dropout
     # noise.
     for a, b in zip(*(jax.tree.leaves(s.opt_state[1].mu) for s in (one, many)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ('field', 'value', 'said'),
-    [
-        ('param_dtype', 'bfloat16', 'lose what updates add'),
-        ('param_dtype', 'float16', 'lose what updates add'),
-        ('compute_dtype', 'float16', 'gradients would underflow'),
-    ],
-)
-def test_training_in_dtypes_that_lose_it_is_refused(field, value, said):
-    config = base.get_config()
-    config.model = sizes.model('gpt2-small', **{field: value})
-    with pytest.raises(errors.UsageError, match=said):
-        train.Sections(config)
 
 
 def test_clipping_limits_the_gradient_before_adam():

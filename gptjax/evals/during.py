@@ -52,7 +52,9 @@ def evaluation(
     def scores_of(params: Any, check: Callable[[], None]) -> dict[str, float | None]:
         found: dict[str, float | None] = {}
         for label, token_set in held_out.items():
-            score = perplexity.score(step, params, token_set, n_ctx, config, mesh, check=check)
+            score = perplexity.score(
+                step, params, token_set, n_ctx, config, mesh, lambda windows: check()
+            )
             found |= score.named(label)
         return found | tasks.scores(params, check)
 
@@ -75,12 +77,12 @@ def within(config: perplexity.Config, max_tokens: int) -> perplexity.Config:
 
 
 def cost(
-    held_out: Mapping[str, tokens.TokenSet], config: perplexity.Config, tokens_between: int
+    held_out: Mapping[str, tokens.TokenSet], config: perplexity.Config, tokens_between: float
 ) -> str:
     """What evaluations cost, as a line.
 
     Args:
-      tokens_between: that are trained on from one to the next.
+      tokens_between: that are trained on from one to the next, by models that are scored.
     """
     scored = perplexity.n_tokens(held_out, config)
     # Three times as dear is a token to train on: forward, and twice that backward.

@@ -173,15 +173,13 @@ def score(
     config: Config,
     mesh: mesh_lib.Mesh,
     progress: Callable[[int], None] = lambda windows: None,
-    check: Callable[[], None] = lambda: None,
 ) -> Score:
     """Scores held-out text.
 
     Args:
       eval_step: measure(), jitted by training.step.make_eval_step.
       token_set: a held-out split.
-      progress: is told the windows done.
-      check: is called before every batch; what it raises ends this.
+      progress: is told the windows done; what it raises ends this.
     """
     _require(token_set, n_ctx, config)
     table = _documents(token_set, config.max_tokens)
@@ -190,7 +188,6 @@ def score(
     left = n_windows(token_set, n_ctx, config)
     rows, columns = mesh.region(config.batch_windows, n_ctx)
     for batch in _batches(token_set, stop, n_ctx, config):
-        check()
         local = {name: array[rows, columns] for name, array in batch.items()}
         for name, found in eval_step(params, mesh.put(local)).items():
             total = sums.setdefault(name, dict.fromkeys(found, 0.0))

@@ -321,7 +321,7 @@ class GPT(nn.Module):
         self, x_BxLxD: jax.Array, positions_BxL: jax.Array | None, tree: attention.Tree | None
     ) -> jax.Array:
         rng = self.make_rng('dropout') if self.has_rng('dropout') else None
-        told = {'rows': layers.rows(self)}
+        rows = layers.rows(self)
 
         def layer(
             x_BxLxD: jax.Array, params: Any, place: int, number: Any
@@ -329,10 +329,10 @@ class GPT(nn.Module):
             rngs = {} if rng is None else {'dropout': jax.random.fold_in(rng, number)}
             with jax.named_scope(f'block_{place}'):
                 block = self.pattern[place]
-                variables = {'params': params, **told}
-                arguments = (variables, x_BxLxD, positions_BxL, None, tree)
+                arguments = (x_BxLxD, positions_BxL, None, tree)
                 kinds = ('losses', 'measures')
-                (x_BxLxD, _), found = block.apply(*arguments, rngs=rngs, mutable=kinds)
+                variables = {'params': params, 'rows': rows}
+                (x_BxLxD, _), found = block.apply(variables, *arguments, rngs=rngs, mutable=kinds)
             flat = functools.partial(traverse_util.flatten_dict, sep='/')  # of what parts sow, too
             return x_BxLxD, {kind: flat(named) for kind, named in found.items()}
 

@@ -4,7 +4,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -17,9 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gptjax.configs import errors
 
 _AXES = ('data', 'fsdp', 'tensor', 'context')
-_BATCH = ('data', 'fsdp')
-REPLICAS = 'data'  # the axis along which devices hold the same weights
-_WORTH = 2**16  # values of an array that is worth a message of its own
+BATCH = ('data', 'fsdp')
+REPLICAS = 'data'  # of BATCH: along which devices hold the same weights
 _LENGTH = {2: 1, 3: 2}  # rank of an array of a batch -> its axis of length
 
 # Logical axis -> mesh axes. Parameters are split over fsdp along d_model and over tensor along
@@ -33,7 +32,7 @@ _RULES = {
     'experts': None,
     'layers': None,
     'ctx': None,
-    'batch': _BATCH,
+    'batch': BATCH,
     'length': 'context',
     'act_embed': None,
     'act_heads': 'tensor',
@@ -67,63 +66,6 @@ def one_device() -> 'Mesh':
     return Mesh(Config(1, 1, 1, 1, 1, 'data'), jax.local_devices()[:1])
 
 
-def platform() -> str:
-    """What the mesh in force is of: cpu, tpu, cuda ...; it may be absent. '' = there is no mesh."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device is not None else ''
-
-
-def replicas() -> int:
-    """How many times the mesh in force holds the weights; 1 where there is none."""
-    return jax.sharding.get_abstract_mesh().shape.get(REPLICAS, 1)
-
-
-def by_replica(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
-    """jax.shard_map over REPLICAS alone; what is sharded otherwise stays so in f.
-
-    Axes of one device are mapped, too: where no other is left, f is a single device's.
-    """
-    shape = jax.sharding.get_abstract_mesh().shape
-    names = {REPLICAS, *(axis for axis, size in shape.items() if size == 1)}
-    return jax.shard_map(
-        f, in_specs=in_specs, out_specs=out_specs, axis_names=names, check_vma=False
-    )
-
-
-def placed(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-    """An array with a sharding, by those axes that the code around is not mapped over."""
-    mapped = jax.sharding.get_abstract_mesh().manual_axes
-    names = ((part,) if isinstance(part, str) else part or () for part in spec)
-    free = [tuple(axis for axis in some if axis not in mapped) or None for some in names]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*free)) if any(free) else x
-
-
-def rows_of_group(of_device: int) -> int:
-    """The rows that devices which hold the weights once have, of those of each device."""
-    shape = jax.sharding.get_abstract_mesh().shape
-    return of_device * math.prod(shape.get(axis, 1) for axis in _BATCH if axis != REPLICAS)
-
-
-def split_further(sharding: NamedSharding, x: Any) -> NamedSharding:
-    """A sharding of an array that splits it over its replicas, too, where one of its axes divides.
-
-    One that is not split yet is best: then parts need not be exchanged once more.
-
-    Args:
-      x: the array, or its shape and dtype.
-    """
-    copies = sharding.mesh.shape[REPLICAS]
-    spec = [*sharding.spec, *(None for _ in x.shape[len(sharding.spec) :])]
-    found = [(axis,) if isinstance(axis, str) else axis or () for axis in spec]
-    shares = [math.prod(sharding.mesh.shape[name] for name in names) for names in found]
-    free = [i for i, size in enumerate(x.shape) if size % (shares[i] * copies) == 0]
-    if not free or math.prod(x.shape) < _WORTH:
-        return sharding
-    most = max(free, key=lambda i: (shares[i] == 1, x.shape[i] // shares[i]))
-    spec[most] = (*found[most], REPLICAS)
-    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
-
-
 def fetched(tree: Any) -> Any:
     """A tree of arrays as numpy, whole on every host; all hosts of a mesh ask for it together."""
 
@@ -150,7 +92,7 @@ class Config:
     across: Literal['data', 'fsdp']
 
     def __post_init__(self) -> None:
-        errors.require_choice(self, 'across', _BATCH)
+        errors.require_choice(self, 'across', BATCH)
         errors.require(
             self.slices > 0 or self.slices == -1,
             f'mesh.slices must be above 0, or -1 for what the devices say; got {self.slices}',
@@ -206,30 +148,16 @@ class Mesh:
 
     def rows(self) -> int:
         """How many devices share the rows of a batch: data x fsdp."""
-        return math.prod(self.mesh.shape[axis] for axis in _BATCH)
+        return math.prod(self.mesh.shape[axis] for axis in BATCH)
 
     def check_batch(
         self,
         windows: int,
         n_ctx: int,
-        device_windows: int = 0,
         field: str = 'batch.batch_tokens, and ramp_from_tokens for a ramp',
     ) -> None:
-        """Raises UsageError unless a batch divides.
-
-        Args:
-          device_windows: of a microbatch on every device, where it has so many; 0 = all.
-          field: what to change.
-        """
+        """Raises UsageError unless a batch divides. Args: field: what to change."""
         over = self.rows()
-        if device_windows and windows > over * device_windows:
-            errors.require(
-                windows % (over * device_windows) == 0,
-                f'a batch of {windows} windows does not divide into microbatches of '
-                f'batch.device_windows = {device_windows} on each of data x fsdp = {over} devices; '
-                f'use a multiple of {over * device_windows} windows of {n_ctx} tokens ({field}), '
-                'or change device_windows or the mesh',
-            )
         errors.require(
             windows % over == 0,
             f'a batch of {windows} windows does not divide over data x fsdp = {over}; use a '
@@ -358,7 +286,7 @@ def _arranged(
     errors.require(
         shape[across] % len(groups) == 0,
         f'mesh.{across} = {shape[across]} does not divide over {len(groups)} slices; use a '
-        f'multiple of {len(groups)}, or --config.mesh.across={"".join({*_BATCH} - {across})}',
+        f'multiple of {len(groups)}, or --config.mesh.across={"".join({*BATCH} - {across})}',
     )
     inside = {**shape, across: shape[across] // len(groups)}
     sizes = list(inside.values())

@@ -18,9 +18,15 @@ _log = logging.getLogger(__name__)
 class Saver:
     """Saves through Checkpoints; one that fails is tried again later, with the state of then."""
 
-    def __init__(self, checkpoints: checkpoint.Checkpoints, give_up_minutes: float) -> None:
-        """Args: give_up_minutes: how long saves may fail before the run ends; 0 = for ever."""
-        self._checkpoints = checkpoints
+    def __init__(
+        self, checkpoints: checkpoint.Checkpoints, give_up_minutes: float, saved: int
+    ) -> None:
+        """
+        Args:
+          give_up_minutes: how long saves may fail before the run ends; 0 = for ever.
+          saved: the step that a checkpoint holds already, or 0.
+        """
+        self._checkpoints, self._begun = checkpoints, saved
         self._give_up_secs = 60 * give_up_minutes or float('inf')
         self._wait_secs = FIRST_SECS
         self._retry_at = float('inf')
@@ -36,8 +42,20 @@ class Saver:
         self._retry_at = float('inf')
         try:
             self._checkpoints.save(step, items, meta)
+            self._begun = step
         except (checkpoint.SaveError, leases.Lost) as e:
             self._later(e)
+
+    def has(self, step: int) -> bool:
+        """Whether a step is saved on all hosts; a save of it that is under way is waited for."""
+        error = None
+        try:
+            self._checkpoints.wait()
+        except (checkpoint.SaveError, leases.Lost) as e:
+            error = e
+            _log.warning('%s', e)
+        lacks = error is not None or self._begun != step
+        return not hosts.agreed(lacks, what=f'looking for the save of step {step}')[0]
 
     def insist(self, step: int, items: dict[str, Any], meta: dict, stopping: bool) -> None:
         """Saves and waits until it is whole, trying again.
@@ -70,6 +88,7 @@ class Saver:
             failed, late = hosts.agreed(error is not None, late, what=f'saving step {step}')
             # What one host cannot save, none has saved: they try again, or give up, together.
             if not failed:
+                self._begun = step
                 return
             if late:
                 raise error or checkpoint.SaveError(f'another host could not save step {step}')
@@ -103,6 +122,7 @@ class Saver:
                 self._wait_secs, self._failing_since = FIRST_SECS, 0.0
 
     def _later(self, why: errors.InputError | str) -> None:
+        self._begun = -1
         if isinstance(why, leases.Lost):
             self._ended = why
             return

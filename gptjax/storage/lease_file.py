@@ -9,7 +9,10 @@ creates one that has been, finds a higher one beside it.
 import os
 import pathlib
 import re
+import uuid
 from typing import NamedTuple
+
+from gptjax.storage import files
 
 _FREE = b'free'  # what it says once it is given back
 
@@ -30,9 +33,6 @@ class Path:
     def __str__(self) -> str:
         return str(self._path)
 
-    def with_name(self, name: str) -> 'Path':
-        return Path(self._path.with_name(name))
-
     def read_bytes(self) -> bytes:
         """What the one that counts says."""
         return self._file(self._highest()).read_bytes()
@@ -45,22 +45,27 @@ class Path:
         except FileNotFoundError:  # another has followed it
             return self.object()
 
-    def put(
-        self, content: bytes, generation: int | None = None, answer_secs: float = 0.0
-    ) -> Object:
-        """Writes the one that counts, where that generation is there; 0 = none, None = whatever.
+    def now(self) -> float:
+        """By the file system's clock, seconds since the epoch."""
+        probe = self._path.with_name(f'{self._path.name}-{uuid.uuid4().hex}')
+        with files.open_(probe, 'xb'):
+            found = probe.stat().st_mtime
+        probe.unlink()
+        return found
+
+    def put(self, content: bytes, generation: int, answer_secs: float = 0.0) -> Object:
+        """Writes the one that counts, where that generation is there; 0 = none.
 
         Raises:
           FileExistsError: another one is there. FileNotFoundError: none is.
         """
         del answer_secs
         number = self._highest()
-        if generation is not None:
-            self._check(number, generation)
+        self._check(number, generation)
         if generation and self._file(number).read_bytes() == content:  # renewed by who holds it
             os.utime(self._file(number))
             return self._object(number)
-        with self._file(number + 1).open('xb') as file:
+        with files.open_(self._file(number + 1), 'xb') as file:
             file.write(content)
         if self._highest() > number + 1:
             self._file(number + 1).unlink(missing_ok=True)
@@ -68,15 +73,13 @@ class Path:
         self._file(number).unlink(missing_ok=True)
         return self._object(number + 1)
 
-    def unlink(self, missing_ok: bool = False, generation: int | None = None) -> None:
-        """Gives it back. Args: generation: of which. Errors as of put()."""
+    def unlink(self, generation: int) -> None:
+        """Gives that generation back. Errors as of put()."""
         number = self._highest()
-        if generation is not None:
-            self._check(number, generation)
-        if not missing_ok or number:
-            with self._file(number).open('r+b') as file:
-                file.write(_FREE)
-                file.truncate()
+        self._check(number, generation)
+        with files.open_(self._file(number), 'r+b') as file:
+            file.write(_FREE)
+            file.truncate()
 
     def _check(self, number: int, generation: int) -> None:
         free = self._is_free(number)

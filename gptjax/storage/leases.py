@@ -28,7 +28,7 @@ LOCK, LEASE = '.lock', '.lease'
 LOCK_SECS = 60.0  # longer than a stop with saving takes
 LEASE_SECS, RENEW_SECS = 60.0, 15.0
 _ANSWER_SECS = 10.0  # after which an answer is not waited for
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of Lustre, and of some NFS
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of Lustre, and of some NFS
 _log = logging.getLogger(__name__)
 
 
@@ -49,56 +49,48 @@ def held(folder: buckets.Anywhere, secs: float | None = None) -> Iterator[None]:
     """
     secs = LOCK_SECS if secs is None else secs
     if isinstance(folder, buckets.Path):
-        with _leased(folder, folder / LEASE, secs):
+        path = folder / LEASE
+        with _leased(_Lease(folder, path, secs, lambda: _now(path))):
             yield
         return
     folder.mkdir(parents=True, exist_ok=True)
     with _open(folder / LOCK) as f:
-        if locks_files(f):
+        locks = True
+        try:
             _wait(lambda: _locked(f), folder, secs)
+        except OSError as e:
+            locks = e.errno not in NO_LOCKS
+            if locks:
+                raise
+        if locks:
             f.truncate(0)
             files.appended(f, _name(), folder / LOCK)
             yield
             return
-        _log.warning(
+        line = (
             '%s is on a file system that locks no files: %s is written every %.0f s instead, and '
-            'after a kill the next run waits for up to %.0f s',
-            folder,
-            LEASE,
-            RENEW_SECS,
-            LEASE_SECS,
         )
-        with _leased(folder, lease_file.Path(folder / LEASE), secs):
+        line += 'after a kill the next run waits for up to %.0f s'
+        _log.warning(line, folder, LEASE, RENEW_SECS, LEASE_SECS)
+        path = lease_file.Path(folder / LEASE)
+        with _leased(_Lease(folder, path, secs, path.now)):
             yield
 
 
 @contextlib.contextmanager
-def _leased(
-    folder: buckets.Anywhere, path: buckets.Path | lease_file.Path, secs: float
-) -> Iterator[None]:
-    lease = _Lease(folder, path, secs)
-    _leases[str(folder)] = lease
+def _leased(lease: '_Lease') -> Iterator[None]:
+    _leases[str(lease.folder)] = lease
     try:
         yield
     finally:
         if not lease.is_lost:  # else check() goes on to say so: nothing more is written
-            del _leases[str(folder)]
+            del _leases[str(lease.folder)]
             lease.release()
 
 
 def is_ours(name: str) -> bool:
     """Whether a file of this name in a folder is what holds it."""
     return name == LOCK or name.startswith(LEASE)
-
-
-def locks_files(file: IO) -> bool:
-    """Whether a file's system knows flock()."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(file, fcntl.LOCK_UN)
-    except OSError as e:
-        return e.errno not in _NO_LOCKS
-    return True
 
 
 def check() -> None:
@@ -124,9 +116,14 @@ def release_all() -> None:
 
 class _Lease:
     def __init__(
-        self, folder: buckets.Anywhere, path: buckets.Path | lease_file.Path, secs: float
+        self,
+        folder: buckets.Anywhere,
+        path: buckets.Path | lease_file.Path,
+        secs: float,
+        now: Callable[[], float],
     ) -> None:
-        self._path, self._folder = path, folder
+        """Args: now: by storage's clock, seconds since the epoch."""
+        self.folder, self._path, self._now = folder, path, now
         self._lost = ''
         self._token = uuid.uuid4().hex  # machines' names and processes' numbers come again
         self._busy = threading.Lock()
@@ -146,7 +143,7 @@ class _Lease:
             self._renew()  # it may have run out unseen: this process was stopped, or cut off
         if self._lost:
             raise Lost(
-                f'{self._lost} has taken {self._folder} over, as this process could not renew its '
+                f'{self._lost} has taken {self.folder} over, as this process could not renew its '
                 'lease in time; nothing more is written by this one'
             )
 
@@ -168,16 +165,13 @@ class _Lease:
             self._generation = found.generation
             return ''
         holder = _holder(self._path)
-        probe = self._path.with_name(f'{LEASE}-{os.uname().nodename}-{os.getpid()}')
-        now = probe.put(b'').updated  # by storage's clock
-        probe.unlink(missing_ok=True)
-        if now - found.updated < LEASE_SECS:
+        if self._now() - found.updated < LEASE_SECS:
             return holder
         try:
             self._generation = self._put(found.generation)
         except OSError:  # another was quicker
             return holder
-        _log.warning('%s holds %s no more: its lease has run out', holder, self._folder)
+        _log.warning('%s holds %s no more: its lease has run out', holder, self.folder)
         return ''
 
     def _keep(self) -> None:
@@ -226,6 +220,14 @@ def _wait(taken: Callable[[], str], folder: buckets.Anywhere, secs: float) -> No
                 'where its weights are wanted)'
             )
         time.sleep(2.0 if isinstance(folder, buckets.Path) else 0.2)
+
+
+def _now(path: buckets.Path) -> float:
+    """By the clock of its storage."""
+    probe = path.with_name(f'{path.name}-{os.uname().nodename}-{os.getpid()}')
+    now = probe.put(b'').updated
+    probe.unlink(missing_ok=True)
+    return now
 
 
 def _locked(f: IO) -> str:

@@ -47,8 +47,11 @@ class Scratch:
         _clear(parent)
         begun = pathlib.Path(tempfile.mkdtemp(prefix='new-', dir=parent)).resolve()
         self.lock = (begun / leases.LOCK).open('w')
-        if leases.locks_files(self.lock):
+        try:
             fcntl.flock(self.lock, fcntl.LOCK_EX)
+        except OSError as e:
+            if e.errno not in leases.NO_LOCKS:  # then nobody can clear it while it is in use
+                raise
         self.root = begun.rename(begun.with_name(begun.name.replace('new-', 'run-', 1)))
         self.workdirs: list[pathlib.Path] = []
         self.seen: dict[pathlib.Path, Seen] = {}

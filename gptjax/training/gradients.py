@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from gptjax.runtime import mesh as mesh_lib
+from gptjax.runtime import replicas
 from gptjax.training import losses
 
 
@@ -26,7 +26,7 @@ def make(
 
     Args:
       merge: (trained, frozen) -> the parameters that the loss takes.
-      device_windows: rows of a microbatch on every device; 0 = all it has, as where it has fewer.
+      device_windows: rows of a microbatch on every device, at most; 0 = all.
       reduce_dtype: in which gradients travel between groups of devices.
 
     specs: the trained parameters' PartitionSpecs; None = every device holds them whole. into: those
@@ -51,15 +51,15 @@ def make(
         def of_group(*arguments: Any) -> tuple:
             total, sums, grads = of_rows(*arguments)
             added = jax.tree.map(functools.partial(_added, dtype=reduce_dtype), grads, into)
-            return *jax.lax.psum((total, sums), mesh_lib.REPLICAS), _placed(added, specs)
+            return *jax.lax.psum((total, sums), replicas.AXIS), _placed(added, specs)
 
         rows = jnp.arange(len(jax.tree.leaves(batch)[0]))
         arguments = (params, frozen, {**batch, losses.ROWS: rows}, rng)
-        if mesh_lib.replicas() == 1:
+        if replicas.count() == 1:
             total, sums, grads = of_rows(*arguments)
         else:
-            whole, rows_of_group = PartitionSpec(), PartitionSpec(mesh_lib.REPLICAS)
-            total, sums, grads = mesh_lib.by_replica(
+            whole, rows_of_group = PartitionSpec(), PartitionSpec(replicas.AXIS)
+            total, sums, grads = replicas.mapped(
                 of_group,
                 (whole, whole, rows_of_group, whole),
                 (whole, whole, jax.tree.map(_over_groups, into)),
@@ -88,9 +88,9 @@ def _summed(
         (total, sums), grads = jax.value_and_grad(merged, has_aux=True)(params)
         return total, sums, grads
 
-    at_once = mesh_lib.rows_of_group(device_windows)
     rows = len(batch[losses.ROWS])
-    if not at_once or rows <= at_once:
+    at_once = replicas.at_once(rows, device_windows)
+    if rows == at_once:
         return one(batch)
 
     def add(carry: tuple, microbatch: Mapping[str, jax.Array]) -> tuple[tuple, None]:
@@ -109,23 +109,18 @@ def _summed(
 def _added(x: jax.Array, into: PartitionSpec, dtype: str) -> jax.Array:
     """The sum over all groups; of an array that is split over them this group's part."""
     x = x.astype(dtype)
-    if mesh_lib.platform() == 'cpu':  # where XLA adds nothing narrower between devices
+    if replicas.platform() == 'cpu':  # where XLA adds nothing narrower between devices
         x = x.astype(jnp.float32)
-    axis = _axis_over_groups(into)
+    axis = replicas.split_axis(into)
     if axis is None:
-        return jax.lax.psum(x, mesh_lib.REPLICAS)
-    return jax.lax.psum_scatter(x, mesh_lib.REPLICAS, scatter_dimension=axis, tiled=True)
+        return jax.lax.psum(x, replicas.AXIS)
+    return jax.lax.psum_scatter(x, replicas.AXIS, scatter_dimension=axis, tiled=True)
 
 
 def _over_groups(into: PartitionSpec) -> PartitionSpec:
-    axis = _axis_over_groups(into)
-    return PartitionSpec(*(None,) * (axis or 0), *([] if axis is None else [mesh_lib.REPLICAS]))
-
-
-def _axis_over_groups(into: PartitionSpec) -> int | None:
-    """Which axis is split over the groups alone."""
-    return next((i for i, axes in enumerate(into) if axes == (mesh_lib.REPLICAS,)), None)
+    axis = replicas.split_axis(into)
+    return PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, replicas.AXIS)
 
 
 def _placed(tree: Any, specs: Any) -> Any:
-    return jax.tree.map(mesh_lib.placed, tree, specs)
+    return jax.tree.map(replicas.placed, tree, specs)

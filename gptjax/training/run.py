@@ -310,7 +310,9 @@ class Run:
         self._open.callback(self._writer.close)
         self._checkpoints = self._checkpointing()
         self._open.callback(self._close_checkpoints)
-        self._saver = saver.Saver(self._checkpoints, self._kept.give_up_minutes)
+        self._saver = saver.Saver(
+            self._checkpoints, self._kept.give_up_minutes, step if meta else 0
+        )
         profiled = train.profile_at_step, train.profile_steps, train.profile_hosts
         self._profiler = profiler.Profiler(self._workdir, *profiled)
         self._open.callback(self._profiler.close)
@@ -365,14 +367,13 @@ class Run:
         """Scores a state; a mistake costs no step, and nothing that is not finite is kept.
 
         Raises:
-          program.Preempted: a signal came meanwhile; the state was saved, the evaluation is caught
-            up with.
+          program.Preempted: a signal came meanwhile; the state was saved.
         """
         try:
             with program.stoppable() as check:
                 found = self._recipe.evaluation.scores(state, check)
         except program.Preempted:
-            if not saved:
+            if not self._saver.has(step):
                 self._save(step, state, wait=True, stopping=True)
             raise
         except Exception:

@@ -11,7 +11,7 @@ import optax
 from flax import linen as nn
 
 from gptjax.configs import errors
-from gptjax.runtime import mesh as mesh_lib
+from gptjax.runtime import replicas
 from gptjax.training import gradients as gradients_lib
 from gptjax.training import guard as guard_lib
 from gptjax.training import losses, optim, parameters
@@ -32,7 +32,7 @@ class State(NamedTuple):
 class Options:
     """What a step does beside following the gradient.
 
-    device_windows: rows of a microbatch on every device; 0 = all it has: there is one microbatch.
+    device_windows: rows of a microbatch on every device, at most; 0 = all: there is one microbatch.
     reduce_dtype: in which gradients travel between devices that hold the same weights.
     ema_decay: of the average of the parameters; 0 keeps none.
     spike_sigmas: standard deviations above the usual loss that make a spike; 0 = only what is not
@@ -79,7 +79,7 @@ def abstract(
     plain = nn.meta.unbox(boxed)
     placed = shardings(boxed)
     if options.shard_moments:
-        split = jax.tree.map(mesh_lib.split_further, placed.opt_state, plain.opt_state)
+        split = jax.tree.map(replicas.split, placed.opt_state, plain.opt_state)
         placed = placed._replace(opt_state=split)
     if options.offload:
         host = jax.tree.map(lambda s: s.with_memory_kind('pinned_host'), placed.opt_state)
@@ -170,9 +170,7 @@ def make_train_step(
         rng = jax.random.fold_in(jax.random.key(seed + 1), state.step)
         placed = (None, None)
         if target is not None:
-            split = (
-                mesh_lib.split_further if options.shard_moments else lambda sharding, _: sharding
-            )
+            split = replicas.split if options.shard_moments else lambda sharding, _: sharding
             into = jax.tree.map(lambda x: split(x.sharding, x).spec, target.params)
             placed = (jax.tree.map(lambda x: x.sharding.spec, target.params), into)
         total, sums, grads = gradients(state.params, state.frozen, batch, rng, *placed)

@@ -8,7 +8,7 @@ BATCH = {
     'batch_tokens': fixed(2048, 'tokens an update; a multiple of n_ctx'),
     'device_windows': free(
         0,
-        'windows that each device takes at once, in as many microbatches as a batch wants; 0 = all',
+        'windows that a device takes at once, at most: a batch is cut into microbatches; 0 = all',
         was=0,
     ),
     'ramp_from_tokens': fixed(0, 'batch at the start of the ramp; 0 = no ramp'),

@@ -16,7 +16,7 @@ from gptjax.models.kernels import ring, tiled
 _LANES = 128  # of a TPU; splash attention works on blocks of multiples of it
 _MAX_BLOCK = 1024
 
-_HOPPER = '9.0'  # from which on cuDNN takes heads of 256
+_HOPPER = 9.0  # compute capability from which on cuDNN takes heads of 256
 
 PLAIN = 'plain'
 Kernel = Callable[..., jax.Array]  # (query, key, value) -> out, of one device
@@ -115,7 +115,8 @@ def _block(length: int, window: int) -> int:
 
 
 def _cudnn_takes(d_head: int, dtype: Any, mask: masks.Mask) -> bool:
-    most = 256 if jax.local_devices()[0].compute_capability >= _HOPPER else 128
+    capability = float(jax.local_devices()[0].compute_capability)  # as '9.0' and '10.0'
+    most = 256 if capability >= _HOPPER else 128
     half = dtype in (jnp.bfloat16, jnp.float16)
     return half and d_head % 8 == 0 and d_head <= most and mask.fills_window
 
