@@ -26,7 +26,7 @@ from gptjax.runtime import checkpoint, hosts, inventory, program, progress, repl
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.storage import scratch
 from gptjax.text import tokenizer as tokenizer_lib
-from gptjax.training import loop, losses, optim, parameters, stages
+from gptjax.training import loop, losses, optim, parameters, section, stages
 from gptjax.training import plan as plan_lib
 from gptjax.training import recipe as recipe_lib
 from gptjax.training import run as run_lib
@@ -62,7 +62,7 @@ class Sections:
         _check_numerics(self.model)
         self.optim = optim.configure(config.optim)
         self.batch = fields.build(plan_lib.Config, config.batch, 'batch')
-        self.train = fields.build(run_lib.Config, config.train, 'train')
+        self.train = fields.build(section.Config, config.train, 'train')
         self.data = loader.configure(config.data)
         self.evaluate = fields.build(perplexity.Config, config.evaluate, 'evaluate')
         self.suite = fields.build(suite.Config, config.suite, 'suite')
@@ -110,7 +110,7 @@ def _train(
     target = step_lib.abstract(model.init_params, optimizer, mesh.shardings, options)
     _check_room(sections, mesh, data, plan, target)
     objective, asked = sections.objective
-    loss = losses.with_sown(objective.make, model.apply, asked)
+    loss = losses.with_sown(objective.make, model.apply, asked, sections.train.z_loss)
     train_step = stages.Stages(
         step_lib.make_train_step(loss, optimizer, config.seed, options, target, parameters.merge),
         plan.sizes(),
@@ -259,6 +259,7 @@ def _options(sections: Sections, described: parameters.Described) -> step_lib.Op
         offload=sections.optim.offload,
         shard_moments=sections.optim.shard_moments,
         frozen=optim.frozen(sections.optim, described),
+        dropout_bits=sections.train.dropout_bits,
     )
 
 

@@ -17,7 +17,7 @@ from gptjax.configs import cli, fields
 from gptjax.models import axes
 from gptjax.runtime import checkpoint
 from gptjax.runtime import mesh as mesh_lib
-from gptjax.training import loop, losses, optim, parameters
+from gptjax.training import loop, losses, optim, parameters, section
 from gptjax.training import plan as plan_lib
 from gptjax.training import recipe as recipe_lib
 from gptjax.training import run as run_lib
@@ -73,7 +73,7 @@ def loss_of(model):
 def main(args: cli.Args) -> None:
     """Trains for train.total_epochs; WORKDIR/best is the most accurate checkpoint."""
     config = args.config
-    optim_, train = optim.configure(config.optim), args.section('train', run_lib.Config)
+    optim_, train = optim.configure(config.optim), args.section('train', section.Config)
     kept = args.section('checkpoint', checkpoint.Config)
     with run_lib.Run(config, pathlib.Path(args.workdir), READS, train, kept) as run:
         mesh = mesh_lib.Mesh(fields.build(mesh_lib.Config, config.mesh, 'mesh'))

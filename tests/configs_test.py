@@ -18,7 +18,7 @@ from gptjax.models import gpt, heads, kneser_ney
 from gptjax.runtime import checkpoint, mesh
 from gptjax.sampling import engine, options
 from gptjax.text import vocabulary
-from gptjax.training import optim, plan, run
+from gptjax.training import optim, plan, section
 
 OWNERS = {
     'corpus': documents.Config,
@@ -29,7 +29,7 @@ OWNERS = {
     'batch': plan.Config,
     'ngram': kneser_ney.Config,
     'optim': optim.Config,
-    'train': run.Config,
+    'train': section.Config,
     'evaluate': perplexity.Config,
     'suite': suite.Config,
     'checkpoint': checkpoint.Config,

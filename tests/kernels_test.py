@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gptjax.configs import errors
-from gptjax.models import attention, masks
+from gptjax.models import attention, axes, masks
 from gptjax.models.kernels import dots, flash, ring, tiled, xent
 from gptjax.runtime import mesh as mesh_lib
 from tests import helpers
@@ -231,9 +231,10 @@ def test_linear_equals_an_einsum(dtype, sizes, use_bias):
     agree(with_gradients(ours, x, weight, bias), expected, 1e-5 if dtype == jnp.float32 else 0.1)
 
 
-@pytest.mark.parametrize('use_bias', [True, False])
+@pytest.mark.parametrize(('use_bias', 'z_loss'), [(True, 0.0), (False, 0.0), (True, 0.1)])
 @pytest.mark.parametrize('sizes', [(1, 1, 1, 1), (2, 2, 2, 1), (1, 1, 4, 2), (1, 8, 1, 1)])
-def test_chunked_loss_equals_the_whole(monkeypatch, sizes, use_bias):
+def test_chunked_loss_equals_the_whole(monkeypatch, sizes, use_bias, z_loss):
+    """Its gradients, too, of weights as well, which may be any numbers."""
     monkeypatch.setattr(xent, 'CHUNK_BYTES', 4 * 2 * 3 * 32)  # three places or so of two rows
     n_devices = int(np.prod(sizes))
     mesh = mesh_lib.Mesh(
@@ -244,25 +245,43 @@ def test_chunked_loss_equals_the_whole(monkeypatch, sizes, use_bias):
     table = jax.random.normal(keys[1], (32, 16))
     bias = jax.random.normal(keys[2], (32,)) if use_bias else None
     targets = jax.random.randint(keys[3], (8, 12), 0, 32)
-    weights = jnp.asarray(np.random.default_rng(0).random((8, 12)) < 0.7, jnp.float32)
+    drawn = np.random.default_rng(0)
+    weights = jnp.asarray(drawn.normal(size=(8, 12)) * (drawn.random((8, 12)) < 0.7), jnp.float32)
 
-    def whole(hidden, table, bias):
+    def whole(weights, hidden, table, bias=None):
         logits = hidden @ table.T + (0 if bias is None else bias)
-        logp = jax.nn.log_softmax(logits)
-        return -jnp.sum(jnp.take_along_axis(logp, targets[..., None], -1)[..., 0] * weights)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+        added = z_loss * jax.nn.logsumexp(logits, -1) ** 2
+        return jnp.sum((added - chosen) * weights), jnp.sum(added * weights)
 
-    def chunked(hidden, table, bias):
-        return xent.nats(hidden, table, bias, targets, weights)
+    def chunked(weights, hidden, table, bias=None):
+        return xent.nats(hidden, table, bias, targets, weights, z_loss)
 
-    which = (0, 1, 2) if use_bias else (0, 1)
+    arrays = (weights, hidden, table, bias)[: 3 + use_bias]
+    which = tuple(range(len(arrays)))
     with jax.numpy_rank_promotion('allow'):
-        expected = jax.value_and_grad(whole, which)(hidden, table, bias)
+        expected = jax.value_and_grad(whole, which, has_aux=True)(*arrays)
     with mesh.scope():
-        found = jax.jit(jax.value_and_grad(chunked, which))(hidden, table, bias)
-        alone = jax.jit(chunked)(hidden, table, bias)
+        found = jax.jit(jax.value_and_grad(chunked, which, has_aux=True))(*arrays)
+        alone = jax.jit(chunked)(*arrays)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     np.testing.assert_allclose(alone, expected[0], rtol=1e-5)
     agree(found[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    ('kind', 'rows', 'vocab', 'places'),
+    [
+        ('cpu', 4, 50_257, 64),  # 64 MiB of logits
+        ('TPU v5 lite', 4, 50_257, 512),  # a table's way through memory takes an eighth: 3,850
+        ('TPU v5 lite', 1, 50_257, 1024),
+        ('TPU v5 lite', 4, 1_000_000, 32),  # 0.5 GiB of logits
+        ('NVIDIA H100 80GB HBM3', 4, 50_257, 1024),
+    ],
+)
+def test_chunks_suit_the_device(monkeypatch, kind, rows, vocab, places):
+    monkeypatch.setattr(axes, 'device_kind', lambda: kind)
+    assert xent._chunk(rows, 1024, vocab) == places
 
 
 def test_no_logits_of_a_whole_batch_are_held():

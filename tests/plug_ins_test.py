@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.configs import errors, lookup
-from gptjax.models import mlps
+from gptjax.configs import errors, lookup, sizes
+from gptjax.models import heads, mlps
 from gptjax.training import losses
 from gptjax.training.objectives import next_token
 from tests import helpers
@@ -118,3 +118,69 @@ def test_what_parts_of_layers_sow_is_in_every_objective(make, layers):
     doubled, _ = found(1.0)
     assert float(doubled - plain) == pytest.approx(2 * float(more['part/size']), rel=1e-4)
     np.testing.assert_allclose(float(sums.get('nats', plain)), float(plain), rtol=1e-6)
+
+
+def model_of(family):
+    sections = {'gpt': sizes.model('tiny', n_vocab=64, n_ctx=16), 'lstm': sizes.rnn('lstm')}
+    section = sections[family]
+    section.update({'n_vocab': 64, 'n_ctx': 16})
+    return heads.build(section)
+
+
+@pytest.mark.parametrize('family', ['gpt', 'lstm'])
+def test_a_z_loss_is_in_every_objective_and_in_no_score(family):
+    model, batch = model_of(family), helpers.batch_of(4, 16, 64)
+    params = helpers.params_of(model)
+
+    @jax.jit
+    @jax.value_and_grad
+    def of_z(params, batch):
+        logits = model.apply({'params': params}, batch['tokens'])
+        return 0.1 * jnp.square(jax.nn.logsumexp(logits, axis=-1)).sum()
+
+    def found(z_loss):
+        loss = losses.with_sown(next_token.make, model.apply, None, z_loss)
+        run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        return run(params, batch, jax.random.key(0))
+
+    (plain, sums), slope = found(0.0)
+    assert 'z_loss' not in sums
+    (objective, more), steeper = found(0.1)
+    expected, of_z = of_z(params, batch)
+    assert float(objective - plain) == pytest.approx(float(expected), rel=1e-3)
+    assert float(more['z_loss']) == pytest.approx(float(expected), rel=1e-4)
+    for a, b, z in zip(*map(jax.tree.leaves, (steeper, slope, of_z)), strict=True):
+        np.testing.assert_allclose(a - b, z, atol=1e-3)
+    scores = jax.jit(next_token.held_out(model.apply, None))(params, batch)
+    assert float(scores['nats']) == pytest.approx(float(plain), rel=1e-5)
+
+
+def of_own_weights(apply, options):
+    """An objective that weighs every token by what the model itself says of it."""
+    del options
+
+    def loss(params, batch, rng):
+        scale = jax.nn.sigmoid(params['network']['token_embedding'][batch['targets'], 0])
+        arrays = (batch['tokens'], batch['targets'], batch['weights'] * scale)
+        return losses.next_token(apply, params, *arrays, rng)
+
+    return loss
+
+
+def test_an_objective_may_weigh_every_token_by_anything():
+    model, batch = model_of('gpt'), helpers.batch_of(4, 16, 64)
+    params = helpers.params_of(model)
+
+    def plainly(params, batch, key):
+        del key
+        logits = model.apply({'params': params}, batch['tokens'])
+        scale = jax.nn.sigmoid(params['network']['token_embedding'][batch['targets'], 0])
+        return losses.lm(logits, batch['targets'], batch['weights'] * scale)
+
+    loss = losses.with_sown(of_own_weights, model.apply, None)
+    found, expected = (
+        jax.jit(jax.value_and_grad(f, has_aux=True))(params, batch, jax.random.key(0))
+        for f in (loss, plainly)
+    )
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from gptjax.configs import errors, sizes
 from gptjax.evals import context
-from gptjax.models import axes, heads, weights
+from gptjax.models import axes, heads, layers, weights
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import replicas
 from gptjax.training import step as step_lib
@@ -79,6 +79,26 @@ def test_some_meshes_agree_with_one_device(sizes, alone):
 @pytest.mark.parametrize('sizes', [f for f in FACTORISATIONS if f not in SAMPLE])
 def test_every_other_mesh_agrees_with_one_device(sizes, alone):
     agrees(sizes, alone)
+
+
+@pytest.mark.parametrize('impl', ['threefry2x32', 'rbg'])
+def test_dropout_draws_the_same_on_any_mesh_and_in_any_microbatch(impl):
+    x, key = jnp.ones((16, 8, 8)), jax.random.key(0, impl=impl)
+
+    @jax.jit
+    def dropped(x, numbers):
+        variables, rngs = {'rows': {'numbers': numbers}}, {'dropout': key}
+        return layers.Dropout(0.5).apply(variables, x, rngs=rngs)
+
+    alone = dropped(x, jnp.arange(16))
+    assert 0.4 < jnp.mean(alone == 0) < 0.6
+    np.testing.assert_array_equal(dropped(x[8:], jnp.arange(8, 16)), alone[8:])
+    for each in ((2, 2, 2, 1), (1, 4, 1, 2), (8, 1, 1, 1)):
+        mesh = mesh_lib.Mesh(mesh_lib.Config(*each, slices=1, across='data'))
+        with mesh.scope():
+            placed = mesh.put({'x': np.asarray(x), 'numbers': np.arange(16)})
+            found = dropped(placed['x'], placed['numbers'])
+        np.testing.assert_array_equal(found, alone)
 
 
 FAMILIES = {

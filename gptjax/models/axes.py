@@ -203,6 +203,12 @@ def platform() -> str:
     return device.platform if device is not None else jax.default_backend()
 
 
+def device_kind() -> str:
+    """The same, by the name that vendors sell it under."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.device_kind if device is not None else jax.devices()[0].device_kind
+
+
 def _free() -> frozenset[str]:
     """The axes of the mesh in force that the code around is not mapped over."""
     mesh = jax.sharding.get_abstract_mesh()

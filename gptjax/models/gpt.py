@@ -297,10 +297,11 @@ class GPT(nn.Module):
         hidden_BxLxD: Float[Array, 'B L D'],
         targets_BxL: Int[ArrayLike, 'B L'],
         weights_BxL: Float[ArrayLike, 'B L'],
-    ) -> Float[Array, '']:
-        """The weighted sum of -log p(target), without ever holding all logits."""
+        z_loss: float,
+    ) -> tuple[Float[Array, ''], Float[Array, '']]:
+        """The two sums of xent.nats(), without ever holding all logits."""
         hidden_BxLxD /= self.config.width_ratio
-        return xent.nats(hidden_BxLxD, *self._output(), targets_BxL, weights_BxL)
+        return xent.nats(hidden_BxLxD, *self._output(), targets_BxL, weights_BxL, z_loss)
 
     def _output(self) -> tuple[Any, jax.Array | None]:
         table_VxD = self.token_embedding if self.config.tied_embedding else self.unembedding

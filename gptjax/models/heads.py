@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from gptjax.configs import errors, fields, lookup
 from gptjax.configs.sections import models as sections
-from gptjax.models import axes
+from gptjax.models import axes, layers
 
 Section = Mapping[str, Any] | ml_collections.ConfigDict  # the model section of a config
 
@@ -96,10 +96,21 @@ class LanguageModel(nn.Module):
         tokens_BxL: Int[ArrayLike, 'B L'],
         targets_BxL: Int[ArrayLike, 'B L'],
         weights_BxL: Float[ArrayLike, 'B L'],
+        z_loss: float = 0.0,
     ) -> Float[Array, '']:
-        """The weighted sum of -log p(target) in nats, float32, of positions 0 .. L-1."""
+        """The weighted sum of -log p(target) in nats, float32, of positions 0 .. L-1.
+
+        Args:
+          weights_BxL: any numbers; their gradient is each target's -log p.
+          z_loss: what the square of log Z is multiplied with and added to each target's -log p, Z
+            the softmax's denominator (PaLM, section 5); what that comes to is logged as z_loss.
+        """
         _check_ids(targets_BxL, self.config.n_vocab)
-        return self.network.nats(self.hidden(tokens_BxL), targets_BxL, weights_BxL)
+        arrays = (self.hidden(tokens_BxL), targets_BxL, weights_BxL)
+        total, added = self.network.nats(*arrays, z_loss)
+        if z_loss:
+            layers.sow_measure(self, 'z_loss', added / jnp.maximum(jnp.sum(weights_BxL), 1.0))
+        return total
 
     def extend(
         self,

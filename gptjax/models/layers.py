@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layers every model of the line is made of; each weight is declared once."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from gptjax.models import axes, quantize
 from gptjax.models.kernels import dots
@@ -105,9 +107,28 @@ class Dropout(nn.Module):
         numbers = rows(self).get('numbers', jnp.arange(len(x)))
         each = len(x) // len(numbers)  # of several, where an example of the batch is several rows
         numbers = jnp.repeat(numbers, each) * each + jnp.tile(jnp.arange(each), len(numbers))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng('dropout'), numbers)
-        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
+        kept = _drawn(self.make_rng('dropout'), numbers, 1 - self.rate, x.shape[1:])
         return jnp.where(kept, x / (1 - self.rate), 0)
+
+
+def _drawn(key: jax.Array, numbers: jax.Array, share: float, shape: tuple[int, ...]) -> jax.Array:
+    """Booleans (B, *shape), a share of them true, of which each row's depend on its number."""
+
+    def row(key: jax.Array, number: jax.Array) -> jax.Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, number), share, shape)
+
+    if 'rbg' not in str(jax.random.key_impl(key)):
+        return jax.vmap(row, (None, 0))(key, numbers)
+
+    # Under vmap, and over devices, what XLA's own generator draws would depend on who draws it.
+    def draw(key: jax.Array, numbers: jax.Array) -> jax.Array:
+        return jax.lax.map(functools.partial(row, key), numbers)
+
+    if axes.n_devices() == 1:
+        return draw(key, numbers)
+    of_rows = axes.spec('batch')
+    drawn = PartitionSpec(*of_rows, *(None,) * len(shape))
+    return axes.shard_map(draw, (PartitionSpec(), of_rows), drawn)(key, numbers)
 
 
 def rows(module: nn.Module) -> dict[str, jax.Array]:

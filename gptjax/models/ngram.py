@@ -116,11 +116,16 @@ class NGram(nn.Module):
         return hidden_BxLxV
 
     def nats(
-        self, hidden_BxLxV: jax.Array, targets_BxL: jax.Array, weights_BxL: jax.Array
-    ) -> Float[Array, '']:
-        """The weighted sum of -log p(target)."""
+        self,
+        hidden_BxLxV: jax.Array,
+        targets_BxL: jax.Array,
+        weights_BxL: jax.Array,
+        z_loss: float,
+    ) -> tuple[Float[Array, ''], Float[Array, '']]:
+        """The weighted sum of -log p(target); probabilities of counts need no z-loss."""
+        del z_loss
         chosen_BxL = jnp.take_along_axis(hidden_BxLxV, targets_BxL[..., None], axis=-1)[..., 0]
-        return -jnp.sum(chosen_BxL * weights_BxL)
+        return -jnp.sum(chosen_BxL * weights_BxL), jnp.zeros(())
 
 
 def params_of(tables: Tables) -> dict:

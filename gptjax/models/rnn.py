@@ -133,10 +133,14 @@ class RNN(nn.Module):
         return layers.logits(hidden_BxLxD, self._output())
 
     def nats(
-        self, hidden_BxLxD: jax.Array, targets_BxL: jax.Array, weights_BxL: jax.Array
-    ) -> Float[Array, '']:
-        """The weighted sum of -log p(target), without ever holding all logits."""
-        return xent.nats(hidden_BxLxD, self._output(), None, targets_BxL, weights_BxL)
+        self,
+        hidden_BxLxD: jax.Array,
+        targets_BxL: jax.Array,
+        weights_BxL: jax.Array,
+        z_loss: float,
+    ) -> tuple[Float[Array, ''], Float[Array, '']]:
+        """The two sums of xent.nats(), without ever holding all logits."""
+        return xent.nats(hidden_BxLxD, self._output(), None, targets_BxL, weights_BxL, z_loss)
 
     def _output(self) -> jax.Array:
         return self.token_embedding if self.config.tied_embedding else self.unembedding

@@ -9,18 +9,7 @@ import jax
 import numpy as np
 
 from gptjax.runtime import hang
-
-# Peak dense bf16 FLOP/s of one device, from the vendors' data sheets.
-_PEAK_FLOPS = {
-    'TPU v4': 275e12,
-    'TPU v5 lite': 197e12,
-    'TPU v5e': 197e12,
-    'TPU v5': 459e12,
-    'TPU v5p': 459e12,
-    'TPU v6 lite': 918e12,
-    'NVIDIA A100-SXM4-80GB': 312e12,
-    'NVIDIA H100 80GB HBM3': 989e12,
-}
+from gptjax.scaling import devices
 
 _SLOW_DATA = 0.2  # of the time; more is said aloud
 _log = logging.getLogger(__name__)
@@ -107,9 +96,10 @@ class Clock:
             'perf/eta_secs': tokens_left / speed if speed else float('inf'),
             **_memory(),
         }
-        peak = _PEAK_FLOPS.get(jax.devices()[0].device_kind)
-        if peak:
-            found['perf/mfu'] = speed * self._flops_per_token / (peak * jax.device_count())
+        device = devices.of(jax.devices()[0].device_kind)
+        if device:
+            peak = device.peak_flops * jax.device_count()
+            found['perf/mfu'] = speed * self._flops_per_token / peak
         if self._wait > _SLOW_DATA * secs and not self._said_slow:
             self._said_slow = True
             _log.warning(

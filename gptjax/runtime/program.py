@@ -26,7 +26,7 @@ from absl import flags
 
 from gptjax.configs import base, cli, errors
 from gptjax.configs import help as help_lib
-from gptjax.runtime import hosts, joining, peers, progress, signals, streams
+from gptjax.runtime import compiled, hosts, joining, peers, progress, signals, streams
 from gptjax.storage import files, leases, mirror, scratch, unfinished
 
 _log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def _main(
     if default_config == base.OF_RUN:
         _log.info('config: %s', args.path)
     if uses_jax:
-        set_up_jax(args.flags)
+        set_up_jax(args)
     with mirror.mirroring(not uses_jax or hosts.is_first()):
         try:
             main(args)
@@ -240,31 +240,13 @@ def _warn(message: Warning | str, category: type[Warning], filename: str, *where
     logging.captureWarnings(True)
 
 
-def set_up_jax(given: flags.FlagValues) -> None:
-    """Memory, persistent compilation cache; on several hosts, the connection between them."""
-    import jax
-
+def set_up_jax(args: cli.Args) -> None:
+    """Memory; on several hosts, the connection between them; where compiled programs are kept."""
     keep_memory()
-    jax.config.update('jax_compilation_cache_dir', str(_compiled()))
-    signals.at_end(_forget_newest)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
-    jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
+    given = args.flags
     if given.distributed or given.coordinator:
         joining.join(given.coordinator, given.processes, given.process, given.join_timeout)
-
-
-def _compiled() -> pathlib.Path:
-    return files.cache_dir() / 'xla'
-
-
-def _forget_newest() -> None:
-    """Removes compiled programs of this very moment: one may be half written, and be kept so."""
-    newest = time.time() - 2.0
-    with os.scandir(_compiled()) as found:
-        for entry in found:
-            with contextlib.suppress(OSError):  # of a folder, or removed since
-                if entry.stat().st_mtime > newest:
-                    os.unlink(entry.path)
+    compiled.keep(args.workdir)
 
 
 def keep_memory() -> None:

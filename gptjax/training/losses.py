@@ -43,7 +43,10 @@ def next_token(
 
 
 def with_sown(
-    make: Callable[[Callable[..., Any], Any], Loss], apply: Callable[..., Any], options: Any
+    make: Callable[[Callable[..., Any], Any], Loss],
+    apply: Callable[..., Any],
+    options: Any,
+    z_loss: float = 0.0,
 ) -> Loss:
     """The loss that an objective makes, and what layers sow in it (models/layers.py).
 
@@ -55,6 +58,7 @@ def with_sown(
       make: of a module of gptjax.training.objectives.
       apply: a model's.
       options: of the objective.
+      z_loss: of each sum of nats that it takes, as LanguageModel.nats() says.
     """
 
     def loss(params: Any, batch: Mapping[str, jax.Array], rng: jax.Array) -> tuple[jax.Array, Sums]:
@@ -62,6 +66,8 @@ def with_sown(
         told = {'rows': {'numbers': batch[ROWS]}} if ROWS in batch else {}
 
         def collecting(variables: Any, *args: Any, **kwargs: Any) -> Any:
+            if z_loss and kwargs.get('method') == 'nats':
+                kwargs |= {'z_loss': z_loss}
             out, sown = apply({**variables, **told}, *args, **kwargs, mutable=_SOWN)
             calls.append(sown)
             return out

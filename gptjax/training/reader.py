@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.runtime import by_host
+from gptjax.runtime import by_host, compiled
 from gptjax.runtime import clock as clock_lib
 from gptjax.runtime import metrics as metrics_lib
 from gptjax.training import plan as plan_lib
@@ -80,7 +80,8 @@ class Reader:
                 self._means.setdefault(name, []).append(values[name])
         if not self._seen:
             self._seen = True
-            _log.info('first step done: step %d, loss %.4f', step, values['train/loss'])
+            what = f'step {step}, loss {values["train/loss"]:.4f}; {compiled.said()}'
+            _log.info('first step done: %s', what)
         if step % self._every == 0 or step == self._plan.total_steps:
             self._write(step, values, norms)
         return self._note + self._evaluation

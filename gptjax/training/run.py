@@ -10,14 +10,13 @@ with run.Run(config, workdir, READS, train, checkpoints) as this:
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import ml_collections
 
@@ -40,7 +39,7 @@ from gptjax.runtime import meta as meta_lib
 from gptjax.runtime import results as results_lib
 from gptjax.runtime import signals as signals_lib
 from gptjax.storage import documents, files
-from gptjax.training import claim
+from gptjax.training import claim, section
 from gptjax.training import reader as reader_lib
 from gptjax.training import recipe as recipe_lib
 from gptjax.training import step as step_lib
@@ -51,42 +50,6 @@ _UNSAVED = 'the steps since the last checkpoint'
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """The train section of the config."""
-
-    objective: str
-    total_tokens: int
-    total_epochs: float
-    log_every_steps: int
-    eval_every_steps: int
-    eval_max_tokens: int
-    on_spike: Literal['stop', 'skip', 'rollback']
-    spike_sigmas: float
-    rollback_steps: int
-    layer_norms: bool
-    profile_at_step: int
-    profile_steps: int
-    profile_hosts: profiler.Hosts
-    end_if_hung: bool
-    wandb_project: str
-
-    def __post_init__(self) -> None:
-        errors.require_between(
-            self, 0, 2**60, 'total_tokens', 'total_epochs', 'eval_every_steps', 'eval_max_tokens'
-        )
-        errors.require_between(self, 0, 2**60, 'profile_at_step')
-        errors.require_positive(self, 'log_every_steps', 'rollback_steps', 'profile_steps')
-        errors.require_choice(self, 'on_spike', ('stop', 'skip', 'rollback'))
-        errors.require_choice(self, 'profile_hosts', ('first', 'all'))
-        errors.require_between(self, 0.0, 1e6, 'spike_sigmas')
-        errors.require(
-            (self.total_tokens > 0) != (self.total_epochs > 0),
-            'exactly one of train.total_tokens and train.total_epochs must be above 0, got '
-            f'{self.total_tokens} and {self.total_epochs}',
-        )
-
-
 class Run:
     """A run in its workdir: from its newest checkpoint, or a beginning, to its end."""
 
@@ -95,7 +58,7 @@ class Run:
         config: ml_collections.ConfigDict,
         workdir: pathlib.Path,
         reads: Sequence[str],
-        train: Config,
+        train: section.Config,
         checkpoints: checkpoint.Config,
     ) -> None:
         """Args: reads: sections and top-level fields of the config that the program reads."""

@@ -44,6 +44,7 @@ class Options:
     shard_moments: whether devices that hold the same weights share the moments, each with a part of
       the update (Rajbhandari et al. 2020, ZeRO, section 5.1).
     frozen: paths of parameters that are not trained: without moments, clipping and decay.
+    dropout_bits: what draws them: threefry, or rbg, XLA's own generator, which differs by platform.
     """
 
     device_windows: int = 0
@@ -55,9 +56,11 @@ class Options:
     offload: bool = False
     shard_moments: bool = False
     frozen: frozenset[str] = frozenset()
+    dropout_bits: str = 'threefry'
 
 
 _PLAIN = Options()
+_IMPLS = {'threefry': 'threefry2x32', 'rbg': 'rbg'}
 # What checkpoints of earlier days lack beside the parameters, and how it begins then.
 LATER = {'guard': guard_lib.empty}
 _OUR_NAMES = {'loss', 'spike', 'skipped_steps'}  # train/... that no loss may report
@@ -167,7 +170,8 @@ def make_train_step(
     def train_step(
         state: State, batch: Mapping[str, jax.Array]
     ) -> tuple[State, dict[str, jax.Array]]:
-        rng = jax.random.fold_in(jax.random.key(seed + 1), state.step)
+        key = jax.random.key(seed + 1, impl=_IMPLS[options.dropout_bits])
+        rng = jax.random.fold_in(key, state.step)
         placed = (None, None)
         if target is not None:
             split = replicas.split if options.shard_moments else lambda sharding, _: sharding

@@ -67,6 +67,12 @@ TRAIN = {
         'a module of gptjax.training.objectives; NAME:option=value,...',
         was='next_token',
     ),
+    'z_loss': fixed(
+        0.0, 'times the mean of log^2 Z is added to the loss, Z the denominator of softmax', was=0.0
+    ),
+    'dropout_bits': fixed(
+        'threefry', 'generator of what dropout draws; rbg is faster on TPUs', was='threefry'
+    ),
     'total_tokens': fixed(200_000, 'length of the run; exactly one of these two is above 0'),
     'total_epochs': fixed(0.0, 'passes over all the training sets'),
     'log_every_steps': free(10, 'steps that a logged number is the mean of'),
