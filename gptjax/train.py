@@ -259,6 +259,7 @@ def _options(sections: Sections, described: parameters.Described) -> step_lib.Op
         offload=sections.optim.offload,
         shard_moments=sections.optim.shard_moments,
         frozen=optim.frozen(sections.optim, described),
+        deterministic=sections.train.deterministic,
         dropout_bits=sections.train.dropout_bits,
     )
 

@@ -11,13 +11,14 @@ os.environ['XLA_FLAGS'] = (
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+# Of the programs that tests start, too.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(pathlib.Path.home() / '.cache/gptjax/tests')
 
 import jax
 import numpy as np
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-jax.config.update('jax_compilation_cache_dir', str(pathlib.Path.home() / '.cache/gptjax/tests'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
 

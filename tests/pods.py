@@ -57,10 +57,6 @@ def command(folder: object, config: str, *flags: str) -> list[str]:
 def environment(home: pathlib.Path, **more: str) -> dict[str, str]:
     """Of a process with a home of its own."""
     (home / 'gptjax').mkdir(parents=True, exist_ok=True)
-    compiled = pathlib.Path.home() / '.cache' / 'gptjax'
-    if not (home / 'gptjax' / 'xla').exists():
-        (compiled / 'xla').mkdir(parents=True, exist_ok=True)
-        (home / 'gptjax' / 'xla').symlink_to(compiled / 'xla')
     return os.environ | {'XDG_CACHE_HOME': str(home)} | more
 
 

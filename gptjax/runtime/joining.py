@@ -24,20 +24,21 @@ _log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
-    """coordinator: host:port of host 0. count: of hosts. number: of this one, from 0."""
+    """coordinator: host:port of host 0; '' = not said. count: of hosts. number: of this one."""
 
     coordinator: str
     count: int
     number: int
 
 
-def join(coordinator: str, count: int, number: int, timeout_secs: float) -> None:
+def join(place: Place, timeout_secs: float, local_devices: list[int]) -> None:
     """Joins this process to the other hosts of a run, once all of them are there.
 
     Args:
-      coordinator: host:port of the first one; '' = as the cluster says (TPU VMs, Slurm, Open MPI).
-      count, number: of hosts and of this one, with it.
+      place: among them; without a coordinator as the cluster says (TPU VMs, Slurm, Open MPI).
       timeout_secs: how long hosts wait for each other.
+      local_devices: numbers of this machine's GPUs that are this process's; none = all, or as the
+        cluster says.
 
     Raises:
       UsageError: no cluster is recognised, or hosts disagree about their number.
@@ -45,15 +46,17 @@ def join(coordinator: str, count: int, number: int, timeout_secs: float) -> None
     """
     import jax
 
-    place, devices = Place(coordinator, count, number), None
-    if not coordinator:  # JAX_COORDINATOR_ADDRESS counts, as for JAX
+    devices = None
+    if not place.coordinator:  # JAX_COORDINATOR_ADDRESS counts, as for JAX
         place, devices = _detected(timeout_secs)
     errors.require(
         0 <= place.number < place.count,
         f'--process={place.number} is none of --processes={place.count}: they count from 0',
     )
     meet(place, timeout_secs)
-    jax.distributed.initialize(*place, devices, heartbeat_timeout_seconds=_HEARTBEAT_SECS)
+    jax.distributed.initialize(
+        *place, local_devices or devices, heartbeat_timeout_seconds=_HEARTBEAT_SECS
+    )
     signals.several_hosts()
     signals.install()  # the connection takes SIGTERM for itself
     if place.count > 1:

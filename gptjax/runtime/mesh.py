@@ -303,7 +303,8 @@ def _slices(devices: Sequence[Any], wanted: int) -> list[list[Any]]:
     by: dict[int, list[Any]] = {}
     for device in devices:
         # Some TPUs of Google's cloud have no slice_index. GPUs of one host are near each other.
-        slice_ = device.process_index if kind == 'gpu' else getattr(device, 'slice_index', 0)
+        without = device.process_index if kind == 'gpu' else 0
+        slice_ = getattr(device, 'slice_index', without)
         by.setdefault(slice_, []).append(device)
     found = [by[key] for key in sorted(by)]
     if kind == 'gpu' and wanted == 1:

@@ -198,6 +198,21 @@ def _define(
         )
         flags.DEFINE_integer('processes', 0, 'How many there are, with it.', flag_values=values)
         flags.DEFINE_integer('process', 0, 'Which of them this is.', flag_values=values)
+        flags.DEFINE_list(
+            'local_device_ids',
+            [],
+            'Numbers of the GPUs that this process takes, where several share a machine; all of '
+            'them otherwise, or as the cluster says.',
+            flag_values=values,
+        )
+        flags.DEFINE_float(
+            'gpu_memory_fraction',
+            0.75,
+            'Of the memory of a GPU, what JAX takes at once.',
+            lower_bound=0.01,
+            upper_bound=1.0,
+            flag_values=values,
+        )
         flags.DEFINE_float(
             'join_timeout',
             _JOIN_SECS,
@@ -244,9 +259,27 @@ def set_up_jax(args: cli.Args) -> None:
     """Memory; on several hosts, the connection between them; where compiled programs are kept."""
     keep_memory()
     given = args.flags
-    if given.distributed or given.coordinator:
-        joining.join(given.coordinator, given.processes, given.process, given.join_timeout)
+    os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', str(given.gpu_memory_fraction))
+    alone = not (given.distributed or given.coordinator)
+    local = _local_devices(given.local_device_ids, alone)
+    if not alone:
+        place = joining.Place(given.coordinator, given.processes, given.process)
+        joining.join(place, given.join_timeout, local)
     compiled.keep(args.workdir)
+
+
+def _local_devices(numbers: Sequence[str], alone: bool) -> list[int]:
+    """Raises UsageError where one is no number, or nothing is there to be shared."""
+    errors.require(
+        all(number.strip().isdecimal() for number in numbers),
+        f'--local_device_ids={",".join(numbers)} must be numbers, as 0 or 0,1',
+    )
+    errors.require(
+        not (numbers and alone),
+        '--local_device_ids is for processes that share a machine: give --coordinator, --processes '
+        'and --process with it, or --distributed; of a process alone say CUDA_VISIBLE_DEVICES',
+    )
+    return [int(number) for number in numbers]
 
 
 def keep_memory() -> None:

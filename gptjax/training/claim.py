@@ -89,6 +89,8 @@ def goes_on(
       total_steps: of a run of that length.
     """
     trains = [upgrade.config(each)['train'] for each in (meta['config'], config)]
+    there, here = ((t['total_tokens'], t['total_epochs']) for t in trains)
+    if meta['step'] > total_steps or there == here:
+        return meta['step'] <= total_steps
     steps = jnp.arange(meta['step'])
-    there, here = (rate_of(t['total_tokens'], t['total_epochs'])(steps) for t in trains)
-    return meta['step'] <= total_steps and np.array_equal(there, here)
+    return np.array_equal(*(rate_of(*length)(steps) for length in (there, here)))

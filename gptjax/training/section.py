@@ -27,6 +27,7 @@ class Config:
     profile_at_step: int
     profile_steps: int
     profile_hosts: profiler.Hosts
+    deterministic: bool
     end_if_hung: bool
     wandb_project: str
 

@@ -44,6 +44,7 @@ class Options:
     shard_moments: whether devices that hold the same weights share the moments, each with a part of
       the update (Rajbhandari et al. 2020, ZeRO, section 5.1).
     frozen: paths of parameters that are not trained: without moments, clipping and decay.
+    deterministic: whether GPUs compute the same bits each time; what cannot is not compiled.
     dropout_bits: what draws them: threefry, or rbg, XLA's own generator, which differs by platform.
     """
 
@@ -56,6 +57,7 @@ class Options:
     offload: bool = False
     shard_moments: bool = False
     frozen: frozenset[str] = frozenset()
+    deterministic: bool = False
     dropout_bits: str = 'threefry'
 
 
@@ -204,7 +206,9 @@ def make_train_step(
         return new._replace(opt_state=put_away(new.opt_state)), metrics
 
     shardings = None if target is None else (_shardings(target), None)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
+    exact = options.deterministic and replicas.platform() != 'tpu'  # which always is
+    said = {'xla_gpu_exclude_nondeterministic_ops': True} if exact else None
+    return jax.jit(train_step, donate_argnums=0, out_shardings=shardings, compiler_options=said)
 
 
 def make_eval_step(measure: Callable[[Any, Mapping[str, jax.Array]], Any]) -> Callable[..., Any]:

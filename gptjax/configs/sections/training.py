@@ -91,6 +91,9 @@ TRAIN = {
     'profile_at_step': free(0, 'write a profile from this step on; 0 = only on SIGUSR1'),
     'profile_steps': free(5, 'steps that it covers'),
     'profile_hosts': free('first', 'whose steps: of the first host, or of all', was='first'),
+    'deterministic': free(
+        False, 'on GPUs: nothing whose result depends on an order of chance; slower', was=False
+    ),
     'end_if_hung': free(
         False, 'end where no step ends for 5 minutes and 10 times the usual', was=False
     ),

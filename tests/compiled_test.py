@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that is started again compiles nothing, on no host; where compiled programs are kept."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gptjax.runtime import compiled, hosts
+from gptjax.storage import scratch
+from tests import emulator, pods
+
+COUNTED = """
+import os, pathlib, runpy
+from gptjax.runtime import compiled, streams
+settle, counts = streams.settle, pathlib.Path(os.environ['COUNTS'])
+streams.settle = lambda: (counts.write_text(compiled.said()), settle())  # at the very end
+runpy.run_module('gptjax.train', run_name='__main__')
+"""
+LENGTH = (
+    *('--config.train.total_tokens=120000', '--config.train.eval_every_steps=10'),
+    *('--config.batch.ramp_from_tokens=256', '--config.batch.ramp_over_tokens=1000'),
+    *('--config.batch.ramp_stages=2', '--config.checkpoint.every_steps=10'),
+    '--config.checkpoint.keep=50',
+)
+
+
+def started(bucket, config, tmp_path) -> list[subprocess.Popen]:
+    """Two hosts with a device each, and nothing in common but the bucket."""
+    port, running = pods.free_port(), []
+    for host in range(2):
+        env = os.environ | {
+            'XLA_FLAGS': '--xla_force_host_platform_device_count=1',
+            'XDG_CACHE_HOME': str(tmp_path / str(host)),
+            'COUNTS': str(tmp_path / f'counts{host}'),
+        }
+        env.pop('JAX_COMPILATION_CACHE_DIR')
+        command = [sys.executable, '-c', COUNTED, f'--config={config}', f'--workdir={bucket}']
+        command += [*LENGTH, f'--coordinator=localhost:{port}', '--processes=2']
+        running.append(
+            subprocess.Popen(
+                [*command, f'--process={host}'],
+                env=env,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return running
+
+
+def counted(running, tmp_path) -> list[tuple[int, int]]:
+    """(compiled, found compiled) of each host, when both have ended."""
+    said, found = pods.communicated(running), []
+    for host, (process, (_, errors)) in enumerate(zip(running, said, strict=True)):
+        assert process.returncode in (0, 75), errors
+        counts = (tmp_path / f'counts{host}').read_text()
+        made_and_found = re.fullmatch(r'(\d+) programs compiled, (\d+) found compiled', counts)
+        found.append(tuple(map(int, made_and_found.groups())))
+    return found
+
+
+def test_programs_are_kept_where_a_restart_finds_them(monkeypatch, tmp_path, storage):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
+    assert compiled._folder(str(tmp_path / 'run')) == tmp_path / 'home' / 'gptjax' / 'xla'
+    bucket = f'gs://{storage.bucket()}/run'
+    with emulator.process():
+        assert str(compiled._folder(str(scratch.here(bucket)))) == f'{bucket}/xla'
+    monkeypatch.setattr(hosts, 'is_alone', lambda: False)
+    assert compiled._folder(str(tmp_path / 'run')) == tmp_path / 'run' / 'xla'
+
+
+def test_an_environment_that_says_where_is_heard(tmp_path):
+    code = 'from gptjax.runtime import compiled; compiled.keep("run"); import jax; '
+    code += 'jax.jit(lambda x: x + 1)(1); print(compiled.said())'
+    for said in ('1 programs compiled, 0 found compiled', '0 programs compiled, 1 found compiled'):
+        env = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == said
+    assert len(list(tmp_path.glob('*-cache'))) == 1
+
+
+@pytest.mark.slow  # two hosts that compile
+def test_a_second_start_compiles_nothing_on_any_host(bucket, config_file, tmp_path):
+    running = started(bucket, config_file, tmp_path)
+    while not (bucket / 'checkpoints' / '00000010' / 'meta.json').exists() and all(
+        process.poll() is None for process in running
+    ):
+        time.sleep(0.5)
+    running[0].send_signal(signal.SIGTERM)
+    first = counted(running, tmp_path)
+    assert [process.returncode for process in running] == [75, 75]
+    assert all(made > 4 for made, _ in first)
+    assert len(list((bucket / 'xla').iterdir())) == sum(made for made, _ in first)
+    running = started(bucket, config_file, tmp_path)
+    second = counted(running, tmp_path)
+    assert [process.returncode for process in running] == [0, 0]
+    assert [made for made, _ in second] == [0, 0]
+    assert all(found > 4 for _, found in second)
