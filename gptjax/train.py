@@ -17,15 +17,16 @@ from typing import Any
 import jax
 import ml_collections
 
-from gptjax.configs import cli, errors, fields, lookup
+from gptjax.configs import base, cli, errors, fields, lookup, upgrade
 from gptjax.data import inputs, loader, tokens
 from gptjax.evals import during, perplexity, suite
-from gptjax.models import heads, pretrained, sources, weights
+from gptjax.models import heads, pretrained, sources, weights, workdirs
 from gptjax.models.published import beside
 from gptjax.runtime import checkpoint, hosts, inventory, program, progress, replicas
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.storage import scratch
 from gptjax.text import tokenizer as tokenizer_lib
+from gptjax.training import branch as branch_lib
 from gptjax.training import loop, losses, optim, parameters, section, stages
 from gptjax.training import plan as plan_lib
 from gptjax.training import recipe as recipe_lib
@@ -35,6 +36,7 @@ from gptjax.training import step as step_lib
 READS = (
     'seed',
     'init_from',
+    'init_state',
     'data_dir',
     'tokenizer',
     'data',
@@ -60,6 +62,11 @@ class Sections:
             'an n-gram model is counted, not trained: python -m gptjax.count_ngrams',
         )
         _check_numerics(self.model)
+        errors.require(
+            config.init_state in ('weights', 'whole')
+            and (config.init_from or config.init_state == 'weights'),
+            f'init_state = {config.init_state!r} must be weights, or whole with init_from',
+        )
         self.optim = optim.configure(config.optim)
         self.batch = fields.build(plan_lib.Config, config.batch, 'batch')
         self.train = fields.build(section.Config, config.train, 'train')
@@ -101,7 +108,8 @@ def _train(
 ) -> None:
     """Trains from the newest checkpoint, or the beginning, to the end; again after a rollback."""
     model, n_ctx = heads.LanguageModel(sections.model), sections.model.n_ctx
-    plan = _plan(sections, data, sections.train.total_tokens, sections.train.total_epochs)
+    branch = _branch(config, sections, data, workdir)
+    plan = _plan(sections, data, branch, sections.train.total_tokens, sections.train.total_epochs)
     _check_batches(sections, mesh, data, plan)
     described = heads.describe(model)
     options = _options(sections, described)
@@ -136,9 +144,11 @@ def _train(
         evaluation=evaluation,
         head='language_model',
         tokenizer=data.train[0].fingerprint,
-        data={'sets': [token_set.digest for token_set in data.train]},
+        data=_identity(data, branch),
         flops_per_token=model.config.flops_per_token(step_lib.n_params(target)),
-        rate_of=lambda *length: optim.rate_of(sections.optim, _plan(sections, data, *length)),
+        rate_of=lambda *length: optim.rate_of(
+            sections.optim, _plan(sections, data, branch, *length)
+        ),
     )
 
     def fresh() -> tuple[step_lib.State, str]:
@@ -147,6 +157,8 @@ def _train(
             made = step_lib.init(model.init_params, optimizer, config.seed, target, options)
             return made, ''
         source = sources.open(config.init_from)
+        if branch:
+            return _whole(source, sections.model, data.train[0], target, options)
         params = _initial(source, sections.model, data.train[0], mesh)
         if hosts.is_first():
             beside.keep(workdir / beside.FOLDER, source.beside)
@@ -163,6 +175,7 @@ def _train(
             lambda windows: mesh.region(windows, n_ctx),
             step,
             plan.total_steps,
+            loader.Order(**branch.order) if branch else None,
         )
         return map(mesh.put, windows)
 
@@ -170,12 +183,68 @@ def _train(
 
 
 def _plan(
-    sections: Sections, data: inputs.Inputs, total_tokens: int, total_epochs: float
+    sections: Sections,
+    data: inputs.Inputs,
+    branch: branch_lib.Branch | None,
+    total_tokens: int,
+    total_epochs: float,
 ) -> plan_lib.Plan:
     """Which windows each step of a run so long reads."""
     epoch = sum(map(len, data.train))
     total = total_tokens or max(1, round(total_epochs * epoch))
-    return plan_lib.of_tokens(sections.batch, sections.model.n_ctx, total, epoch)
+    plan = plan_lib.of_tokens(sections.batch, sections.model.n_ctx, total, epoch)
+    return branch.plan(plan) if branch else plan
+
+
+def _identity(data: inputs.Inputs, branch: branch_lib.Branch | None) -> dict[str, Any]:
+    """What must be the same of the data whenever the run goes on."""
+    found = {'sets': [token_set.digest for token_set in data.train]}
+    return found | ({branch_lib.NAME: branch.plain()} if branch else {})
+
+
+def _branch(
+    config: ml_collections.ConfigDict,
+    sections: Sections,
+    data: inputs.Inputs,
+    workdir: pathlib.Path,
+) -> branch_lib.Branch | None:
+    """Where this run has branched off another, or is about to; None = nowhere."""
+    if config.init_state != 'whole':
+        return None
+    if known := branch_lib.kept(workdir):
+        return known
+    source = sources.open(config.init_from)
+    if not isinstance(source, workdirs.Workdir):
+        raise errors.InputError(
+            f'{config.init_from} holds weights alone; give --config.init_state=weights'
+        )
+    meta = source.checkpoint[1]
+    digests = [token_set.digest for token_set in data.train]
+    optim_here = base.plain(config)['optim']
+    return branch_lib.off(config.init_from, meta, optim_here, digests, sections.data.weights)
+
+
+def _whole(
+    source: workdirs.Workdir,
+    model: heads.Config,
+    token_set: tokens.TokenSet,
+    target: step_lib.State,
+    options: step_lib.Options,
+) -> tuple[step_lib.State, str]:
+    """The state of training at a checkpoint of another run, and the provenance of its weights."""
+    folder, meta = source.checkpoint
+    other = heads.configure(upgrade.section('model', meta['config']['model']))
+    _check_model(source.path, other, model)
+    _check_tokenizer(source.path, meta['tokenizer'], token_set)
+    errors.require(
+        other.n_ctx == model.n_ctx,
+        f'{errors.both("model.n_ctx", other.n_ctx, model.n_ctx)}: its windows were not of that '
+        'length; give --config.init_state=weights',
+    )
+    wanted = step_lib.items(target)
+    items = checkpoint.restore(folder, meta, may_lack={'rest': step_lib.LATER}, **wanted)
+    _log.info('goes on from step %d of %s', meta['step'], source.path)
+    return step_lib.from_items(items, options, target), meta['provenance']
 
 
 def _check_batches(
@@ -270,24 +339,32 @@ def _initial(
     """The parameters of init_from, which must fit the model and the tokens."""
     with progress.Progress('read', None, ' parameters') as bar:
         found = pretrained.load(source, model.param_dtype, mesh.shardings, bar.advance)
-    other = found.model.config
-    differing = heads.differing(model, other)
+    _check_model(source.path, found.model.config, model)
+    if found.tokenizer:
+        _check_tokenizer(source.path, tokenizer_lib.fingerprint(found.tokenizer), token_set)
+    return found.params
+
+
+def _check_model(path: pathlib.Path, there: heads.Config, here: heads.Config) -> None:
+    """Raises InputError where the weights at a path are of another model."""
+    differing = heads.differing(here, there)
     if differing:
         said = ', '.join(
-            errors.both(f, getattr(other, f, None), getattr(model, f, None)) for f in differing
+            errors.both(f, getattr(there, f, None), getattr(here, f, None)) for f in differing
         )
         raise errors.InputError(
-            f'{source.path} holds another model ({said}); set --config.model.<field> to what is '
-            'there'
+            f'{path} holds another model ({said}); set --config.model.<field> to what is there'
         )
-    tokenizer = found.tokenizer
-    if tokenizer and tokenizer_lib.fingerprint(tokenizer) != token_set.fingerprint:
+
+
+def _check_tokenizer(path: pathlib.Path, fingerprint: str, token_set: tokens.TokenSet) -> None:
+    """Raises InputError where the tokens were made by another tokenizer than that at a path."""
+    if fingerprint != token_set.fingerprint:
         raise errors.InputError(
             f'the tokens in {token_set.folder} were made with another tokenizer than that of '
-            f'{source.path}; prepare them with the latter: --config.tokenizer.kind=file '
+            f'{path}; prepare them with the latter: --config.tokenizer.kind=file '
             '--config.tokenizer.path=<its folder> (of a .gguf file: convert it first)'
         )
-    return found.params
 
 
 if __name__ == '__main__':

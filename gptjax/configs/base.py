@@ -21,6 +21,12 @@ TOP = {
     'init_from': fixed(
         '', "weights to start from, not --workdir's: a workdir, a published folder or a .gguf file"
     ),
+    'init_state': fixed(
+        'weights',
+        "what of them: weights; or whole, where it is a run's workdir or WORKDIR@STEP: moments, "
+        'step and position in the data, too, so that it goes on from there',
+        was='weights',
+    ),
     'data_dir': free('', "local files of evaluation tasks, as docs/evaluate.md lists; '' = none"),
 }
 SECTIONS = {

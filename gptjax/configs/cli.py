@@ -23,7 +23,7 @@ from gptjax.configs import base, checksum, errors, fields, mistakes, sizes, spec
 from gptjax.configs.sections import training
 
 _CONFIG = 'config'
-_WEIGHTS = re.compile(r'(/best|/checkpoints/\d+)?(/average)?/*$')  # behind a workdir: some of its
+_WEIGHTS = re.compile(r'(/best|/checkpoints/\d+|@\d+)?(/average)?/*$')  # behind a workdir
 _OF_COMMAND = ('init_from', 'mesh')  # where a run began, and on what, is nothing to its readers
 T = TypeVar('T')
 _PROGRAMS = pathlib.Path(__file__).parents[1]

@@ -7,8 +7,9 @@ windows come in which order; a process merely reads the rows and columns that it
 
 import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import grain
 import ml_collections
@@ -22,6 +23,7 @@ from gptjax.storage import buckets
 Region = Callable[[int], tuple[np.ndarray, slice]]
 
 
+_MOST_APART = 10**7  # windows between two of a set
 _STREAMED_STEPS = 8  # whose windows are asked for at once, of sets in buckets
 T = TypeVar('T')
 
@@ -79,12 +81,73 @@ def configure(section: fields.Values) -> Config:
     return fields.make(Config, {**section, 'eval_sets': named}, 'data')
 
 
+class Order(NamedTuple):
+    """From which window on sets are mixed as they are, and how far each was read before.
+
+    at: windows that have come before. numbers: one of each set, for its shuffle. offsets: windows
+    of each set among those before.
+    """
+
+    at: int
+    numbers: list[int]
+    offsets: list[int]
+
+
+def first(count: int) -> Order:
+    """The order of so many sets from the beginning."""
+    return Order(0, list(range(count)), [0] * count)
+
+
+def mixed_anew(
+    before: Order,
+    sets: Sequence[str],
+    weights: Sequence[float],
+    at: int,
+    wanted: Sequence[str],
+) -> Order:
+    """The order of other sets, or of the same by other weights, behind the first `at` windows.
+
+    Args:
+      before: the order so far, of `sets`, which were mixed by `weights`.
+      sets, wanted: what identifies each set, before and from there on.
+
+    Each set goes on where it stands; one that is new begins, with a number that none had.
+    """
+    read = _read(weights, at - before.at)
+    known = {
+        each: (number, offset + more)
+        for each, number, offset, more in zip(sets, *before[1:], read, strict=True)
+    }
+    new = max(before.numbers) + 1
+    found = [known.get(each, (new + place, 0)) for place, each in enumerate(wanted)]
+    return Order(at, *(list(column) for column in zip(*found, strict=True)))
+
+
+def _read(weights: Sequence[float], count: int) -> list[int]:
+    """How many of the first `count` windows of a mixture are of each set."""
+    endless = [grain.MapDataset.range(2**60) for _ in weights]
+    labelled = [each.map(functools.partial(_label, n)) for n, each in enumerate(endless)]
+    mixture, found = grain.MapDataset.mix(labelled, list(weights)), {}
+    for index in range(count, count + _MOST_APART):  # the next of each set says how many came
+        number, place = mixture[index]
+        found.setdefault(number, place)
+        if len(found) == len(weights):
+            break
+    # Of a set whose next one is out of sight: its share, to a window.
+    return [found.get(n, int(count * w / sum(weights))) for n, w in enumerate(weights)]
+
+
+def _label(number: int, place: int) -> tuple[int, int]:
+    return number, place
+
+
 def windows(
     sets: Sequence[tokens.TokenSet],
     weights: Sequence[float],
     n_ctx: int,
     seed: int,
     columns: slice = slice(None),
+    order: Order | None = None,
 ) -> grain.MapDataset:
     """The endless sequence of training windows; element i is f(seed, i), called for its tokens.
 
@@ -93,11 +156,12 @@ def windows(
 
     Args:
       columns: the part of 0 .. n_ctx that is read; an element has one token more, the target.
+      order: None = from the beginning; element 0 is the window `at` of another one.
 
     Raises:
       InputError: a set is smaller than one window.
     """
-    mixed = []
+    mixed, order = [], order or first(len(sets))
     for index, token_set in enumerate(sets):
         source = _Windows(token_set, n_ctx, columns)
         if len(source) == 0:
@@ -107,7 +171,9 @@ def windows(
                 '--config.model.n_ctx'
             )
         dataset = grain.MapDataset.source(source)
-        mixed.append(dataset.shuffle(seed=(seed * 1009 + index) % 2**31).repeat())
+        number, offset = order.numbers[index], order.offsets[index]
+        endless = dataset.shuffle(seed=(seed * 1009 + number) % 2**31).repeat()
+        mixed.append(endless[offset:] if offset else endless)
     return grain.MapDataset.mix(mixed, list(weights))
 
 
@@ -120,19 +186,22 @@ def batches(
     region: Region,
     start_step: int,
     stop_step: int,
+    order: Order | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Prefetched batches of steps start_step .. stop_step - 1.
 
     Args:
       examples: step -> (first window, number of windows), training.plan's closed form.
       region: which part of the batch this process holds.
+      order: as windows() takes it.
 
     Yields:
       'tokens' and 'targets' (rows, columns) int32, 'weights' (rows, columns) float32.
     """
     columns = region(examples(start_step)[1])[1]
     source = _Steps(
-        windows(sets, config.weights, n_ctx, seed, columns),
+        windows(sets, config.weights, n_ctx, seed, columns, order),
+        order.at if order else 0,
         examples,
         region,
         stop_step,
@@ -174,12 +243,14 @@ class _Steps:
     def __init__(
         self,
         source: grain.MapDataset,
+        at: int,
         examples: Callable[[int], tuple[int, int]],
         region: Region,
         stop_step: int,
         threads: int,
     ) -> None:
-        self._windows, self._examples, self._region = source, examples, region
+        self._windows, self._at = source, at
+        self._examples, self._region = examples, region
         self._stop, self._threads = stop_step, threads
         self._readers = concurrent.futures.ThreadPoolExecutor(threads, 'reader')
 
@@ -189,7 +260,9 @@ class _Steps:
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         first, count = self._examples(step)
         rows = self._region(count)[0].tolist()
-        asked = [self._windows[first + row] for row in rows]  # all of them are on their way
+        asked = [
+            self._windows[first - self._at + row] for row in rows
+        ]  # all of them are on their way
         read = np.stack(self._called(asked)).astype(np.int32)
         tokens_BxL, targets_BxL = read[:, :-1], read[:, 1:]
         weights_BxL = np.ones(tokens_BxL.shape, np.float32)

@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from gptjax.storage import buckets, documents, scratch, unfinished
 from gptjax.text import tokenizer as tokenizer_lib
 
 TOKENIZER = 'tokenizer'  # folder below a workdir
+_AT_STEP = re.compile(r'(.+)@(\d{1,15})')
 _AVERAGE, _BEST = 'average', 'best'  # names below a workdir that stand for other weights of it
 _log = logging.getLogger(__name__)
 
@@ -112,6 +114,20 @@ class Workdir(weights.Source):
     def identity(self) -> str:
         self._checkpoint  # noqa: B018  verified, and its digest known from then on
         return f'{self._item} of {self._digest}'
+
+    @property
+    def checkpoint(self) -> tuple[buckets.Anywhere, dict[str, Any]]:
+        """The checkpoint and its meta, verified, of a run's whole state.
+
+        Raises:
+          InputError: there is none, or an average of weights is named, which is no state.
+        """
+        if self._asked == _AVERAGE:
+            raise errors.InputError(
+                f'{self.path} is an average of weights, not a state of training; name the run, or '
+                f'a step of it: {self._workdir}@STEP'
+            )
+        return self._checkpoint
 
     @property
     def provenance(self) -> str:
@@ -219,9 +235,9 @@ class Workdir(weights.Source):
 def find(path: pathlib.Path) -> Workdir | None:
     """The workdir that a path names; None where it names none.
 
-    WORKDIR, WORKDIR/best (by checkpoint.keep_best), WORKDIR/checkpoints/<step>; with /average
-    behind any of them, the average of its weights (of optim.ema_decay). The best by a score of the
-    average is that average.
+    WORKDIR, WORKDIR/best (by checkpoint.keep_best), WORKDIR@<step>, which is short for
+    WORKDIR/checkpoints/<step>; with /average behind any of them, the average of its weights (of
+    optim.ema_decay). The best by a score of the average is that average.
 
     Raises:
       InputError: it has no such checkpoint, or is unfinished.
@@ -232,6 +248,10 @@ def find(path: pathlib.Path) -> Workdir | None:
         workdir, which = below, 'newest'
     elif below.parent.name == checkpoint.FOLDER and below.name.isdecimal():
         workdir, which = below.parent.parent, int(below.name)
+    elif (named := _AT_STEP.fullmatch(below.name)) and scratch.origin(
+        below.with_name(named[1]) / checkpoint.FOLDER
+    ).is_dir():
+        workdir, which = below.with_name(named[1]), int(named[2])
     elif below.name == _BEST and scratch.origin(below.parent / checkpoint.FOLDER).is_dir():
         workdir, which = below.parent, _BEST
     else:

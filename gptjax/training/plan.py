@@ -7,7 +7,7 @@ is a window of text, a prompt, a comparison; what it counts as is said in tokens
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -63,24 +63,57 @@ class Plan:
         tokens_per_example: int,
         total_tokens: int,
         epoch_examples: int = 0,
+        begins: int = 0,
     ) -> None:
-        """Use of_tokens() or of_epochs().
+        """Use of_tokens(), of_epochs() or after().
 
         Args:
           stages: (first step, examples a step) of each.
           epoch_examples: examples of an epoch; 0 = unknown.
+          begins: the step from which on this run makes them.
         """
         self._steps, self._sizes = np.array(stages, np.int64).T
         held = np.diff(self._steps) * self._sizes[:-1]
         self._examples = np.concatenate([[0], np.cumsum(held)])
         self.tokens_per_example, self.total_tokens = tokens_per_example, total_tokens
-        self._epoch = epoch_examples
+        self._epoch, self.begins = epoch_examples, begins
         self.total_steps = self.steps(total_tokens)
         self.skipped: list[tuple[int, int]] = []  # (from this step on, so many examples left out)
 
     def sizes(self) -> list[int]:
-        """The examples of every batch size there is, ascending."""
-        return list(dict.fromkeys(int(size) for size in self._sizes))
+        """The examples of every batch size there is from the beginning on, in their order."""
+        ends = [*self._steps[1:].tolist(), math.inf]
+        sizes = zip(self._sizes.tolist(), ends, strict=True)
+        return list(dict.fromkeys(size for size, end in sizes if end > self.begins))
+
+    def stages(self, until: int) -> list[tuple[int, int]]:
+        """(first step, examples a step) of each stage that begins before a step."""
+        stages = zip(self._steps.tolist(), self._sizes.tolist(), strict=True)
+        return [(step, size) for step, size in stages if step < until]
+
+    def after(
+        self, step: int, stages: Sequence[Sequence[int]], skipped: Sequence[Sequence[int]]
+    ) -> 'Plan':
+        """A plan whose first steps are others; of the rest it says what this one does.
+
+        Args:
+          step: from which on this plan holds.
+          stages: (first step, examples a step) of the steps before.
+          skipped: what those have left out, as in `skipped`.
+
+        Raises:
+          UsageError: so short a run ends before that step.
+        """
+        later = [each for each in self.stages(2**62) if each[0] > step]
+        whole = [*map(tuple, stages), (step, self.size(step)), *later]
+        found = Plan(whole, self.tokens_per_example, self.total_tokens, self._epoch, step)
+        found.skipped[:] = map(tuple, skipped)
+        errors.require(
+            found.total_steps > step,
+            f'{self.total_tokens:,} tokens are over before step {step}, from which this run goes '
+            f'on: {found.tokens(step):,} are consumed by then; raise --config.train.total_tokens',
+        )
+        return found
 
     def size(self, step: int) -> int:
         """How many examples a step reads."""

@@ -39,7 +39,7 @@ from gptjax.runtime import meta as meta_lib
 from gptjax.runtime import results as results_lib
 from gptjax.runtime import signals as signals_lib
 from gptjax.storage import documents, files
-from gptjax.training import claim, section
+from gptjax.training import branch, claim, section
 from gptjax.training import reader as reader_lib
 from gptjax.training import recipe as recipe_lib
 from gptjax.training import step as step_lib
@@ -121,6 +121,8 @@ class Run:
             state, self._provenance = fresh()
         self._prepare(int(state.step), found[1] if found else {})
         self._clock.pause()
+        if self._plan.begins and not found:  # from now on it needs the other run no more
+            self._save(int(state.step), state, wait=False)
         self._catch_up(state)
         self._clock.go_on()
         self._mark = time.monotonic()
@@ -215,6 +217,8 @@ class Run:
         results |= self._scores | {'commit': program.commit()}
         if self._recipe.evaluation.notes:
             results['notes'] = dict(self._recipe.evaluation.notes)
+        if branched := self._recipe.data.get(branch.NAME):
+            results['branched_from'] = branched['origin']
         if self._provenance:
             results['initialised_from'] = self._provenance
         if hosts.is_first():
