@@ -64,7 +64,7 @@ class Sections:
         _check_numerics(self.model)
         errors.require(
             config.init_state in ('weights', 'whole')
-            and (config.init_from or config.init_state == 'weights'),
+            and (bool(config.init_from) or config.init_state == 'weights'),
             f'init_state = {config.init_state!r} must be weights, or whole with init_from',
         )
         self.optim = optim.configure(config.optim)

@@ -8,6 +8,7 @@ windows come in which order; a process merely reads the rows and columns that it
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
@@ -118,8 +119,8 @@ def mixed_anew(
         each: (number, offset + more)
         for each, number, offset, more in zip(sets, *before[1:], read, strict=True)
     }
-    new = max(before.numbers) + 1
-    found = [known.get(each, (new + place, 0)) for place, each in enumerate(wanted)]
+    new = itertools.count(max(before.numbers) + 1)
+    found = [known.get(each) or (next(new), 0) for each in wanted]
     return Order(at, *(list(column) for column in zip(*found, strict=True)))
 
 

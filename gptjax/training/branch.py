@@ -94,7 +94,7 @@ def off(
                 'it the same, or give --config.init_state=weights'
             )
     before = Branch(**data[NAME]) if NAME in data else None
-    own = plan_lib.of_tokens(plan_lib.Config(**config['batch']), config['model']['n_ctx'], 1)
+    own = plan_lib.of_tokens(plan_lib.Config(**config['batch']), config['model']['n_ctx'], 2**60)
     plan = own.after(before.step, before.stages, []) if before else own
     order = loader.Order(**before.order) if before else loader.first(len(data['sets']))
     there = [list(data['sets']), list(config['data']['weights'])]

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that branch off others: nothing is lost or read twice, and the parent is needed no more."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from gptjax import train
+from gptjax.configs import errors
+from gptjax.data import loader
+from gptjax.models import pretrained, sources
+from gptjax.runtime import checkpoint, metrics, program, results
+from gptjax.training import plan as plan_lib
+from tests import helpers
+
+OFTEN = (
+    *('--config.checkpoint.every_steps=4', '--config.checkpoint.keep=99'),
+    *('--config.train.log_every_steps=1', '--config.optim.ema_decay=0.9'),
+    *('--config.model.n_layers=1', '--config.model.residual_dropout=0.1'),
+    *('--config.optim.schedule=wsd', '--config.optim.cooldown_tokens=1536'),
+)
+LONG, SHORT = '--config.train.total_tokens=12288', '--config.train.total_tokens=6144'
+
+
+def branching(step: int) -> tuple[str, ...]:
+    return f'--config.init_from=../parent@{step}', '--config.init_state=whole'
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory, corpus_file):
+    """A prepared folder, and a run of 24 steps beside it."""
+    parent = tmp_path_factory.mktemp('runs')
+    (parent / 'data').mkdir()
+    config, _ = helpers.prepared(parent / 'data', corpus_file)
+    run(parent, 'parent', config, LONG)
+    return parent, config
+
+
+def run(parent, name, config, *flags):
+    """Trains in a folder beside the others. Returns it."""
+    workdir = parent / name
+    if not workdir.exists():
+        helpers.fresh(workdir, parent / 'data')
+    flags = [flag.replace('../', f'{parent}/') for flag in flags]
+    train.main(helpers.args(config, workdir, *OFTEN, *flags))
+    return workdir
+
+
+def outcome(workdir, since: int):
+    """Losses of the steps behind one, the scores, and the weights."""
+    rows = {row['step']: row['train/loss'] for row in metrics.read(workdir) if row['step'] > since}
+    scores = {k: v for k, v in results.read(workdir).items() if k.startswith('eval/')}
+    params = pretrained.load(str(workdir)).params
+    average = pretrained.load(f'{workdir}/average').params
+    return rows, scores, [np.asarray(x).tobytes() for x in jax.tree.leaves((params, average))]
+
+
+def test_a_cooldown_is_that_of_a_run_of_its_length(folder, monkeypatch):
+    """From a step before it, of a longer run; stopped on the way, and its parent gone by then."""
+    parent, config = folder
+    alone = run(parent, 'alone', config, SHORT)
+    shutil.copytree(parent / 'parent', parent / 'passing')
+    named = tuple(flag.replace('parent@', 'passing@') for flag in branching(8))
+    looks = iter([False, True])
+    monkeypatch.setattr(program, 'stop_requested', lambda: next(looks, False))
+    with pytest.raises(program.Preempted):
+        run(parent, 'branch', config, SHORT, *named)
+    shutil.rmtree(parent / 'passing')
+    branch = run(parent, 'branch', config, SHORT, *named)
+    assert outcome(branch, 8) == outcome(alone, 8)
+    assert results.read(branch)['branched_from'] == [f'{parent}/passing@8']
+    assert checkpoint.peek(branch)['data']['branch']['step'] == 8
+    assert min(row['step'] for row in metrics.read(branch)) == 9
+
+
+def test_a_branch_that_changes_nothing_is_its_parent(folder):
+    parent, config = folder
+    branch = run(parent, 'same', config, LONG, *branching(16))
+    assert outcome(branch, 16) == outcome(parent / 'parent', 16)
+    again = run(
+        parent,
+        'again',
+        config,
+        LONG,
+        f'--config.init_from={branch}@20',
+        '--config.init_state=whole',
+    )
+    assert outcome(again, 20) == outcome(parent / 'parent', 20)
+    assert results.read(again)['branched_from'] == [f'{branch}@20', f'{parent}/parent@16']
+
+
+def test_another_batch_and_rate_from_a_step_on(folder):
+    parent, config = folder
+    more = ('--config.batch.batch_tokens=1024', '--config.optim.peak_lr=3e-4')
+    branch = run(parent, 'wider', config, LONG, *more, *branching(8))
+    rows = {row['step']: row for row in metrics.read(branch)}
+    assert rows[9]['tokens'] == 8 * 512 + 1024
+    assert results.read(branch)['steps'] == 8 + 8
+    assert rows[9]['opt/lr'] == pytest.approx(3e-4)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'said'),
+    [
+        (('--config.optim.mu_dtype=bfloat16', *branching(8)), 'optim.mu_dtype = float32 there'),
+        (('--config.optim.ema_decay=0', *branching(8)), 'optim.ema_decay = 0.9 there'),
+        (('--config.model.n_layers=2', *branching(8)), 'another model .n_layers = 1 there'),
+        (('--config.train.total_tokens=4096', *branching(8)), 'are over before step 8'),
+        (branching(7), 'has no whole checkpoint of step 7|7'),
+        (
+            ('--config.init_from=../parent/average', '--config.init_state=whole'),
+            'an average of weights, not a state',
+        ),
+        (('--config.init_state=whole',), 'whole with init_from'),
+        (('--config.init_state=most',), 'must be weights, or whole'),
+    ],
+)
+def test_what_cannot_be_gone_on_from_is_a_line(folder, flags, said, tmp_path):
+    parent, config = folder
+    workdir = helpers.fresh(tmp_path / 'run', parent / 'data')
+    flags = [flag.replace('../', f'{parent}/') for flag in flags]
+    with pytest.raises(errors.InputError, match=said) as caught:
+        train.main(helpers.args(config, workdir, *OFTEN, LONG, *flags))
+    assert '\n' not in str(caught.value)
+    assert not (workdir / 'checkpoints').exists()
+
+
+def test_a_step_of_a_run_can_be_named(folder):
+    parent, _ = folder
+    short, long = (sources.open(f'{parent}/parent{x}') for x in ('@12', '/checkpoints/12'))
+    assert short.identity() == long.identity()
+    assert sources.open(f'{parent}/parent@12/average').identity() != short.identity()
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_a_plan_behind_another_reads_on(seed):
+    rng = np.random.default_rng(seed)
+
+    def drawn():
+        ramp = int(rng.integers(0, 2))
+        config = plan_lib.Config(
+            batch_tokens=64 * int(rng.integers(4, 9)),
+            device_windows=0,
+            ramp_from_tokens=64 * ramp,
+            ramp_over_tokens=5000 * ramp,
+            ramp_stages=3,
+        )
+        return plan_lib.of_tokens(config, 16, 20_000)
+
+    before, own, step = drawn(), drawn(), int(rng.integers(1, 25))
+    before.skip(step - 1, step)
+    plan = own.after(step, before.stages(step), before.skipped)
+    for s in range(step):
+        assert plan.examples(s) == before.examples(s)
+    for s in range(step, plan.total_steps):
+        assert plan.size(s) == own.size(s)
+        last, size = plan.examples(s - 1)
+        assert plan.examples(s)[0] == last + size + (before.skipped[0][1] if s == step - 1 else 0)
+    assert plan.tokens(plan.total_steps) >= 20_000
+    assert set(plan.sizes()) == {own.size(s) for s in range(step, 10**4)}
+    assert plan.saved(step)['windows'] == before.saved(step)['windows']
+
+
+@pytest.mark.parametrize('seed', range(10))
+def test_another_mixture_reads_on_in_every_set(seed):
+    """Three mixtures, one after the other, with a set that comes and one that goes."""
+    rng = np.random.default_rng(seed)
+    names, order, at = ['a', 'b'], loader.first(2), 0
+    weights, read = list(rng.random(2) + 0.1), {}
+    for stage in range(3):
+        sets = [numbered(name) for name in names]
+        mixture = loader.windows(sets, weights, 10, 5, order=order)
+        count = int(rng.integers(1, 40))
+        for index in range(count):
+            window = mixture[index]()
+            read.setdefault(window[0] // 10_000, []).append(tuple(window))
+        before, at = names, at + count
+        names = [['b', 'c'], ['c', 'a', 'b']][stage] if stage < 2 else names
+        order = loader.mixed_anew(order, before, weights, at, names)
+        weights = list(rng.random(len(names)) + 0.1)
+    kept = {'a': 0, 'b': 1, 'c': 2}  # the number of each set's shuffle, wherever it stands
+    for name, number in kept.items():
+        alone = loader.Order(0, [number], [0])
+        whole = loader.windows([numbered(name)], [1.0], 10, 5, order=alone)
+        found = read.get('abc'.index(name), [])
+        if name != 'a':  # which was away, and begins again: nobody remembers what was left out
+            assert found == [tuple(whole[i]()) for i in range(len(found))]
+
+
+def numbered(name: str):
+    return helpers.token_set('abc'.index(name) * 10_000 + np.arange(1001))
