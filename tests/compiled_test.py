@@ -25,7 +25,7 @@ LENGTH = (
     *('--config.train.total_tokens=120000', '--config.train.eval_every_steps=10'),
     *('--config.batch.ramp_from_tokens=256', '--config.batch.ramp_over_tokens=1000'),
     *('--config.batch.ramp_stages=2', '--config.checkpoint.every_steps=10'),
-    '--config.checkpoint.keep=50',
+    *('--config.checkpoint.keep=50', '--config.model.d_ff=1024'),  # which is read in parts
 )
 
 

@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arrays of a checkpoint: how orbax writes them, and reads them on any mesh."""
+"""The arrays of a checkpoint: how orbax writes them, and reads them on any mesh.
 
+Devices that hold the same arrays read a part of each, and give the others the rest: storage is
+asked for every byte once, however many there are.
+"""
+
+import concurrent.futures
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,9 +17,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from gptjax.runtime import replicas
 from gptjax.storage import buckets
 
 _WORTH_BYTES = 2**20
+_log = logging.getLogger(__name__)
 
 
 def handler(folder: buckets.Anywhere) -> ocp.CompositeCheckpointHandler:
@@ -46,6 +54,62 @@ def check_space(folder: buckets.Anywhere, tree: Any) -> None:
         return
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def parts(items: Mapping[str, Any]) -> Any:
+    """The abstract trees as they are to be read: what several devices hold is split over them."""
+
+    def part(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        named = isinstance(x.sharding, jax.sharding.NamedSharding)
+        if not named or x.sharding.memory_kind == 'pinned_host':
+            return x
+        return x.update(sharding=replicas.split(x.sharding, x))
+
+    return jax.tree.map(part, dict(items))
+
+
+def whole(found: Any, items: Mapping[str, Any]) -> Any:
+    """What was read as parts() says, in the shardings that are wanted."""
+    read, tree = jax.tree.flatten(found)
+    wanted = jax.tree.leaves(items)
+    apart = _apart(read, wanted)
+    if apart:
+        spread = _spread([wanted[i] for i in apart])([read[i] for i in apart])
+        for i, x in zip(apart, spread, strict=True):
+            read[i] = x
+    return tree.unflatten(read)
+
+
+def compile_ahead(items: Mapping[str, Any]) -> None:
+    """Compiles what whole() will run, beside all else: a run that is started again finds it."""
+    read, wanted = jax.tree.leaves(parts(items)), jax.tree.leaves(items)
+    apart = _apart(read, wanted)
+
+    def compile_() -> None:
+        try:
+            _spread([wanted[i] for i in apart]).lower([read[i] for i in apart]).compile()
+        except Exception as e:  # whoever needs it will say what is wrong with it
+            _log.debug('reading checkpoints was not compiled ahead: %s', e)
+
+    if apart:
+        pool = concurrent.futures.ThreadPoolExecutor(1, 'compiler')
+        pool.submit(compile_)
+        pool.shutdown(wait=False)
+
+
+def _apart(read: list[Any], wanted: list[Any]) -> list[int]:
+    return [
+        i
+        for i, (a, b) in enumerate(zip(read, wanted, strict=True))
+        if not a.sharding.is_equivalent_to(b.sharding, len(b.shape))
+    ]
+
+
+def _spread(wanted: list[Any]) -> Any:
+    def spread(parts: list[jax.Array]) -> list[jax.Array]:
+        return parts
+
+    return jax.jit(spread, out_shardings=[x.sharding for x in wanted])
 
 
 def restore(state: buckets.Anywhere, items: Mapping[str, Any]) -> Any:

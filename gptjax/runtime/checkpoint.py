@@ -385,7 +385,7 @@ def restore(
 
     def read() -> Any:
         try:
-            return arrays.restore(checkpoint / 'state', items)
+            return arrays.restore(checkpoint / 'state', arrays.parts(items))
         except Exception as e:
             if is_there(checkpoint):
                 raise
@@ -393,4 +393,4 @@ def restore(
 
     reading = functools.partial(retry.call, 'reading the checkpoint', read)
     restored = hosts.together(reading, f'reading {checkpoint}')
-    return {name: restored[name] for name in items}
+    return arrays.whole({name: restored[name] for name in items}, items)

@@ -68,11 +68,11 @@ def split(sharding: NamedSharding, x: Any) -> NamedSharding:
     Args:
       x: the array, or its shape and dtype.
     """
-    sizes, copies = sharding.mesh.shape, sharding.mesh.shape[AXIS]
+    sizes, copies = sharding.mesh.shape, sharding.mesh.shape.get(AXIS, 1)
     axes = _axes(sharding.spec) + [()] * (len(x.shape) - len(sharding.spec))
     shares = [math.prod(sizes[name] for name in names) for names in axes]
     divide = [i for i, size in enumerate(x.shape) if size % (shares[i] * copies) == 0]
-    if not divide or math.prod(x.shape) < _WORTH:
+    if copies == 1 or not divide or math.prod(x.shape) < _WORTH:
         return sharding
     best = max(divide, key=lambda i: (shares[i] == 1, x.shape[i] // shares[i]))
     axes[best] = (*axes[best], AXIS)

@@ -23,6 +23,7 @@ import ml_collections
 from gptjax.configs import base, errors
 from gptjax.runtime import (
     alike,
+    arrays,
     checkpoint,
     clock,
     hang,
@@ -119,6 +120,7 @@ class Run:
             _log.info('going on from step %d', int(state.step))
         else:
             state, self._provenance = fresh()
+            arrays.compile_ahead(step_lib.items(recipe.target))
         self._prepare(int(state.step), found[1] if found else {})
         self._clock.pause()
         if self._plan.begins and not found:  # from now on it needs the other run no more
