@@ -302,7 +302,8 @@ def at_step(workdir: str | pathlib.Path, step: int) -> tuple[buckets.Anywhere, d
     """
     checkpoint = listing.at(listing.of(workdir), step)
     if not is_there(checkpoint):
-        raise errors.InputError(f'{workdir} has no checkpoint of step {step}')
+        kept = ', '.join(str(int(each.name)) for each in listing.finished(listing.of(workdir)))
+        raise errors.InputError(f'{workdir} has no checkpoint of step {step}; of: {kept or "none"}')
     damage, meta = _verified(checkpoint)
     if hosts.agreed(bool(damage), what=f'verifying {checkpoint}')[0]:
         raise errors.InputError(f'checkpoint {checkpoint} is damaged ({damage}); use another one')
