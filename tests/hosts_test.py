@@ -7,10 +7,12 @@ import socket
 import threading
 import time
 
+import jax
 import pytest
 
 from gptjax.configs import errors
-from gptjax.runtime import by_host, hosts, joining, peers, signals
+from gptjax.runtime import by_host, hosts, joining, peers, signals, streams
+from tests import helpers
 
 
 class Board:
@@ -222,3 +224,40 @@ def test_strangers_at_the_port_and_hosts_begun_again(port):
 def test_an_address_that_is_none(address):
     with pytest.raises(errors.UsageError, match='is no <host>:<port>'):
         joining.meet(joining.Place(address, 2, 1), 1)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'said'),
+    [
+        (('--local_device_ids=0',), 'is for processes that share a machine'),
+        (('--coordinator=localhost:1', '--processes=2', '--local_device_ids=a'), 'must be numbers'),
+        (('--coordinator=localhost:1', '--processes=2', '--local_device_ids=-1'), 'be numbers'),
+        (('--gpu_memory_fraction=2',), 'gpu_memory_fraction'),
+    ],
+)
+def test_devices_of_a_process_that_cannot_be(config_file, tmp_path, flags, said):
+    found = helpers.run_program(
+        'evaluate', f'--config={config_file}', f'--workdir={tmp_path}', *flags
+    )
+    assert found.returncode == 2, found.stderr
+    assert said in found.stderr.splitlines()[-1]
+
+
+def test_each_process_is_given_its_devices(monkeypatch):
+    """Two of a machine, as a launcher of one process a GPU starts them."""
+    given = []
+    monkeypatch.setattr(joining, 'meet', lambda place, secs: None)
+    monkeypatch.setattr(jax.distributed, 'initialize', lambda *args, **_: given.append(args))
+    for name in ('several_hosts', 'install'):
+        monkeypatch.setattr(signals, name, lambda: None)
+    monkeypatch.setattr(peers, 'join', lambda *args: None)
+    monkeypatch.setattr(hosts, 'board', lambda: None)
+    monkeypatch.setattr(streams, 'silence', lambda: None)
+    for number in range(2):
+        joining.join(joining.Place('localhost:1', 2, number), 1.0, [number])
+    joining.join(joining.Place('localhost:1', 2, 1), 1.0, [])
+    assert given == [
+        ('localhost:1', 2, 0, [0]),
+        ('localhost:1', 2, 1, [1]),
+        ('localhost:1', 2, 1, None),
+    ]

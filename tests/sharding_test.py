@@ -271,6 +271,8 @@ def test_devices_say_their_slice():
     assert len(mesh_lib._slices([device(i, 'tpu') for i in range(8)], -1)) == 1
     gpus = [device(i, 'gpu') for i in range(8)]
     assert [len(mesh_lib._slices(gpus, slices)) for slices in (1, 4, -1)] == [1, 4, 4]
+    apart = [device(i, 'gpu', slice_index=i // 4) for i in range(8)]  # a process each
+    assert [len(mesh_lib._slices(apart, slices)) for slices in (1, 2, -1)] == [1, 2, 2]
     with pytest.raises(errors.UsageError, match='are in 2 slices; set --config.mesh.slices=2'):
         mesh_lib._slices(tpus, 1)
     with pytest.raises(errors.UsageError, match='unlike sizes'):

@@ -153,6 +153,20 @@ def test_accumulation_of_masked_batches_equals_one_batch(device_windows, dropout
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_what_dropout_draws_is_chosen_and_determinism_is_asked_for():
+    """A CPU takes XLA's option, too, and is deterministic without it."""
+    model = helpers.tiny_model(residual_dropout=0.2)
+    optimizer = helpers.optimizer_of(helpers.plan_of(8 * 16, 16), model)
+    found = []
+    for how in ({}, {'deterministic': True}, {'dropout_bits': 'rbg'}):
+        options = step_lib.Options(**how)
+        step = step_lib.make_train_step(helpers.loss_of(model), optimizer, 0, options)
+        state = helpers.state_of(jax.tree.map(jnp.copy, helpers.params_of(model)), optimizer)
+        found.append(float(step(state, helpers.batch_of(8, 16, 64))[1]['train/loss']))
+    assert found[0] == found[1] != found[2]
+    assert found[2] == pytest.approx(found[0], rel=0.1)
+
+
 def test_clipping_limits_the_gradient_before_adam():
     model = helpers.tiny_model()
     plan = helpers.plan_of(8 * 16, 16)
