@@ -158,11 +158,13 @@ def _train(
             return made, ''
         source = sources.open(config.init_from)
         if branch:
-            return _whole(source, sections.model, data.train[0], target, options)
-        params = _initial(source, sections.model, data.train[0], mesh)
+            state = _whole(source, sections.model, data.train[0], target, options)
+        else:
+            params = _initial(source, sections.model, data.train[0], mesh)
+            state = step_lib.init_from(params, optimizer, target, options)
         if hosts.is_first():
             beside.keep(workdir / beside.FOLDER, source.beside)
-        return step_lib.init_from(params, optimizer, target, options), source.provenance
+        return state, source.provenance
 
     def batches(step: int) -> Iterator[loop.Batch]:
         """The batches from a step on."""
@@ -230,8 +232,8 @@ def _whole(
     token_set: tokens.TokenSet,
     target: step_lib.State,
     options: step_lib.Options,
-) -> tuple[step_lib.State, str]:
-    """The state of training at a checkpoint of another run, and the provenance of its weights."""
+) -> step_lib.State:
+    """The state of training at a checkpoint of another run, which must fit as _initial()'s."""
     folder, meta = source.checkpoint
     other = heads.configure(upgrade.section('model', meta['config']['model']))
     _check_model(source.path, other, model)
@@ -244,7 +246,7 @@ def _whole(
     wanted = step_lib.items(target)
     items = checkpoint.restore(folder, meta, may_lack={'rest': step_lib.LATER}, **wanted)
     _log.info('goes on from step %d of %s', meta['step'], source.path)
-    return step_lib.from_items(items, options, target), meta['provenance']
+    return step_lib.from_items(items, options, target)
 
 
 def _check_batches(

@@ -260,10 +260,8 @@ class _Steps:
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         first, count = self._examples(step)
-        rows = self._region(count)[0].tolist()
-        asked = [
-            self._windows[first - self._at + row] for row in rows
-        ]  # all of them are on their way
+        rows = (first - self._at + self._region(count)[0]).tolist()
+        asked = [self._windows[row] for row in rows]  # all of them are on their way
         read = np.stack(self._called(asked)).astype(np.int32)
         tokens_BxL, targets_BxL = read[:, :-1], read[:, 1:]
         weights_BxL = np.ones(tokens_BxL.shape, np.float32)
