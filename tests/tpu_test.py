@@ -24,7 +24,7 @@ def compiled(*flags: str) -> dict:
         [sys.executable, str(PROGRAM), *flags],
         capture_output=True,
         text=True,
-        env=env | {'PYTHONPATH': str(LIBTPU)},
+        env=env | {'PYTHONPATH': f'{LIBTPU}{os.pathsep}{PROGRAM.parents[1]}'},
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     return json.loads(ended.stdout.splitlines()[-1])
