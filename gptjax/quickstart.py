@@ -30,6 +30,7 @@ CONFIG = 'experiments/quickstart.py'
 READS = (
     'seed',
     'init_from',
+    'init_state',
     'data_dir',
     'corpus',
     'tokenizer',

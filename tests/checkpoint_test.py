@@ -18,7 +18,7 @@ import pytest
 
 from gptjax.configs import errors
 from gptjax.models import pretrained, sources
-from gptjax.runtime import arrays, checkpoint, listing, manifest, replicas, scores
+from gptjax.runtime import arrays, checkpoint, listing, manifest, scores
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.storage import documents
 from tests import helpers
@@ -51,37 +51,6 @@ def read(workdir):
     folder, meta = checkpoint.latest(workdir)
     params, rest = tree(meta['step'])
     return meta, checkpoint.restore(folder, meta, params=abstract(params), rest=abstract(rest))
-
-
-@pytest.mark.parametrize('sizes', [(8, 1, 1, 1), (4, 2, 1, 1), (2, 2, 2, 1), (1, 8, 1, 1)])
-def test_every_byte_is_read_once_however_many_hold_it(tmp_path, monkeypatch, sizes):
-    monkeypatch.setattr(replicas, '_WORTH', 1)
-    save(tmp_path, [3])
-    mesh = mesh_lib.Mesh(mesh_lib.Config(*sizes, slices=1, across='data'))
-    params, rest = tree(3)
-    split = jax.sharding.NamedSharding(mesh.mesh, jax.sharding.PartitionSpec('fsdp', 'tensor'))
-    whole = jax.sharding.NamedSharding(mesh.mesh, jax.sharding.PartitionSpec())
-
-    def wanted(x):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split if x.ndim else whole)
-
-    asked, restore = [], arrays.restore
-
-    def counting(folder, items):
-        for x in jax.tree.leaves(items):
-            if x.ndim:
-                asked.append(np.prod(x.sharding.shard_shape(x.shape)) * 8 / x.size)
-        return restore(folder, items)
-
-    monkeypatch.setattr(arrays, 'restore', counting)
-    expected = {'params': params, 'rest': rest}
-    targets = jax.tree.map(wanted, expected)
-    arrays.compile_ahead(targets)
-    found = checkpoint.restore(*checkpoint.latest(tmp_path), **targets)
-    assert asked == [1.0, 1.0]
-    for x, target, value in zip(*map(jax.tree.leaves, (found, targets, expected)), strict=True):
-        assert x.sharding.is_equivalent_to(target.sharding, x.ndim)
-        np.testing.assert_array_equal(x, value)
 
 
 def test_saved_and_restored_bit_for_bit(tmp_path):
