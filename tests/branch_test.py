@@ -167,7 +167,7 @@ def test_a_plan_behind_another_reads_on(seed):
 def test_another_mixture_reads_on_in_every_set(seed):
     """Three mixtures, one after the other, with a set that comes and one that goes."""
     rng = np.random.default_rng(seed)
-    names, order, at = ['a', 'b'], loader.first(2), 0
+    names, order, at = ['a', 'b'], loader.from_start(2), 0
     weights, read = list(rng.random(2) + 0.1), {}
     for stage in range(3):
         sets = [numbered(name) for name in names]

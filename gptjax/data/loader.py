@@ -94,7 +94,7 @@ class Order(NamedTuple):
     offsets: list[int]
 
 
-def first(count: int) -> Order:
+def from_start(count: int) -> Order:
     """The order of so many sets from the beginning."""
     return Order(0, list(range(count)), [0] * count)
 
@@ -162,7 +162,7 @@ def windows(
     Raises:
       InputError: a set is smaller than one window.
     """
-    mixed, order = [], order or first(len(sets))
+    mixed, order = [], order or from_start(len(sets))
     for index, token_set in enumerate(sets):
         source = _Windows(token_set, n_ctx, columns)
         if len(source) == 0:

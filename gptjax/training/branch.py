@@ -96,7 +96,7 @@ def off(
     before = Branch(**data[NAME]) if NAME in data else None
     own = plan_lib.of_tokens(plan_lib.Config(**config['batch']), config['model']['n_ctx'], 2**60)
     plan = own.after(before.step, before.stages, []) if before else own
-    order = loader.Order(**before.order) if before else loader.first(len(data['sets']))
+    order = loader.Order(**before.order) if before else loader.from_start(len(data['sets']))
     there = [list(data['sets']), list(config['data']['weights'])]
     if there != [list(digests), list(weights)]:
         order = loader.mixed_anew(order, *there, data['windows'], digests)

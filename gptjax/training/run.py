@@ -199,7 +199,8 @@ class Run:
         self._open.close()  # a save under way ends, and counts
         wanted = spike.step - self._train.rollback_steps
         kept = self._kept.keep
-        step = hosts.first_says(checkpoint.step_before(self._workdir, wanted, kept))
+        found = hosts.first_says(checkpoint.step_before(self._workdir, wanted, kept))
+        step = max(found, self._plan.begins)  # what another run has done stays
         self._plan.skip(step, spike.step)
         _log.warning('%s: going back to step %d, without the batches since', spike, step)
         closing = self._checkpointing()
