@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from gptjax.runtime import compiled, hosts
@@ -84,6 +85,20 @@ def test_an_environment_that_says_where_is_heard(tmp_path):
         )
         assert done.stdout.strip() == said
     assert len(list(tmp_path.glob('*-cache'))) == 1
+
+
+def test_what_may_be_half_written_is_forgotten_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled.time, 'time', lambda: 1000.0)
+    for name, at in (('jit_f-12-cache', 999), ('jit_g-34-cache', 990), ('notes.txt', 999)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (at, at))
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path))
+    try:
+        compiled._forget_newest()
+    finally:
+        jax.config.update('jax_compilation_cache_dir', before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['jit_g-34-cache', 'notes.txt']
 
 
 @pytest.mark.slow  # two hosts that compile

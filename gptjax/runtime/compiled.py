@@ -13,6 +13,7 @@ from gptjax.runtime import hosts, signals
 from gptjax.storage import buckets, files, scratch
 
 FOLDER = 'xla'
+_OURS = '-cache'  # how JAX names what it keeps, in a folder that may hold other things
 _WANTED, _FOUND = (
     f'/jax/compilation_cache/{n}' for n in ('compile_requests_use_cache', 'cache_hits')
 )
@@ -100,5 +101,5 @@ def _forget_newest() -> None:
     with contextlib.suppress(OSError), os.scandir(folder) as found:
         for entry in found:
             with contextlib.suppress(OSError):  # of a folder, or removed since
-                if entry.stat().st_mtime > newest:
+                if entry.name.endswith(_OURS) and entry.stat().st_mtime > newest:
                     os.unlink(entry.path)
