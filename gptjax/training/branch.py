@@ -9,6 +9,7 @@ first steps were the other's; and of every training set the windows come that ha
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from gptjax.data import loader
 from gptjax.runtime import checkpoint
 from gptjax.training import plan as plan_lib
 
+_WHICH = re.compile(r'(@\d+|/checkpoints/\d+|/best)?/*$')  # of a run's states, behind its workdir
 NAME = 'branch'  # of the entry in a checkpoint's data
 # Fields of the optim section by which states differ in their arrays.
 _OF_STATE = ('optimizer', 'mu_dtype', 'nu_dtype', 'frozen')
@@ -101,14 +103,9 @@ def off(
     if there != [list(digests), list(weights)]:
         order = loader.mixed_anew(order, *there, data['windows'], digests)
     return Branch(
-        origin=[f'{_run(path)}@{step}', *(before.origin if before else [])],
+        origin=[f'{_WHICH.sub("", path)}@{step}', *(before.origin if before else [])],
         step=step,
         stages=[list(each) for each in plan.stages(step)],
         skipped=[list(each) for each in data['skipped']],
         order=order._asdict(),
     )
-
-
-def _run(path: str) -> str:
-    """A run's workdir, of the path of weights of it."""
-    return path.rstrip('/').partition('@')[0].partition('/checkpoints/')[0].removesuffix('/best')
