@@ -6,8 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.runtime import arrays, checkpoint, replicas
+from gptjax import train
+from gptjax.models import pretrained
+from gptjax.runtime import arrays, checkpoint, program, replicas
 from gptjax.runtime import mesh as mesh_lib
+from tests import helpers
 
 
 @pytest.mark.parametrize('sizes', [(8, 1, 1, 1), (4, 2, 1, 1), (2, 2, 2, 1), (1, 8, 1, 1)])
@@ -42,3 +45,27 @@ def test_every_byte_is_read_once_however_many_hold_it(tmp_path, monkeypatch, siz
     for x, target, value in zip(*map(jax.tree.leaves, (found, targets, expected)), strict=True):
         assert x.sharding.is_equivalent_to(target.sharding, x.ndim)
         np.testing.assert_array_equal(x, value)
+
+
+@pytest.mark.parametrize('flags', [(), ('--config.optim.shard_moments=True',)])
+def test_a_run_whose_arrays_are_read_in_parts_goes_on_bit_equal(
+    config_file, tmp_path, monkeypatch, flags
+):
+    """Moments that are split over devices already are read as they are."""
+    monkeypatch.setattr(replicas, '_WORTH', 64)
+    helpers.prepare(config_file, tmp_path / 'data')
+    mesh = ('--config.mesh.data=2', '--config.mesh.fsdp=4', '--config.model.n_layers=1')
+
+    def run(name, looks):
+        workdir = tmp_path / name
+        if not workdir.exists():
+            helpers.fresh(workdir, tmp_path / 'data')
+        looks = iter(looks)
+        monkeypatch.setattr(program, 'stop_requested', lambda: next(looks, False))
+        train.main(helpers.args(config_file, workdir, *mesh, *flags))
+        found = pretrained.load(str(workdir)).params
+        return [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]
+
+    with pytest.raises(program.Preempted):
+        run('stopped', [False, True])
+    assert run('stopped', []) == run('alone', [])

@@ -11,9 +11,9 @@ import time
 import jax
 import pytest
 
-from gptjax.runtime import compiled, hosts
-from gptjax.storage import scratch
-from tests import emulator, pods
+from gptjax.runtime import compiled
+from gptjax.storage import buckets
+from tests import pods
 
 COUNTED = """
 import os, pathlib, runpy
@@ -65,18 +65,49 @@ def counted(running, tmp_path) -> list[tuple[int, int]]:
     return found
 
 
-def test_programs_are_kept_where_a_restart_finds_them(monkeypatch, tmp_path, storage):
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
-    assert compiled._folder(str(tmp_path / 'run')) == tmp_path / 'home' / 'gptjax' / 'xla'
-    bucket = f'gs://{storage.bucket()}/run'
-    with emulator.process():
-        assert str(compiled._folder(str(scratch.here(bucket)))) == f'{bucket}/xla'
-    monkeypatch.setattr(hosts, 'is_alone', lambda: False)
-    assert compiled._folder(str(tmp_path / 'run')) == tmp_path / 'run' / 'xla'
+def where(code: str, tmp_path, **env: str) -> str:
+    """The folder of compiled programs that another process names, after some code."""
+    lines = f'from gptjax.runtime import compiled, hosts; compiled.keep(); {code}; import jax; '
+    lines += 'print(jax.config.jax_compilation_cache_dir)'
+    home = {'XDG_CACHE_HOME': str(tmp_path / 'home'), 'JAX_COMPILATION_CACHE_DIR': ''}
+    done = subprocess.run(
+        [sys.executable, '-c', lines], env=os.environ | home | env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_programs_are_kept_where_a_restart_finds_them(tmp_path, storage):
+    """A run that trains has them with it, where disks go; all others on this machine."""
+    usual, run, bucket = str(tmp_path / 'home/gptjax/xla'), tmp_path / 'run', storage.bucket()
+    with_run = f'import pathlib; compiled.keep_with(pathlib.Path({str(run)!r}))'
+    several = f'hosts.is_alone = lambda: False; {with_run}'
+    there = 'from gptjax.storage import scratch; '
+    there += f'compiled.keep_with(scratch.here("gs://{bucket}/run"))'
+    assert where('pass', tmp_path) == usual
+    assert where(with_run, tmp_path) == usual
+    assert where(several, tmp_path) == f'{run}/xla'
+    assert where(there, tmp_path) == f'gs://{bucket}/run/xla'
+    assert where(there, tmp_path, JAX_COMPILATION_CACHE_DIR='/elsewhere') == '/elsewhere'
+
+
+def test_programs_that_do_not_train_leave_none_in_a_bucket(prepared_bucket, storage, local):
+    """A folder that convert is to write stays empty until it does, and its readers fetch none."""
+    env = {k: v for k, v in os.environ.items() if k != 'JAX_COMPILATION_CACHE_DIR'}
+    to = f'gs://{storage.bucket()}/converted'
+    command = [sys.executable, '-m', 'gptjax.convert', f'--config.init_from={local}']
+    done = subprocess.run([*command, f'--workdir={to}'], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (prepared_bucket.parent / 'xla').exists()
+    assert {name.partition('/')[0] for name in buckets.of(to).objects()} == {
+        'checkpoints',
+        'config.json',
+        'tokenizer',
+    }
 
 
 def test_an_environment_that_says_where_is_heard(tmp_path):
-    code = 'from gptjax.runtime import compiled; compiled.keep("run"); import jax; '
+    code = 'from gptjax.runtime import compiled; compiled.keep(); import jax; '
     code += 'jax.jit(lambda x: x + 1)(1); print(compiled.said())'
     for said in ('1 programs compiled, 0 found compiled', '0 programs compiled, 1 found compiled'):
         env = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(tmp_path)}

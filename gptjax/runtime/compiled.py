@@ -5,6 +5,7 @@ import collections
 import contextlib
 import inspect
 import os
+import pathlib
 import time
 import warnings
 from typing import Any
@@ -13,6 +14,7 @@ from gptjax.runtime import hosts, signals
 from gptjax.storage import buckets, files, scratch
 
 FOLDER = 'xla'
+_VARIABLE = 'JAX_COMPILATION_CACHE_DIR'
 _OURS = '-cache'  # how JAX names what it keeps, in a folder that may hold other things
 _WANTED, _FOUND = (
     f'/jax/compilation_cache/{n}' for n in ('compile_requests_use_cache', 'cache_hits')
@@ -24,19 +26,14 @@ _KNOWN = (
 )
 
 
-def keep(workdir: str) -> None:
+def keep() -> None:
     """Has JAX keep what it compiles, and look there first. To be called once hosts are joined.
 
-    Where JAX_COMPILATION_CACHE_DIR says; else in the workdir, where that is in a bucket or several
-    hosts share it, since their own disks go with them; else in the cache folder of this machine.
-    What is kept there is run: whoever may write it is trusted.
+    Where JAX_COMPILATION_CACHE_DIR says; else in the cache folder of this machine.
     """
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update('jax_compilation_cache_dir', str(_folder(workdir)))
-    if '://' in jax.config.jax_compilation_cache_dir:  # where XLA itself writes nothing
-        jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
+    _use(os.environ.get(_VARIABLE) or files.cache_dir() / FOLDER)
     if not hosts.is_first():
         _write_own()
     jax.monitoring.register_event_listener(lambda event, **_: _seen.update([event]))
@@ -46,16 +43,33 @@ def keep(workdir: str) -> None:
     signals.at_end(_forget_newest)
 
 
+def keep_with(workdir: pathlib.Path) -> None:
+    """Has what a run compiles kept in its workdir, if that is in a bucket or of several hosts.
+
+    The disks of such hosts go with them. Where the environment says another place, it stays so.
+    What is kept is run: whoever may write there is trusted.
+    """
+    place = scratch.origin(workdir)
+    shared = isinstance(place, buckets.Path) or not hosts.is_alone()
+    if shared and not os.environ.get(_VARIABLE):
+        _use(place / FOLDER)
+
+
 def said() -> str:
     """How many programs this process has compiled, and how many it found compiled."""
     found = _seen[_FOUND]
     return f'{_seen[_WANTED] - found} programs compiled, {found} found compiled'
 
 
-def _folder(workdir: str) -> buckets.Anywhere:
-    place = scratch.origin(workdir)
-    ours = isinstance(place, buckets.Path) or not hosts.is_alone()
-    return (place if ours else files.cache_dir()) / FOLDER
+def _use(folder: str | buckets.Anywhere) -> None:
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+    # To a bucket XLA itself writes nothing.
+    beside = 'none' if '://' in str(folder) else 'xla_gpu_per_fusion_autotune_cache_dir'
+    jax.config.update('jax_persistent_cache_enable_xla_caches', beside)
+    compilation_cache.reset_cache()  # of another folder, if any
 
 
 def _write_own() -> None:

@@ -265,7 +265,7 @@ def set_up_jax(args: cli.Args) -> None:
     if not alone:
         place = joining.Place(given.coordinator, given.processes, given.process)
         joining.join(place, given.join_timeout, local)
-    compiled.keep(args.workdir)
+    compiled.keep()
 
 
 def _local_devices(numbers: Sequence[str], alone: bool) -> list[int]:

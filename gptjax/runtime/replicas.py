@@ -72,7 +72,8 @@ def split(sharding: NamedSharding, x: Any) -> NamedSharding:
     axes = _axes(sharding.spec) + [()] * (len(x.shape) - len(sharding.spec))
     shares = [math.prod(sizes[name] for name in names) for names in axes]
     divide = [i for i, size in enumerate(x.shape) if size % (shares[i] * copies) == 0]
-    if copies == 1 or not divide or math.prod(x.shape) < _WORTH:
+    is_split = any(AXIS in names for names in axes)
+    if copies == 1 or is_split or not divide or math.prod(x.shape) < _WORTH:
         return sharding
     best = max(divide, key=lambda i: (shares[i] == 1, x.shape[i] // shares[i]))
     axes[best] = (*axes[best], AXIS)

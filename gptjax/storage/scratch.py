@@ -26,7 +26,7 @@ from gptjax.storage import buckets, files, gcs, leases, retry
 IN_PLACE = 'checkpoints'  # the folder of a workdir that is not copied
 TRANSIENT = re.compile(r'\.partial$|(^|/)\.(lease|lock|writable)[^/]*$')  # stays where it is
 SMALL = 2**26  # bytes of a folder, or of a file, that comes with its workdir
-_WRITTEN_ONLY = re.compile(r'(^|/)(tensorboard|profile)/')
+_WRITTEN_ONLY = re.compile(r'(^|/)(tensorboard|profile|xla)/')
 _METAS = re.compile(rf'{IN_PLACE}/\d+/meta\.json$')
 _log = logging.getLogger(__name__)
 

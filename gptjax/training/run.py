@@ -26,6 +26,7 @@ from gptjax.runtime import (
     arrays,
     checkpoint,
     clock,
+    compiled,
     hang,
     hosts,
     inventory,
@@ -75,6 +76,7 @@ class Run:
     def __enter__(self) -> 'Run':
         """Claims the workdir: no other process is at work in it meanwhile."""
         self._claimed.enter_context(program.only_one(self._workdir))
+        compiled.keep_with(self._workdir)
         return self
 
     def __exit__(self, *raised: object) -> None:
