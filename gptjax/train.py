@@ -9,6 +9,7 @@ TPU VM, on every host of a v5e-16:
       --config.batch.device_windows=8 --config.model.remat=full --distributed
 """
 
+import dataclasses
 import logging
 import pathlib
 from collections.abc import Iterator
@@ -108,7 +109,7 @@ def _train(
 ) -> None:
     """Trains from the newest checkpoint, or the beginning, to the end; again after a rollback."""
     model, n_ctx = heads.LanguageModel(sections.model), sections.model.n_ctx
-    branch = _branch(config, sections, data, workdir)
+    branch, parent = _branch(config, data, workdir)
     plan = _plan(sections, data, branch, sections.train.total_tokens, sections.train.total_epochs)
     _check_batches(sections, mesh, data, plan)
     described = heads.describe(model)
@@ -156,9 +157,9 @@ def _train(
         if not config.init_from:
             made = step_lib.init(model.init_params, optimizer, config.seed, target, options)
             return made, ''
-        source = sources.open(config.init_from)
+        source = parent or sources.open(config.init_from)
         if branch:
-            state = _whole(source, sections.model, data.train[0], target, options)
+            state = _whole(source, branch, sections.model, data.train[0], target, options)
         else:
             params = _initial(source, sections.model, data.train[0], mesh)
             state = step_lib.init_from(params, optimizer, target, options)
@@ -201,33 +202,29 @@ def _plan(
 def _identity(data: inputs.Inputs, branch: branch_lib.Branch | None) -> dict[str, Any]:
     """What must be the same of the data whenever the run goes on."""
     found = {'sets': [token_set.digest for token_set in data.train]}
-    return found | ({branch_lib.NAME: branch.plain()} if branch else {})
+    return found | ({branch_lib.NAME: dataclasses.asdict(branch)} if branch else {})
 
 
 def _branch(
-    config: ml_collections.ConfigDict,
-    sections: Sections,
-    data: inputs.Inputs,
-    workdir: pathlib.Path,
-) -> branch_lib.Branch | None:
-    """Where this run has branched off another, or is about to; None = nowhere."""
+    config: ml_collections.ConfigDict, data: inputs.Inputs, workdir: pathlib.Path
+) -> tuple[branch_lib.Branch | None, workdirs.Workdir | None]:
+    """Where this run has branched off another, or is about to, and then that one's state."""
     if config.init_state != 'whole':
-        return None
+        return None, None
     if known := branch_lib.kept(workdir):
-        return known
+        return known, None
     source = sources.open(config.init_from)
     if not isinstance(source, workdirs.Workdir):
         raise errors.InputError(
             f'{config.init_from} holds weights alone; give --config.init_state=weights'
         )
-    meta = source.checkpoint[1]
-    digests = [token_set.digest for token_set in data.train]
-    optim_here = base.plain(config)['optim']
-    return branch_lib.off(config.init_from, meta, optim_here, digests, sections.data.weights)
+    meta, digests = source.checkpoint[1], [token_set.digest for token_set in data.train]
+    return branch_lib.off(source.run, meta, base.plain(config), digests), source
 
 
 def _whole(
     source: workdirs.Workdir,
+    branch: branch_lib.Branch,
     model: heads.Config,
     token_set: tokens.TokenSet,
     target: step_lib.State,
@@ -235,6 +232,11 @@ def _whole(
 ) -> step_lib.State:
     """The state of training at a checkpoint of another run, which must fit as _initial()'s."""
     folder, meta = source.checkpoint
+    errors.require(
+        meta['step'] == branch.step,
+        f'this run goes on from step {branch.step}, and {source.path} is at step {meta["step"]}; '
+        f'put that one back: {branch.origin[0]}',
+    )
     other = heads.configure(upgrade.section('model', meta['config']['model']))
     _check_model(source.path, other, model)
     _check_tokenizer(source.path, meta['tokenizer'], token_set)

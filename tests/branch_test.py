@@ -105,7 +105,8 @@ def test_another_batch_and_rate_from_a_step_on(folder):
     ('flags', 'said'),
     [
         (('--config.optim.mu_dtype=bfloat16', *branching(8)), 'optim.mu_dtype = float32 there'),
-        (('--config.optim.ema_decay=0', *branching(8)), 'optim.ema_decay = 0.9 there'),
+        (('--config.optim.ema_decay=0', *branching(8)), 'optim.ema_decay > 0 = True there'),
+        (('--config.seed=1', *branching(8)), 'seed = 0 there, 1 here'),
         (('--config.model.n_layers=2', *branching(8)), 'another model .n_layers = 1 there'),
         (('--config.train.total_tokens=4096', *branching(8)), 'are over before step 8'),
         (branching(7), 'has no whole checkpoint of step 7|7'),
@@ -165,28 +166,30 @@ def test_a_plan_behind_another_reads_on(seed):
 
 @pytest.mark.parametrize('seed', range(10))
 def test_another_mixture_reads_on_in_every_set(seed):
-    """Three mixtures, one after the other, with a set that comes and one that goes."""
+    """Mixtures one after the other, of sets that come, go and come back, and of one named twice."""
     rng = np.random.default_rng(seed)
-    names, order, at = ['a', 'b'], loader.from_start(2), 0
-    weights, read = list(rng.random(2) + 0.1), {}
-    for stage in range(3):
-        sets = [numbered(name) for name in names]
-        mixture = loader.windows(sets, weights, 10, 5, order=order)
-        count = int(rng.integers(1, 40))
+    names, order, at, read, given = ['a', 'b'], loader.from_start(2), 0, {}, {}
+    for _ in range(6):
+        weights = list(rng.random(len(names)) + 0.1)
+        mixture = loader.windows([numbered(name) for name in names], weights, 10, 5, order=order)
+        for name, number in zip(names, order.numbers, strict=True):
+            assert given.setdefault(number, name) == name  # each number is of one set, for ever
+        assert len(set(order.numbers)) == len(names)
+        count = int(rng.integers(1, 30))
         for index in range(count):
             window = mixture[index]()
-            read.setdefault(window[0] // 10_000, []).append(tuple(window))
+            read.setdefault('abc'[window[0] // 10_000], []).append(tuple(window))
         before, at = names, at + count
-        names = [['b', 'c'], ['c', 'a', 'b']][stage] if stage < 2 else names
+        names = ['abc'[i] for i in rng.integers(0, 3, rng.integers(1, 4))]
         order = loader.mixed_anew(order, before, weights, at, names)
-        weights = list(rng.random(len(names)) + 0.1)
-    kept = {'a': 0, 'b': 1, 'c': 2}  # the number of each set's shuffle, wherever it stands
-    for name, number in kept.items():
-        alone = loader.Order(0, [number], [0])
-        whole = loader.windows([numbered(name)], [1.0], 10, 5, order=alone)
-        found = read.get('abc'.index(name), [])
-        if name != 'a':  # which was away, and begins again: nobody remembers what was left out
-            assert found == [tuple(whole[i]()) for i in range(len(found))]
+    ends = [list(each) for each in zip(names, order.numbers, order.offsets, strict=True)]
+    for name, windows in read.items():  # of every shuffle of it the first ones, each once
+        expected = []
+        for _, number, end in (each for each in ends + order.gone if each[0] == name):
+            alone = loader.Order(0, [number], [0], [])
+            whole = loader.windows([numbered(name)], [1.0], 10, 5, order=alone)
+            expected += [tuple(whole[i]()) for i in range(end)]
+        assert sorted(windows) == sorted(expected)
 
 
 def numbered(name: str):

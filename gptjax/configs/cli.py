@@ -23,7 +23,8 @@ from gptjax.configs import base, checksum, errors, fields, mistakes, sizes, spec
 from gptjax.configs.sections import training
 
 _CONFIG = 'config'
-_WEIGHTS = re.compile(r'(/best|/checkpoints/\d+|@\d+)?(/average)?/*$')  # behind a workdir
+_WEIGHTS = re.compile(r'(/best|/checkpoints/\d+)?(/average)?/*$')  # behind a workdir
+_AT_STEP = re.compile(r'@\d+$')  # the same, but for a folder of that very name
 _OF_COMMAND = ('init_from', 'mesh')  # where a run began, and on what, is nothing to its readers
 T = TypeVar('T')
 _PROGRAMS = pathlib.Path(__file__).parents[1]
@@ -327,7 +328,10 @@ def _of_run(argv: list[str], where: Where) -> str:
     given = {_name(flag): flag.partition('=')[2] for flag in _joined(argv[1:])}
     for name, find in (('workdir', where.workdir), ('config.init_from', where.other)):
         folder = given.get(name)
-        run = pathlib.Path(find(_WEIGHTS.sub('', folder or '')))
+        whole = _WEIGHTS.sub('', folder or '')
+        run = pathlib.Path(find(whole))
+        if name != 'workdir' and not run.exists():
+            run = pathlib.Path(find(_AT_STEP.sub('', whole)))
         path = run / base.OF_RUN
         # A published folder has one of another kind.
         if not folder or (path.is_file() and b'"model_type"' in path.read_bytes()):

@@ -24,7 +24,7 @@ from gptjax.storage import buckets
 Region = Callable[[int], tuple[np.ndarray, slice]]
 
 
-_MOST_APART = 10**7  # windows between two of a set
+_MOST_APART = 10**5  # windows between two of a set
 _STREAMED_STEPS = 8  # whose windows are asked for at once, of sets in buckets
 T = TypeVar('T')
 
@@ -86,17 +86,19 @@ class Order(NamedTuple):
     """From which window on sets are mixed as they are, and how far each was read before.
 
     at: windows that have come before. numbers: one of each set, for its shuffle. offsets: windows
-    of each set among those before.
+    of each set among those before. gone: [what identifies it, number, offset] of sets that were
+    mixed before and are not now.
     """
 
     at: int
     numbers: list[int]
     offsets: list[int]
+    gone: list[list]
 
 
 def from_start(count: int) -> Order:
     """The order of so many sets from the beginning."""
-    return Order(0, list(range(count)), [0] * count)
+    return Order(0, list(range(count)), [0] * count, [])
 
 
 def mixed_anew(
@@ -112,16 +114,22 @@ def mixed_anew(
       before: the order so far, of `sets`, which were mixed by `weights`.
       sets, wanted: what identifies each set, before and from there on.
 
-    Each set goes on where it stands; one that is new begins, with a number that none had.
+    Each set goes on where it stands, also if it was away; one that is new begins, with a number
+    that none had. Of a set that is named twice each goes its own way.
     """
     read = _read(weights, at - before.at)
-    known = {
-        each: (number, offset + more)
-        for each, number, offset, more in zip(sets, *before[1:], read, strict=True)
-    }
-    new = itertools.count(max(before.numbers) + 1)
-    found = [known.get(each) or (next(new), 0) for each in wanted]
-    return Order(at, *(list(column) for column in zip(*found, strict=True)))
+    ends = [offset + more for offset, more in zip(before.offsets, read, strict=True)]
+    known = [list(each) for each in zip(sets, before.numbers, ends, strict=True)] + before.gone
+    new = itertools.count(max(number for _, number, _ in known) + 1)
+    numbers, offsets = [], []
+    for name in wanted:
+        found = next((each for each in known if each[0] == name), None)
+        if found:
+            known.remove(found)
+        _, number, offset = found or (name, next(new), 0)
+        numbers.append(number)
+        offsets.append(offset)
+    return Order(at, numbers, offsets, known)
 
 
 def _read(weights: Sequence[float], count: int) -> list[int]:

@@ -116,6 +116,11 @@ class Workdir(weights.Source):
         return f'{self._item} of {self._digest}'
 
     @property
+    def run(self) -> str:
+        """The workdir, as its owner names it."""
+        return str(scratch.origin(self._workdir))
+
+    @property
     def checkpoint(self) -> tuple[buckets.Anywhere, dict[str, Any]]:
         """The checkpoint and its meta, verified, of a run's whole state.
 
