@@ -60,6 +60,8 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=20)
     parser.add_argument('--dtype', default='bfloat16')
     args = parser.parse_args()
+    if args.steps < 3:
+        parser.error('--steps must be 3 at least: the first two are left out')
     model = heads.build(sizes.model(args.size, compute_dtype=args.dtype, remat='none'))
     device = jax.devices()[0]
     with mesh_lib.one_device().scope():

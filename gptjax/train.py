@@ -273,7 +273,7 @@ def _check_room(
         state, 'parameters and optimizer', 'Lower the sizes of --config.model, or add devices'
     )
     windows, n_ctx = max(plan.sizes()), sections.model.n_ctx
-    at_once = _at_once(sections, mesh, windows)
+    at_once = max(_at_once(sections, mesh, size) for size in plan.sizes())
     held = loader.steps_held(data.train, sections.data)
     read = windows * n_ctx * 12 * held  # inputs, targets, weights
     inventory.check_room(
@@ -302,18 +302,27 @@ def _say_what_is_done(
 ) -> None:
     """Says what becomes of batches, which kernels train, and what evaluations cost at last."""
     model = sections.model
+    wanted = sections.batch.device_windows
     for windows in plan.sizes():
         at_once = _at_once(sections, mesh, windows)
         if at_once < windows:
             _log.info('batches of %d windows: %d microbatches', windows, windows // at_once)
-    for part, kernel in model.kernels(at_once).items():
+        each, held = at_once // mesh.rows(), windows // mesh.rows()
+        if 2 * each < min(wanted, held):
+            _log.warning(
+                'a device takes %d of its %d windows at once, as that divides them; a batch of a '
+                'multiple of %d windows would let it take batch.device_windows = %d',
+                *(each, held, mesh.rows() * wanted, wanted),
+            )
+    most = max(_at_once(sections, mesh, windows) for windows in plan.sizes())
+    for part, kernel in model.kernels(most).items():
         _log.info('attention %s: %s, in %s', part, kernel, model.compute_dtype)
     steps = sections.train.eval_every_steps or plan.total_steps
     between = min(steps, plan.total_steps) * max(plan.sizes()) * plan.tokens_per_example
     config = during.within(sections.evaluate, sections.train.eval_max_tokens)
     if data.held_out:
         models = 2 if sections.optim.ema_decay else 1
-        _log.info('%s', during.cost(data.held_out, config, between / models))
+        _log.info('%s', during.cost(data.held_out, config, between, models))
 
 
 def _at_once(sections: Sections, mesh: mesh_lib.Mesh, windows: int) -> int:

@@ -16,6 +16,7 @@ from tests import helpers
 @pytest.mark.parametrize('sizes', [(8, 1, 1, 1), (4, 2, 1, 1), (2, 2, 2, 1), (1, 8, 1, 1)])
 def test_every_byte_is_read_once_however_many_hold_it(tmp_path, monkeypatch, sizes):
     monkeypatch.setattr(replicas, '_WORTH', 1)
+    monkeypatch.setattr(arrays, '_SPREAD_BYTES', 600)  # each array for itself
     drawn = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
     params, rest = {'a': drawn}, {'step': np.int32(3), 'mu': {'a': drawn * 2}}
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import pytest
 
 from gptjax.runtime import compiled
@@ -109,27 +108,52 @@ def test_programs_that_do_not_train_leave_none_in_a_bucket(prepared_bucket, stor
 def test_an_environment_that_says_where_is_heard(tmp_path):
     code = 'from gptjax.runtime import compiled; compiled.keep(); import jax; '
     code += 'jax.jit(lambda x: x + 1)(1); print(compiled.said())'
-    for said in ('1 programs compiled, 0 found compiled', '0 programs compiled, 1 found compiled'):
-        env = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(tmp_path)}
-        done = subprocess.run(
-            [sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True
-        )
-        assert done.stdout.strip() == said
-    assert len(list(tmp_path.glob('*-cache'))) == 1
+    assert run(code, tmp_path) == ('1 programs compiled, 0 found compiled', '')
+    assert run(code, tmp_path) == ('0 programs compiled, 1 found compiled', '')
+    assert len(list(tmp_path.glob('*.program'))) == 1
 
 
-def test_what_may_be_half_written_is_forgotten_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(compiled.time, 'time', lambda: 1000.0)
-    for name, at in (('jit_f-12-cache', 999), ('jit_g-34-cache', 990), ('notes.txt', 999)):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (at, at))
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update('jax_compilation_cache_dir', str(tmp_path))
-    try:
-        compiled._forget_newest()
-    finally:
-        jax.config.update('jax_compilation_cache_dir', before)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['jit_g-34-cache', 'notes.txt']
+def test_a_program_that_was_cut_off_is_compiled_anew(tmp_path):
+    code = 'from gptjax.runtime import compiled; compiled.keep(); import jax; '
+    code += 'jax.jit(lambda x: x + 1)(1); print(compiled.said())'
+    run(code, tmp_path)
+    (program,) = tmp_path.glob('*.program')
+    program.write_bytes(program.read_bytes()[:1000])
+    out, err = run(code, tmp_path)
+    assert out == '1 programs compiled, 0 found compiled'
+    assert f'{program} is damaged' in err
+    assert run(code, tmp_path) == ('0 programs compiled, 1 found compiled', '')
+
+
+def test_no_damage_of_a_program_is_run(tmp_path):
+    """Cut before every byte, and with every bit flipped."""
+    kept, content = compiled._Programs(tmp_path), bytes(range(64))
+    kept.put('key', content)
+    assert kept.get('key') == content
+    assert kept.get('another') is None
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    flips = (
+        bytes(x ^ (b == i) << bit for i, x in enumerate(whole))
+        for b in range(len(whole))
+        for bit in range(8)
+    )
+    for damaged in (*(whole[:n] for n in range(len(whole))), *flips):
+        file.write_bytes(damaged)
+        with pytest.warns(UserWarning, match='is damaged'):
+            assert kept.get('key') is None
+        assert not file.exists()
+    kept.put('key', content)
+    assert kept.get('key') == content
+
+
+def run(code: str, cache) -> tuple[str, str]:
+    """What a program prints whose compiled programs are kept in a folder, and what it warns of."""
+    env = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(cache)}
+    done = subprocess.run(
+        [sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip(), done.stderr
 
 
 @pytest.mark.slow  # two hosts that compile

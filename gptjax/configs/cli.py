@@ -25,7 +25,8 @@ from gptjax.configs.sections import training
 _CONFIG = 'config'
 _WEIGHTS = re.compile(r'(/best|/checkpoints/\d+)?(/average)?/*$')  # behind a workdir
 _AT_STEP = re.compile(r'@\d+$')  # the same, but for a folder of that very name
-_OF_COMMAND = ('init_from', 'mesh')  # where a run began, and on what, is nothing to its readers
+# Where a run began, and on what, is nothing to its readers.
+_OF_COMMAND = ('init_from', 'init_state', 'mesh')
 T = TypeVar('T')
 _PROGRAMS = pathlib.Path(__file__).parents[1]
 _META, _KEPT = 'meta.json', 'checkpoints/[0-9]*/meta.json'  # where a run's config stands, too

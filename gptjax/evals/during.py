@@ -77,14 +77,18 @@ def within(config: perplexity.Config, max_tokens: int) -> perplexity.Config:
 
 
 def cost(
-    held_out: Mapping[str, tokens.TokenSet], config: perplexity.Config, tokens_between: float
+    held_out: Mapping[str, tokens.TokenSet],
+    config: perplexity.Config,
+    tokens_between: int,
+    models: int,
 ) -> str:
     """What evaluations cost, as a line.
 
     Args:
-      tokens_between: that are trained on from one to the next, by models that are scored.
+      tokens_between: that are trained on from one to the next.
+      models: that are scored; 2 where an average is kept.
     """
-    scored = perplexity.n_tokens(held_out, config)
+    scored = perplexity.n_tokens(held_out, config) * models
     # Three times as dear is a token to train on: forward, and twice that backward.
     share = scored / (3 * tokens_between)
     line = f'held-out text: {scored:,} tokens each time, {share:.1%} of the work of training'

@@ -109,7 +109,9 @@ class LanguageModel(nn.Module):
         arrays = (self.hidden(tokens_BxL), targets_BxL, weights_BxL)
         total, added = self.network.nats(*arrays, z_loss)
         if z_loss:
-            layers.sow_measure(self, 'z_loss', added / jnp.maximum(jnp.sum(weights_BxL), 1.0))
+            weight = jnp.sum(weights_BxL)
+            mean = jnp.where(weight == 0, 0.0, added / jnp.where(weight == 0, 1.0, weight))
+            layers.sow_measure(self, 'z_loss', mean)
         return total
 
     def extend(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """open(path): where weights come from, asked once.
 
-A workdir of ours, WORKDIR/average, WORKDIR/best, WORKDIR/checkpoints/<step>; a published folder; a
-GGUF file.
+A workdir of ours, WORKDIR@<step>, WORKDIR/best, WORKDIR/checkpoints/<step>, each with /average
+behind it; a published folder; a GGUF file.
 """
 
 import contextlib

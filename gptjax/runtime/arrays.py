@@ -8,6 +8,7 @@ asked for every byte once, however many there are.
 import concurrent.futures
 import errno
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from gptjax.runtime import replicas
 from gptjax.storage import buckets
 
 _WORTH_BYTES = 2**20
+_SPREAD_BYTES = 2**29  # of a device, that it has in parts and whole at once
 _log = logging.getLogger(__name__)
 
 
@@ -69,13 +71,14 @@ def parts(items: Mapping[str, Any]) -> Any:
 
 
 def whole(found: Any, items: Mapping[str, Any]) -> Any:
-    """What was read as parts() says, in the shardings that are wanted."""
+    """What was read as parts() says, in the shardings that are wanted. The parts are given up."""
     read, tree = jax.tree.flatten(found)
     wanted = jax.tree.leaves(items)
-    apart = _apart(read, wanted)
-    if apart:
-        spread = _spread([wanted[i] for i in apart])([read[i] for i in apart])
-        for i, x in zip(apart, spread, strict=True):
+    for group in _groups(read, wanted):
+        parts_ = [read[i] for i in group]
+        spread = jax.block_until_ready(_spread([wanted[i] for i in group])(parts_))
+        for i, part, x in zip(group, parts_, spread, strict=True):
+            part.delete()
             read[i] = x
     return tree.unflatten(read)
 
@@ -83,26 +86,35 @@ def whole(found: Any, items: Mapping[str, Any]) -> Any:
 def compile_ahead(items: Mapping[str, Any]) -> None:
     """Compiles what whole() will run, beside all else: a run that is started again finds it."""
     read, wanted = jax.tree.leaves(parts(items)), jax.tree.leaves(items)
-    apart = _apart(read, wanted)
+    groups = _groups(read, wanted)
 
     def compile_() -> None:
         try:
-            _spread([wanted[i] for i in apart]).lower([read[i] for i in apart]).compile()
+            for group in groups:
+                _spread([wanted[i] for i in group]).lower([read[i] for i in group]).compile()
         except Exception as e:  # whoever needs it will say what is wrong with it
             _log.debug('reading checkpoints was not compiled ahead: %s', e)
 
-    if apart:
+    if groups:
         pool = concurrent.futures.ThreadPoolExecutor(1, 'compiler')
         pool.submit(compile_)
         pool.shutdown(wait=False)
 
 
-def _apart(read: list[Any], wanted: list[Any]) -> list[int]:
-    return [
-        i
-        for i, (a, b) in enumerate(zip(read, wanted, strict=True))
-        if not a.sharding.is_equivalent_to(b.sharding, len(b.shape))
-    ]
+def _groups(read: list[Any], wanted: list[Any]) -> list[list[int]]:
+    """Numbers of the arrays whose shardings differ, so many together as there is room for."""
+    groups: list[list[int]] = []
+    room = 0
+    for i, (a, b) in enumerate(zip(read, wanted, strict=True)):
+        if a.sharding.is_equivalent_to(b.sharding, len(b.shape)):
+            continue
+        size = math.prod(b.sharding.shard_shape(b.shape)) * b.dtype.itemsize
+        if not groups or size > room:
+            groups.append([])
+            room = _SPREAD_BYTES
+        groups[-1].append(i)
+        room -= size
+    return groups
 
 
 def _spread(wanted: list[Any]) -> Any:

@@ -2,7 +2,7 @@
 """Compiled programs are kept, so that a run that is started again compiles nothing."""
 
 import collections
-import contextlib
+import hashlib
 import inspect
 import os
 import pathlib
@@ -10,12 +10,13 @@ import time
 import warnings
 from typing import Any
 
-from gptjax.runtime import hosts, signals
+from gptjax.runtime import hosts
 from gptjax.storage import buckets, files, scratch
 
 FOLDER = 'xla'
 _VARIABLE = 'JAX_COMPILATION_CACHE_DIR'
-_OURS = '-cache'  # how JAX names what it keeps, in a folder that may hold other things
+_OURS = '.program'  # in a folder where JAX may keep others
+_DIGEST_BYTES = 32  # sha256, before the rest
 _WANTED, _FOUND = (
     f'/jax/compilation_cache/{n}' for n in ('compile_requests_use_cache', 'cache_hits')
 )
@@ -33,6 +34,7 @@ def keep() -> None:
     """
     import jax
 
+    _keep_sealed()
     _use(os.environ.get(_VARIABLE) or files.cache_dir() / FOLDER)
     if not hosts.is_first():
         _write_own()
@@ -40,7 +42,6 @@ def keep() -> None:
     # Programs are few, and each host would wait for the one that compiles.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
-    signals.at_end(_forget_newest)
 
 
 def keep_with(workdir: pathlib.Path) -> None:
@@ -104,16 +105,53 @@ def _write_own() -> None:
     compiler._compile_and_write_cache = compile_and_write
 
 
-def _forget_newest() -> None:
-    """Removes what was kept this very moment: it may be half written, and would be kept so."""
-    import jax
+class _Programs:
+    """JAX's cache of compiled programs, of files with a checksum that are there whole or not."""
 
-    folder = jax.config.jax_compilation_cache_dir
-    if '://' in folder:  # written as a whole
+    def __init__(self, folder: buckets.Anywhere) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder
+
+    def get(self, key: str) -> bytes | None:
+        """What was put; None = nothing, or what cannot be read any more, and is removed."""
+        file = self._path / (key + _OURS)
+        try:
+            found = file.read_bytes()
+        except FileNotFoundError:
+            return None
+        if found[:_DIGEST_BYTES] == _digest(found[_DIGEST_BYTES:]):
+            return found[_DIGEST_BYTES:]
+        warnings.warn(f'{file} is damaged: it is removed, and compiled anew', stacklevel=2)
+        file.unlink(missing_ok=True)
+        return None
+
+    def put(self, key: str, value: bytes) -> None:
+        """Keeps it under its key."""
+        files.replace(self._path / (key + _OURS), _digest(value) + value)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def _keep_sealed() -> None:
+    """Has JAX keep its programs in files of ours.
+
+    Its own may be half written for ever, are read without a checksum, and never written again.
+    Where a size is set it keeps to its own, which are removed by age; so it does in s3:// and az://.
+    """
+    import jax
+    from jax._src import compilation_cache
+
+    theirs = compilation_cache.get_file_cache
+    if tuple(inspect.signature(theirs).parameters) != ('path',):  # another JAX
         return
-    newest = time.time() - 2.0
-    with contextlib.suppress(OSError), os.scandir(folder) as found:
-        for entry in found:
-            with contextlib.suppress(OSError):  # of a folder, or removed since
-                if entry.name.endswith(_OURS) and entry.stat().st_mtime > newest:
-                    os.unlink(entry.path)
+
+    def file_cache(path: str) -> Any:
+        if jax.config.jax_compilation_cache_max_size != -1:
+            return theirs(path)
+        if path.startswith(buckets.SCHEME):
+            return _Programs(buckets.of(path)), path
+        return theirs(path) if '://' in path else (_Programs(pathlib.Path(path)), path)
+
+    compilation_cache.get_file_cache = file_cache

@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 FAILED, WRONG_USAGE, PREEMPTED, CLOSED = 1, 2, signals.STOPPED, 141
 _JOIN_SECS = 300.0
+_GPU_MEMORY = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')  # what JAX reads
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
@@ -259,13 +260,21 @@ def set_up_jax(args: cli.Args) -> None:
     """Memory; on several hosts, the connection between them; where compiled programs are kept."""
     keep_memory()
     given = args.flags
-    os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', str(given.gpu_memory_fraction))
+    _share_memory(given['gpu_memory_fraction'])
     alone = not (given.distributed or given.coordinator)
     local = _local_devices(given.local_device_ids, alone)
     if not alone:
         place = joining.Place(given.coordinator, given.processes, given.process)
         joining.join(place, given.join_timeout, local)
     compiled.keep()
+
+
+def _share_memory(fraction: flags.Flag) -> None:
+    """The flag, if it was given; else what the environment says; else the flag's default."""
+    if fraction.present or not any(os.environ.get(name) for name in _GPU_MEMORY):
+        for name in _GPU_MEMORY:  # JAX refuses both at once
+            os.environ.pop(name, None)
+        os.environ[_GPU_MEMORY[0]] = str(fraction.value)
 
 
 def _local_devices(numbers: Sequence[str], alone: bool) -> list[int]:

@@ -17,7 +17,10 @@ LENGTH = ('train.total_tokens', 'train.total_epochs')
 # (total_tokens, total_epochs) -> step -> learning rate
 RateOf = Callable[[int, float], Callable[[jax.Array], jax.Array]]
 _TOLD = (('model', 'compute_dtype'),)  # that may change, and changes the numbers a little
-_DATA = {'sets': 'token shards'}  # what of the data must be the same, in words
+_DATA = {  # what of the data must be the same, in words
+    'sets': 'was trained on other token shards than those in data.sets now',
+    'branch': 'branched off another state',
+}
 
 
 def check(
@@ -66,8 +69,8 @@ def check(
     for name, value in data.items():
         if meta['data'].get(name, value) != value:
             raise errors.InputError(
-                f'{workdir} was trained on other {_DATA.get(name, name)} than those in '
-                f'data.{name} now; put the old ones back, or use another --workdir'
+                f'{workdir} {_DATA.get(name, f"was trained on other {name}")}; put back what was '
+                'there, or use another --workdir'
             )
 
     for section, name in _TOLD:

@@ -59,20 +59,30 @@ def with_sown(
       apply: a model's.
       options: of the objective.
       z_loss: of each sum of nats that it takes, as LanguageModel.nats() says.
+
+    Raises:
+      UsageError: by the loss, that it takes no such sum.
     """
 
     def loss(params: Any, batch: Mapping[str, jax.Array], rng: jax.Array) -> tuple[jax.Array, Sums]:
         calls: list[Mapping[str, Any]] = []
+        taken = []  # of nats
         told = {'rows': {'numbers': batch[ROWS]}} if ROWS in batch else {}
 
         def collecting(variables: Any, *args: Any, **kwargs: Any) -> Any:
             if z_loss and kwargs.get('method') == 'nats':
                 kwargs |= {'z_loss': z_loss}
+                taken.append(True)
             out, sown = apply({**variables, **told}, *args, **kwargs, mutable=_SOWN)
             calls.append(sown)
             return out
 
         objective, sums = make(collecting, options)(params, batch, rng)
+        errors.require(
+            not z_loss or bool(taken),
+            "train.z_loss is of the nats that the model's method 'nats' sums, and this objective "
+            "never calls apply(..., method='nats'): leave it at 0, or call that",
+        )
         added: Sums = {}
         for sown in calls:
             for kind in _SOWN:
