@@ -151,7 +151,7 @@ def test_every_listing_works_as_it_stands(lab):
 
     assert rows('mixture')[-1]['train/balance'] > 0
     assert 0.25 <= rows('mixture')[-1]['train/busiest_expert'] <= 1
-    assert rows('z_loss')[-1]['train/loss'] > rows('z_loss')[-1]['train/nats']
+    assert rows('smoothed')[-1]['train/loss'] > rows('smoothed')[-1]['train/nats']
     assert 'eval/tokens/calibration_error' in rows('calibration')[-1]
     assert 'eval/tokens/entropy' in rows('calibration')[-1]
     last_row = rows('two_sets')[-1]

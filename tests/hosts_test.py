@@ -2,6 +2,7 @@
 """Hosts that decide together, meet, and end together: as threads, over a board of their own."""
 
 import concurrent.futures
+import os
 import random
 import socket
 import threading
@@ -9,9 +10,10 @@ import time
 
 import jax
 import pytest
+from absl import flags as flags_lib
 
 from gptjax.configs import errors
-from gptjax.runtime import by_host, hosts, joining, peers, signals, streams
+from gptjax.runtime import by_host, hosts, joining, peers, program, signals, streams
 from tests import helpers
 
 
@@ -224,6 +226,29 @@ def test_strangers_at_the_port_and_hosts_begun_again(port):
 def test_an_address_that_is_none(address):
     with pytest.raises(errors.UsageError, match='is no <host>:<port>'):
         joining.meet(joining.Place(address, 2, 1), 1)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'there', 'found'),
+    [
+        ((), {}, {'XLA_CLIENT_MEM_FRACTION': '0.75'}),
+        ((), {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.5'}, {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.5'}),
+        ((), {'XLA_CLIENT_MEM_FRACTION': '.5'}, {'XLA_CLIENT_MEM_FRACTION': '.5'}),
+        (
+            ('--gpu_memory_fraction=0.4',),
+            {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.5'},
+            {'XLA_CLIENT_MEM_FRACTION': '0.4'},
+        ),
+    ],
+)
+def test_memory_of_gpus_is_shared_as_said(monkeypatch, flags, there, found):
+    """JAX refuses its old variable and its new one together."""
+    values = flags_lib.FlagValues()
+    program._define(values, lambda values: None, True)
+    values(['program', *flags])
+    monkeypatch.setattr(os, 'environ', dict(there))
+    program._share_memory(values['gpu_memory_fraction'])
+    assert os.environ == found
 
 
 @pytest.mark.parametrize(

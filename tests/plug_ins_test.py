@@ -155,6 +155,20 @@ def test_a_z_loss_is_in_every_objective_and_in_no_score(family):
     assert float(scores['nats']) == pytest.approx(float(plain), rel=1e-5)
 
 
+def test_a_z_loss_that_no_sum_takes_is_refused():
+    model, batch = model_of('gpt'), helpers.batch_of(4, 16, 64)
+
+    def make(apply, options):
+        del options
+        return lambda params, batch, rng: losses.lm(
+            apply({'params': params}, batch['tokens']), batch['targets'], batch['weights']
+        )
+
+    loss = losses.with_sown(make, model.apply, None, 0.1)
+    with pytest.raises(errors.UsageError, match=r'train.z_loss .* never calls'):
+        jax.eval_shape(loss, helpers.params_of(model), batch, jax.random.key(0))
+
+
 def of_own_weights(apply, options):
     """An objective that weighs every token by what the model itself says of it."""
     del options

@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
-import json
-import logging
 import pathlib
 import re
 import types
@@ -19,19 +17,14 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
-from gptjax.configs import base, checksum, errors, fields, mistakes, sizes, spec, upgrade
+from gptjax.configs import base, errors, fields, mistakes, sizes, spec, written
 from gptjax.configs.sections import training
 
 _CONFIG = 'config'
-_WEIGHTS = re.compile(r'(/best|/checkpoints/\d+)?(/average)?/*$')  # behind a workdir
-_AT_STEP = re.compile(r'@\d+$')  # the same, but for a folder of that very name
 # Where a run began, and on what, is nothing to its readers.
 _OF_COMMAND = ('init_from', 'init_state', 'mesh')
 T = TypeVar('T')
 _PROGRAMS = pathlib.Path(__file__).parents[1]
-_META, _KEPT = 'meta.json', 'checkpoints/[0-9]*/meta.json'  # where a run's config stands, too
-_NO_CONFIG = (ValueError, TypeError, AttributeError, KeyError, RecursionError, OSError)
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,25 +63,12 @@ class Args:
         return fields.build(owner, self.config[name], name)
 
 
-@dataclasses.dataclass(frozen=True)
-class Where:
-    """How folders that a command line names are found, those in buckets, too.
-
-    Attributes:
-      workdir: makes a local folder of --workdir, ready to be written.
-      other: makes one of any other folder, ready for its config to be read.
-    """
-
-    workdir: Callable[[str], str] = str
-    other: Callable[[str], str] = str
-
-
 def parse(
     argv: list[str],
     define: Callable[[flags.FlagValues], None] = lambda values: None,
     default_config: str = '',
     reads: Iterable[str] | None = None,
-    where: Where = Where(),
+    where: written.Where = written.HERE,
 ) -> Args:
     """Parses `--config=FILE[:arg] [--config.field=value ...] --workdir=DIR [...]`.
 
@@ -109,7 +89,10 @@ def parse(
     flags.DEFINE_string('workdir', None, 'Folder that holds the run.', flag_values=values)
     define(values)
     named, argv = _config_of(argv)
-    of_run = _of_run(argv, where) if default_config == base.OF_RUN and not named else ''
+    of_run = ''
+    if default_config == base.OF_RUN and not named:
+        folders = {_name(flag): flag.partition('=')[2] for flag in _joined(argv[1:])}
+        of_run = written.find(folders.get('workdir'), folders.get('config.init_from'), where)
     named = named or of_run or (base.__file__ if default_config == base.OF_RUN else default_config)
     errors.require(named[:1] not in ('', '-'), 'give --config=experiments/<name>.py')
     path, config = '', None
@@ -152,7 +135,7 @@ def load(named: str) -> tuple[str, types.ModuleType, ml_collections.ConfigDict]:
     wrong = mistakes.of_file(path)
     errors.require(not wrong, f'cannot read the config file {path!r}: {wrong}')
     if path.endswith('.json'):
-        return path, *_written(path, colon)
+        return path, *written.load(path, colon)
     found = importlib.util.spec_from_file_location('config_file', path)
     errors.require(
         found is not None,
@@ -173,24 +156,6 @@ def load(named: str) -> tuple[str, types.ModuleType, ml_collections.ConfigDict]:
     wrong = mistakes.in_tree(config)
     errors.require(not wrong, f'{path}: {wrong}')
     return path, module, config
-
-
-def _written(path: str, colon: str) -> tuple[types.ModuleType, ml_collections.ConfigDict]:
-    """A run's config.json as a config file."""
-    errors.require(not colon, f'{path!r} takes no argument: it is a config, not a file of code')
-    try:
-        config = _config_in(pathlib.Path(path))
-        wrong = mistakes.in_tree(config)
-    except _NO_CONFIG as e:
-        wrong = f'{type(e).__name__}: {e}'
-    if wrong:
-        raise errors.InputError(
-            f'{path!r} is no config that a run has written: {wrong}; where it was changed by hand, '
-            f'remove its field {checksum.FIELD!r}, else let the run write it again'
-        )
-    module = types.ModuleType('config_file')
-    module.get_config = lambda: config
-    return module, config
 
 
 def _plain(argv: list[str], config: ml_collections.ConfigDict) -> list[str]:
@@ -319,43 +284,6 @@ def _config_of(argv: list[str]) -> tuple[str, list[str]]:
         len(named) < 2, f'--config is given twice, as {" and ".join(map(repr, named))}; give one'
     )
     return ''.join(named), rest
-
-
-def _of_run(argv: list[str], where: Where) -> str:
-    """The config.json of the run that a command line names; '' where it names none.
-
-    Where it is lost or damaged, the newest checkpoint's meta.json, which says the same.
-    """
-    given = {_name(flag): flag.partition('=')[2] for flag in _joined(argv[1:])}
-    for name, find in (('workdir', where.workdir), ('config.init_from', where.other)):
-        folder = given.get(name)
-        whole = _WEIGHTS.sub('', folder or '')
-        run = pathlib.Path(find(whole))
-        if name != 'workdir' and not run.exists():
-            run = pathlib.Path(find(_AT_STEP.sub('', whole)))
-        path = run / base.OF_RUN
-        # A published folder has one of another kind.
-        if not folder or (path.is_file() and b'"model_type"' in path.read_bytes()):
-            continue
-        kept = sorted(run.glob(_KEPT), reverse=True)
-        for each in (path, *kept):
-            with contextlib.suppress(*_NO_CONFIG):
-                _config_in(each)
-                if each != path:
-                    _log.warning('%s is missing or damaged; %s says the same', path, each)
-                return str(each)
-        if path.is_file():
-            return str(path)  # and why it is none
-    return ''
-
-
-def _config_in(path: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config that a run wrote, alone or in the meta of a checkpoint. Raises _NO_CONFIG."""
-    found = checksum.opened(json.loads(path.read_bytes()))
-    found = found['config'] if path.name == _META else found
-    if 'model' not in found and found.keys() <= {*base.SECTIONS, *base.TOP}:  # all have had one
-        raise ValueError('it has no section model')
-    return ml_collections.ConfigDict(upgrade.config(found))
 
 
 def _add_labels(config: ml_collections.ConfigDict, argv: list[str]) -> None:

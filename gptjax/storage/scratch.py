@@ -20,7 +20,7 @@ import threading
 import time
 from typing import NamedTuple
 
-from gptjax.configs import cli, errors
+from gptjax.configs import errors, written
 from gptjax.storage import buckets, files, gcs, leases, retry
 
 IN_PLACE = 'checkpoints'  # the folder of a workdir that is not copied
@@ -278,4 +278,4 @@ def _clear(parent: pathlib.Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-WHERE = cli.Where(workdir=open_workdir, other=lambda name: str(small(here(name))))
+WHERE = written.Where(workdir=open_workdir, other=lambda name: str(small(here(name))))
