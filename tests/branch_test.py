@@ -9,10 +9,11 @@ import pytest
 
 from gptjax import train
 from gptjax.configs import errors
-from gptjax.data import loader
+from gptjax.data import loader, tokens
 from gptjax.models import pretrained, sources
 from gptjax.runtime import checkpoint, metrics, program, results
 from gptjax.training import plan as plan_lib
+from gptjax.training import step as step_lib
 from tests import helpers
 
 OFTEN = (
@@ -21,6 +22,7 @@ OFTEN = (
     *('--config.model.n_layers=1', '--config.model.residual_dropout=0.1'),
     *('--config.optim.schedule=wsd', '--config.optim.cooldown_tokens=1536'),
 )
+EPOCHS = '--config.train.total_tokens=0'
 LONG, SHORT = '--config.train.total_tokens=12288', '--config.train.total_tokens=6144'
 
 
@@ -99,6 +101,42 @@ def test_another_batch_and_rate_from_a_step_on(folder):
     assert rows[9]['tokens'] == 8 * 512 + 1024
     assert results.read(branch)['steps'] == 8 + 8
     assert rows[9]['opt/lr'] == pytest.approx(3e-4)
+
+
+def test_another_mixture_in_epochs_goes_back_behind_a_spike(folder, monkeypatch):
+    """From the newest step of a run: one set goes on, one begins, and the spike's are left out."""
+    parent, config = folder
+    seen, make = [], step_lib.make_train_step
+
+    def making(*args):
+        step = make(*args)
+
+        def poisoned(state, batch):
+            seen.extend(tuple(row) for row in np.asarray(batch['tokens']).tolist())
+            spike = float('nan') if len(seen) == 6 * 16 else 1.0
+            return step(state, batch | {'weights': batch['weights'] * spike})
+
+        return poisoned
+
+    monkeypatch.setattr(step_lib, 'make_train_step', making)
+    whole = tokens.open_set(parent / 'data' / 'tokens', 'train')
+    steps = 24 + 12
+    flags = (
+        *(f'--config.init_from={parent}/parent', '--config.init_state=whole'),
+        *("--config.data.sets=('tokens', 'tokens')", '--config.data.weights=(0.5, 0.5)'),
+        *(f'--config.train.total_epochs={steps * 512 / (2 * len(whole))}', EPOCHS),
+        *('--config.train.on_spike=rollback', '--config.train.rollback_steps=2'),
+    )
+    branch = run(parent, 'mixed', config, *flags)
+    assert results.read(branch)['steps'] == steps
+    data = checkpoint.latest(branch)[1]['data']
+    assert data['skipped'] == [[28, 2 * 16]]
+    order = loader.Order(24 * 16, [0, 1], [24 * 16, 0], [])
+    assert loader.Order(**data['branch']['order']) == order
+    mixture = loader.windows([whole, whole], [0.5, 0.5], 32, 0, order=order)
+    expected = [tuple(mixture[i]()[:32].tolist()) for i in range(14 * 16)]
+    assert seen[: 6 * 16] == expected[: 6 * 16]
+    assert seen[-8 * 16 :] == expected[6 * 16 :]  # from step 28 again to 36
 
 
 @pytest.mark.parametrize(

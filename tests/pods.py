@@ -36,13 +36,14 @@ def trained(folder: object, config: str, *flags: str) -> None:
     emulator.run(train_lib.main, f'--config={config}', f'--workdir={folder}', *LENGTH, *flags)
 
 
-def outcome(place: pathlib.Path | buckets.Path) -> tuple:
-    """The weights, the scores and the rows of a run."""
+def outcome(place: pathlib.Path | buckets.Path, since: int = 0) -> tuple:
+    """The weights, the scores and the losses of a run, of steps behind one, and its last step."""
     with emulator.process():
         workdir = scratch.small(scratch.here(str(place)))
         found = results.read(workdir)
         scores = {name: value for name, value in found.items() if name.startswith('eval/')}
-        rows = {row['step']: row['train/loss'] for row in metrics.read(workdir)}
+        read = [row for row in metrics.read(workdir) if row['step'] > since]
+        rows = {row['step']: row['train/loss'] for row in read}
         loaded = pretrained.load(str(place))
         arrays = [np.asarray(x).tobytes() for x in jax.tree.leaves(loaded.params)]
         return arrays, scores, rows, checkpoint.latest(workdir, put_aside=False)[1]['step']

@@ -86,6 +86,24 @@ def test_suites(run, tmp_path):
     assert found[2] == pytest.approx(found[1], rel=1e-5)
 
 
+def test_a_branch_of_a_run_in_a_bucket(bucket, prepared_bucket, config_file):
+    """With another mixture: hosts agree where it begins, and it reads what one host reads."""
+    pods.trained(bucket, config_file)
+    found = []
+    for count in (1, 2):
+        branch = prepared_bucket.copy(f'{bucket}-{count}')
+        flags = (f'--config={config_file}', f'--workdir={branch}', *pods.LENGTH, *MESH)
+        flags += (f'--config.init_from={bucket}@6', '--config.init_state=whole')
+        flags += ('--config.model.n_heads=2', "--config.data.sets=('tokens', 'tokens')")
+        finish(start('train', count, *flags, '--config.data.weights=(0.5, 0.5)'))
+        found.append(pods.outcome(branch, since=6))
+    (_, scores, rows, step), (_, others, other_rows, other_step) = found
+    assert step == other_step == 8
+    assert list(rows) == list(other_rows) == [7, 8]
+    assert others == pytest.approx(scores, rel=1e-5)
+    assert other_rows == pytest.approx(rows, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     'asked',
     [

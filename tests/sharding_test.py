@@ -31,7 +31,7 @@ _MODEL = {
 }
 
 
-def train(mesh, steps=2, model=None):
+def train(mesh, steps=2, model=None, **how):
     """Losses and final parameters of a few steps with dropout and accumulation."""
     model = model or helpers.tiny_model(**_MODEL)
     plan = helpers.plan_of(16 * 16, 16)
@@ -43,7 +43,7 @@ def train(mesh, steps=2, model=None):
             helpers.loss_of(model),
             optimizer,
             0,
-            step_lib.Options(device_windows=8 // mesh.rows()),
+            step_lib.Options(device_windows=8 // mesh.rows(), **how),
             target,
         )
         state = step_lib.init(model.init_params, optimizer, 0, target)
@@ -63,8 +63,8 @@ def alone():
     return train(helpers.one_device())
 
 
-def agrees(sizes, alone):
-    losses, params = train(mesh_lib.Mesh(mesh_lib.Config(*sizes, slices=1, across='data')))
+def agrees(sizes, alone, **how):
+    losses, params = train(mesh_lib.Mesh(mesh_lib.Config(*sizes, slices=1, across='data')), **how)
     np.testing.assert_allclose(losses, alone[0], rtol=1e-5)
     for a, b in zip(*map(jax.tree.leaves, (params, alone[1])), strict=True):
         np.testing.assert_allclose(a, b, atol=5e-5)
@@ -79,6 +79,14 @@ def test_some_meshes_agree_with_one_device(sizes, alone):
 @pytest.mark.parametrize('sizes', [f for f in FACTORISATIONS if f not in SAMPLE])
 def test_every_other_mesh_agrees_with_one_device(sizes, alone):
     agrees(sizes, alone)
+
+
+@pytest.mark.slow
+def test_meshes_agree_with_one_device_by_xlas_generator(alone):
+    rbg = train(helpers.one_device(), dropout_bits='rbg')
+    assert rbg[0] != alone[0]
+    for each in SAMPLE:
+        agrees(each, rbg, dropout_bits='rbg')
 
 
 @pytest.mark.parametrize('impl', ['threefry2x32', 'rbg'])
