@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token shards, opened: on a disk through memory maps, in a bucket by ranges of bytes."""
+"""Token shards, opened: windows are read from a disk, or by ranges of an object's bytes.
+
+Files are read, not mapped: windows are drawn at random, and what a system reads ahead of a page of
+a map is a hundred times what is wanted. A few are open at once, however many there are.
+"""
 
 import abc
 import concurrent.futures
@@ -17,6 +21,7 @@ from gptjax.configs import errors
 from gptjax.data import token_manifest as manifest_lib
 from gptjax.storage import buckets, files, retry
 
+_MOST_OPEN = 128  # files at once
 _PATIENCE_SECS = 1200.0  # with storage that fails while tokens are streamed
 
 
@@ -74,7 +79,7 @@ def open_all(
         if isinstance(folder, buckets.Path):
             opened.append(_Streamed(folder, record, dtype, store, there[record.name]))
         else:
-            opened.append(_Mapped(folder, record, dtype))
+            opened.append(_OnDisk(folder, record, dtype))
     return opened
 
 
@@ -111,15 +116,42 @@ def damages(
         yield from pool.map(one, records)
 
 
-class _Mapped(Shard):
-    """A shard in a memory map, and the file's size and time when it was opened."""
+class _Open:
+    """A file, open until nobody holds it; what is read is not read ahead of."""
+
+    def __init__(self, path: pathlib.Path, state: tuple[int, int]) -> None:
+        """Args: state: of the file that is meant; is_it says whether this is that one."""
+        self._number = -1
+        self._number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.is_it = _state(os.fstat(self._number)) == state
+        with contextlib.suppress(OSError, AttributeError):  # of file systems, of systems
+            os.posix_fadvise(self._number, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def read(self, start: int, size: int) -> bytes:
+        """`size` bytes from `start` on: fewer where the file ends."""
+        found = os.pread(self._number, size, start)
+        while len(found) < size and (more := os.pread(self._number, size, start + len(found))):
+            found += more[: size - len(found)]
+        return found
+
+    def __del__(self) -> None:
+        if self._number >= 0:
+            os.close(self._number)
+
+
+_opened = functools.lru_cache(_MOST_OPEN)(_Open)
+
+
+class _OnDisk(Shard):
+    """A shard on a disk, and the file's size and time when it was opened."""
 
     def __init__(self, folder: pathlib.Path, record: manifest_lib.Record, dtype: np.dtype) -> None:
         super().__init__(folder, record)
+        self._dtype = dtype
         try:
-            self._seen = self._opened = self._state()
-            self._tokens = np.memmap(self.path, dtype, mode='r')
-        except (OSError, ValueError) as e:
+            self._seen = _state(self.path.stat())
+            _Open(self.path, self._seen)
+        except OSError as e:
             raise errors.InputError(
                 f'token shard {self.path} cannot be read ({e}); {manifest_lib.remedy(folder)}'
             ) from e
@@ -128,21 +160,24 @@ class _Mapped(Shard):
         return functools.partial(self._read, start, stop)
 
     def _read(self, start: int, stop: int) -> np.ndarray:
-        """A copy of tokens; looks before and after, as a file that was cut ends the process."""
-        self._check()
-        found = np.array(self._tokens[start:stop])
-        self._check()
-        return found
-
-    def _check(self) -> None:
-        with contextlib.suppress(FileNotFoundError):  # what is mapped stays
-            self._seen = self._state()
-        if self._seen != self._opened:
+        size, now = self._dtype.itemsize, self._seen
+        try:
+            file = _opened(self.path, self._seen)
+            content = file.read(start * size, (stop - start) * size)
+            with contextlib.suppress(FileNotFoundError):  # what is open stays
+                now = _state(self.path.stat())
+        except OSError as e:
+            raise errors.InputError(
+                f'token shard {self.path} cannot be read any more ({e.strerror}); put it back, and '
+                'run the same command again'
+            ) from e
+        if not file.is_it or now != self._seen or len(content) != (stop - start) * size:
             raise self._changed()
+        return np.frombuffer(content, self._dtype)
 
-    def _state(self) -> tuple[int, int]:
-        found = self.path.stat()
-        return found.st_size, found.st_mtime_ns
+
+def _state(found: os.stat_result) -> tuple[int, int]:
+    return found.st_size, found.st_mtime_ns
 
 
 class _Streamed(Shard):
