@@ -220,7 +220,7 @@ def test_storage_that_fails_for_a_moment_is_tried_again(monkeypatch, caplog):
 
 
 def test_rows_that_a_full_disk_refused_are_written_later(tmp_path, monkeypatch, caplog):
-    writer = metrics.Writer(tmp_path, 0, 1.0)
+    writer = metrics.Writer(tmp_path, metrics.past(tmp_path, 0), 1.0)
     writer.write(1, 10, {'a': 1.0})
     writer.flush()
     fsync = os.fsync
@@ -315,13 +315,13 @@ def test_weights_and_biases_when_asked(tmp_path, monkeypatch):
 
     fake = type('wandb', (), {'init': staticmethod(lambda **kwargs: Run())})
     monkeypatch.setitem(__import__('sys').modules, 'wandb', fake)
-    writer = metrics.Writer(tmp_path, 0, 1.0, wandb='project')
+    writer = metrics.Writer(tmp_path, metrics.past(tmp_path, 0), 1.0, wandb='project')
     writer.write(1, 10, {'a': 1.0})
     writer.close()
     assert logged == [{'step': 1, 'a': 1.0}, 'finished']
     monkeypatch.setitem(__import__('sys').modules, 'wandb', None)
     with pytest.raises(errors.UsageError, match='pip install wandb'):
-        metrics.Writer(tmp_path, 0, 1.0, wandb='project')
+        metrics.Writer(tmp_path, metrics.past(tmp_path, 0), 1.0, wandb='project')
 
 
 @pytest.mark.slow

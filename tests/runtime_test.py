@@ -22,7 +22,7 @@ from gptjax.storage import leases
 
 
 def test_rows_are_merged_and_later_ones_dropped_on_resume(tmp_path):
-    writer = metrics.Writer(tmp_path, 0, 2.0)
+    writer = metrics.Writer(tmp_path, metrics.past(tmp_path, 0), 2.0)
     for step in range(1, 6):
         writer.write(step, step * 10, {'train/loss': 1.0 / step})
         writer.write(step, step * 10, {'eval/x': 1.0})
@@ -30,7 +30,7 @@ def test_rows_are_merged_and_later_ones_dropped_on_resume(tmp_path):
     assert len(metrics.read(tmp_path)) == 5
     with (tmp_path / 'metrics.jsonl').open('a') as f:
         f.write('{"step": 6, "tok')  # cut short by a crash
-    writer = metrics.Writer(tmp_path, 3, 2.0)
+    writer = metrics.Writer(tmp_path, metrics.past(tmp_path, 3), 2.0)
     writer.write(4, 40, {'train/loss': 9.0})
     writer.close()
     rows = metrics.read(tmp_path)

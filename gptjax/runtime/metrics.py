@@ -4,14 +4,13 @@
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 import os
 import pathlib
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +18,45 @@ from gptjax.configs import errors
 from gptjax.storage import documents, files, scratch
 
 FILE = 'metrics.jsonl'
+_MOST_NAMED = 20  # lines
 _BOARD_BYTES = 2**20  # less free than this is a full disk
 _log = logging.getLogger(__name__)
+
+
+class Past(NamedTuple):
+    """What metrics.jsonl holds of the steps up to one.
+
+    Attributes:
+      step: that one.
+      row: the last; {} = there is none.
+      begins, end: bytes of the file before that row, and up to and with it.
+      total_secs: the highest perf/total_secs of all rows, later ones too.
+      is_clean: whether nothing but rows with checksums stands in the file.
+    """
+
+    step: int
+    row: dict[str, Any]
+    begins: int
+    end: int
+    total_secs: float
+    is_clean: bool
+
+
+def past(workdir: pathlib.Path, step: int) -> Past:
+    """Looks through metrics.jsonl, a row at a time."""
+    path = scratch.need(workdir / FILE)
+    found = Past(step, {}, 0, 0, 0.0, not path.is_symlink())
+    if path.is_dir():
+        return found
+    for line in _each_line(path):
+        if line.row is None:
+            found = found._replace(is_clean=found.is_clean and line.is_cut)
+            continue
+        longest = max(found.total_secs, line.row.get('perf/total_secs', 0.0))
+        found = found._replace(total_secs=longest)
+        if line.row['step'] <= step:
+            found = found._replace(row=line.row, begins=line.end - len(line.raw), end=line.end)
+    return found if documents.is_sealed(path) else found._replace(is_clean=False)
 
 
 class Writer:
@@ -30,11 +66,12 @@ class Writer:
     """
 
     def __init__(
-        self, workdir: pathlib.Path, start_step: int, flops_per_token: float, wandb: str = ''
+        self, workdir: pathlib.Path, before: Past, flops_per_token: float, wandb: str = ''
     ) -> None:
-        """Rows of later steps than `start_step`, left by an interrupted run, are dropped.
+        """Rows of later steps than before.step, left by an interrupted run, are dropped.
 
         Args:
+          before: past() of that workdir.
           wandb: a Weights & Biases project to log to as well; '' = none.
 
         Raises:
@@ -44,23 +81,19 @@ class Writer:
         self._flops_per_token = flops_per_token
         self._row: dict[str, float] = {}
         self._waiting: list[dict[str, float]] = []
-        self._path = scratch.need(workdir / FILE)
+        self._path = workdir / FILE
         if self._path.is_dir():
             _put_aside(self._path)
-        rows, bad = _read(self._path)
-        if bad:
-            aside = self._path.with_name(f'{FILE}.bad')
-            with files.open_(aside, 'a') as f:
-                files.appended(f, ''.join(f'{line}\n' for line in bad.values()), aside)
-            _log.warning('%s: damaged lines are set aside in %s', self._path, aside.name)
-        kept = [row for row in rows if row['step'] <= start_step]
-        lines = [documents.line(row).encode() for row in kept]
-        files.replace(self._path, b''.join(lines))
-        self._size = sum(map(len, lines))
-        self._last: tuple[dict, int] = ({}, 0)  # the row written last, and where it begins
-        if kept:
-            self._last = kept[-1], self._size - len(lines[-1])
-        self._board = _Board(workdir, start_step)
+        if not before.is_clean:
+            _clean(self._path, before.step)
+            before = past(workdir, before.step)
+        self._size = before.end
+        if self._path.exists() and self._path.stat().st_size > before.end:
+            with files.open_(self._path, 'r+b') as f:
+                f.truncate(before.end)
+                os.fsync(f.fileno())
+        self._last: tuple[dict, int] = (before.row, before.begins)  # and where it begins
+        self._board = _Board(workdir, before.step)
 
     def write(self, step: int, tokens: int, metrics: Mapping[str, float]) -> None:
         """Adds to the row of a step, also to the last one that was flushed."""
@@ -191,24 +224,51 @@ class Silent:
         pass
 
 
-def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a run; lines that are damaged are said and left out, as is one cut by a crash."""
-    rows, bad = _read(workdir / FILE)
+def rows(workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """The rows of a run, one at a time.
+
+    Lines that are damaged are said and left out, as is one cut by a crash.
+    """
+    bad = []
+    for line in _each_line(workdir / FILE):
+        if line.row is not None:
+            yield line.row
+        elif not line.is_cut:
+            bad.append(line.number)
     if bad:
-        said = ', '.join(map(str, bad))
+        said = ', '.join(map(str, bad[:_MOST_NAMED])) + ', ...' * (len(bad) > _MOST_NAMED)
         _log.warning('%s: damaged lines are left out: %s', workdir / FILE, said)
-    return rows
 
 
-def _read(path: pathlib.Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """Rows of rising steps and numbers, and by number what is none."""
-    found = documents.read_lines(path, ('step',))
-    rows, bad, last = [], dict(found.bad), -1
-    for number, row in found.numbered.items():
-        numbers = all(type(x) in (int, float) for x in row.values())
-        if type(row['step']) is int and row['step'] > last and numbers:
-            rows.append(row)
-            last = row['step']
-        else:
-            bad[number] = json.dumps(row)
-    return rows, dict(sorted(bad.items()))
+def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """rows(), all at once."""
+    return list(rows(workdir))
+
+
+def _each_line(path: pathlib.Path) -> Iterator[documents.Line]:
+    """The lines of a file, those of which are rows that hold numbers, of rising steps."""
+    last = -1
+    for line in documents.each_line(path, ('step',)):
+        row = line.row
+        if row is not None:
+            numbers = all(type(x) in (int, float) for x in row.values())
+            if type(row['step']) is int and row['step'] > last and numbers:
+                last = row['step']
+            else:
+                line = line._replace(row=None)
+        yield line
+
+
+def _clean(path: pathlib.Path, step: int) -> None:
+    """Leaves rows up to a step in a file, each with a checksum; what is none is set aside."""
+    aside = path.with_name(f'{FILE}.bad')
+    with contextlib.ExitStack() as open_:
+        kept, bad = open_.enter_context(files.replacing(path)), None
+        for line in _each_line(path):
+            if line.row is None and not line.is_cut:
+                bad = bad or open_.enter_context(files.open_(aside, 'a'))
+                files.appended(bad, line.text + '\n', aside)
+            elif line.row is not None and line.row['step'] <= step:
+                kept.write(documents.line(line.row).encode())
+    if bad:
+        _log.warning('%s: damaged lines are set aside in %s', path, aside.name)

@@ -30,9 +30,12 @@ def loss_curve(workdir: pathlib.Path, eval_name: str, path: pathlib.Path) -> Non
       eval_name: the metric of the held-out curve, as eval/tokens/bits_per_byte.
     """
     plt = _pyplot()
-    rows = metrics.read(workdir)
-    train = [(row['tokens'], row['train/loss']) for row in rows if 'train/loss' in row]
-    held_out = [(row['tokens'], row[eval_name]) for row in rows if eval_name in row]
+    train: list[tuple[float, float]] = []
+    held_out: list[tuple[float, float]] = []
+    for row in metrics.rows(workdir):
+        for points, name in ((train, 'train/loss'), (held_out, eval_name)):
+            if name in row:
+                points.append((row['tokens'], row[name]))
     figure, axis = plt.subplots(figsize=(7, 4), layout='constrained')
     axis.plot(*zip(*train, strict=True), color=_BLUE, linewidth=1)
     axis.set_xlabel('training tokens')
@@ -60,10 +63,11 @@ def comparison(runs: Mapping[str, Run], eval_name: str, path: pathlib.Path) -> N
         1, 2, figsize=(10, 4), layout='constrained', width_ratios=(3, 2)
     )
     for (name, run), colour in zip(runs.items(), itertools.cycle(_COLOURS), strict=False):
-        rows = [row for row in metrics.read(run.workdir) if eval_name in row]
+        rows = (row for row in metrics.rows(run.workdir) if eval_name in row)
+        points = [(row['tokens'], row[eval_name]) for row in rows]
         label = f'{name}: {run.bits_per_byte:.2f}'
-        if rows:
-            tokens, bits = zip(*((row['tokens'], row[eval_name]) for row in rows), strict=True)
+        if points:
+            tokens, bits = zip(*points, strict=True)
             left.plot(tokens, bits, color=colour, marker='o', markersize=3, label=label)
         else:
             left.axhline(run.bits_per_byte, color=colour, linestyle='--', label=label)

@@ -5,10 +5,12 @@ A document ends with the field `checksum`, of the others; of a file of JSON line
 What was written before there were checksums has none: it is taken where it has the form wanted.
 """
 
+import contextlib
+import io
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import IO, Any, NamedTuple
 
 import msgspec
 
@@ -93,8 +95,37 @@ def lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return ''.join(map(line, rows))
 
 
-def read_lines(path: buckets.Anywhere, needs: Collection[str] = ()) -> Lines:
-    """The rows of a file; none where there is no file.
+class Line(NamedTuple):
+    """A line of a file of JSON lines.
+
+    number: from 1. end: of the file's bytes, those up to and with it. raw: its bytes, the line's
+    end among them. row: None = it is bad, or was not written to its end.
+    """
+
+    number: int
+    end: int
+    raw: bytes
+    row: dict[str, Any] | None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it was not written to its end."""
+        return not self.raw.endswith(b'\n')
+
+    @property
+    def text(self) -> str:
+        """What stands there, whatever it is."""
+        return self.raw.removesuffix(b'\n').decode(errors='replace')
+
+
+def is_sealed(path: buckets.Anywhere) -> bool:
+    """Whether any line of a file has a checksum: then one without is bad."""
+    with _opened(path) as file:
+        return any(_CHECKSUM in raw and _is_row(raw) for raw in file)
+
+
+def each_line(path: buckets.Anywhere, needs: Collection[str] = ()) -> Iterator[Line]:
+    """The lines of a file that are not blank, one at a time; none where there is no file.
 
     A line without a checksum is bad where another one has one.
 
@@ -104,26 +135,42 @@ def read_lines(path: buckets.Anywhere, needs: Collection[str] = ()) -> Lines:
     Raises:
       OSError: it cannot be read.
     """
+    sealed, end = is_sealed(path), 0
+    with _opened(path) as file:
+        for number, raw in enumerate(file, 1):
+            end, row = end + len(raw), None
+            if not raw.strip():
+                continue
+            with contextlib.suppress(ValueError):
+                if raw.endswith(b'\n') and (not sealed or _CHECKSUM in raw):
+                    row = parse(raw, dict, needs)
+            yield Line(number, end, raw, row)
+
+
+def read_lines(path: buckets.Anywhere, needs: Collection[str] = ()) -> Lines:
+    """The rows of a file, at once; arguments and errors as each_line()."""
+    found = Lines({}, {}, False)
+    for line_ in each_line(path, needs):
+        if line_.row is not None:
+            found.numbered[line_.number] = line_.row
+        elif line_.is_cut:
+            found = found._replace(cut=True)
+        else:
+            found.bad[line_.number] = line_.text
+    return found
+
+
+def _opened(path: buckets.Anywhere) -> IO[bytes]:
     try:
-        content = path.read_bytes()
+        return io.BytesIO(path.read_bytes()) if isinstance(path, buckets.Path) else path.open('rb')
     except FileNotFoundError:
-        return Lines({}, {}, False)
-    found, bad, plain = {}, {}, {}
-    whole, _, rest = content.rpartition(b'\n')
-    for number, each in enumerate(whole.split(b'\n'), 1):
-        if not each.strip():
-            continue
-        try:
-            found[number] = parse(each, dict, needs)
-            if _CHECKSUM not in each:
-                plain[number] = each
-        except ValueError:
-            bad[number] = each
-    if len(plain) < len(found):
-        found = {number: row for number, row in found.items() if number not in plain}
-        bad |= plain
-    said = {number: bad[number].decode(errors='replace') for number in sorted(bad)}
-    return Lines(found, said, bool(rest.strip()))
+        return io.BytesIO()
+
+
+def _is_row(raw: bytes) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(parse(raw, dict))
+    return False
 
 
 _CHECKSUM = json.dumps(checksum.FIELD).encode()

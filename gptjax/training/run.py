@@ -263,22 +263,18 @@ class Run:
         self._clock = clock.Clock(flops, self._open.enter_context(hang.Hang(train.end_if_hung)))
         if meta:
             self._clock.restore(meta['clock'])
-        rows = metrics.read(self._workdir)
-        self._clock.lost(max((row.get('perf/total_secs', 0.0) for row in rows), default=0.0))
-        self._scores = {
-            name: value
-            for row in rows
-            if row['step'] == step
-            for name, value in row.items()
-            if name in self._recipe.evaluation.names
-        }
+        before = metrics.past(self._workdir, step)
+        self._clock.lost(before.total_secs)
+        row = before.row if before.row.get('step') == step else {}
+        names = self._recipe.evaluation.names
+        self._scores = {name: value for name, value in row.items() if name in names}
         peers.here().begin(step)
         self._steps_due = clock.Due(self._kept.every_steps)
         self._secs_due = clock.Due(0, self._kept.every_secs)
         self._eval_due = clock.Due(train.eval_every_steps)
         self._writer = metrics.Silent()
         if hosts.is_first():
-            self._writer = metrics.Writer(self._workdir, step, flops, train.wandb_project)
+            self._writer = metrics.Writer(self._workdir, before, flops, train.wandb_project)
         self._open.callback(self._writer.close)
         self._checkpoints = self._checkpointing()
         self._open.callback(self._close_checkpoints)
