@@ -14,7 +14,7 @@ import logging
 import pathlib
 
 from gptjax.configs import cli, errors
-from gptjax.data import documents, tokens
+from gptjax.data import documents, encoding, splits, tokens
 from gptjax.runtime import program, progress, workers
 from gptjax.storage import scratch
 from gptjax.text import tokenizer as tokenizer_lib
@@ -35,8 +35,8 @@ class _Job:
     def run(self) -> None:
         """Tokenises the shard."""
         tokenizer = tokenizer_lib.load(self.tokenizer)
-        texts = documents.split(self.corpus, self.shard, self.valid_fraction)
-        tokens.write_shard(self.folder, self.index, texts, tokenizer)
+        texts = splits.split(self.corpus, self.shard, self.valid_fraction)
+        encoding.write_shard(self.folder, self.index, texts, tokenizer)
 
 
 def main(args: cli.Args) -> None:

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 from gptjax.configs import cli, errors
-from gptjax.data import documents, tokens
+from gptjax.data import documents, splits, tokens
 from gptjax.runtime import program, progress
 from gptjax.storage import documents as documents_lib
 from gptjax.storage import scratch
@@ -52,7 +52,7 @@ def _main(args: cli.Args) -> None:
             _log.warning('tokenizer %s is made again: %s', folder, e)
     total = sum(shard.text_bytes for shard in documents.shards(corpus))
     fraction = args.section('tokens', tokens.Config).held_out(total)
-    texts = documents.training_texts(corpus, fraction, config.sample_bytes)
+    texts = splits.training_texts(corpus, fraction, config.sample_bytes)
     with progress.Progress('read', min(total, config.sample_bytes), ' bytes') as bar:
         tokenizer = vocabulary.train(config, _told(texts, bar))
     tokenizer_lib.save(tokenizer, folder)

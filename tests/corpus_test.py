@@ -13,7 +13,7 @@ import zstandard
 
 from gptjax import prepare_corpus
 from gptjax.configs import errors
-from gptjax.data import documents
+from gptjax.data import documents, splits
 from gptjax.data.sets import files
 from tests import helpers
 
@@ -236,7 +236,7 @@ def test_what_is_held_out_is_a_share_of_the_bytes(tmp_path, seed):
     fraction = rng.choice((0.02, 0.05, 0.3))
     found = {'train': [], 'valid': []}
     for shard in documents.shards(tmp_path):
-        for document in documents.split(tmp_path, shard, fraction):
+        for document in splits.split(tmp_path, shard, fraction):
             found[document.split].append(document.text)
     held, whole = (
         sum(len(t.encode()) for t in x) for x in (found['valid'], [d.text for d in every])

@@ -9,7 +9,7 @@ import pytest
 
 from gptjax import prepare_corpus, prepare_tokens, train
 from gptjax.configs import errors
-from gptjax.data import documents, staging, tokens
+from gptjax.data import documents, encoding, splits, staging, tokens
 from gptjax.data.sets import stdlib
 from gptjax.storage import documents as documents_lib
 from gptjax.storage import files
@@ -115,7 +115,7 @@ def test_tokens_go_on_after_an_interruption(prepared, monkeypatch):
     before = manifest.read_text()
     manifest.unlink()
     called = []
-    monkeypatch.setattr(tokens, 'write_shard', lambda *a: called.append(a))
+    monkeypatch.setattr(encoding, 'write_shard', lambda *a: called.append(a))
     prepare_tokens.main(helpers.args(config, workdir))
     assert not called  # the shard's own record was enough
     assert manifest.read_text() == before
@@ -161,7 +161,7 @@ def test_a_single_document_is_cut_whatever_its_hash(tmp_path, text):
 
 def test_the_tokenizer_never_sees_what_is_held_out(prepared, texts):
     _, workdir = prepared
-    seen = set(documents.training_texts(workdir / 'corpus', 0.15, 10**9))
+    seen = set(splits.training_texts(workdir / 'corpus', 0.15, 10**9))
     held_out = set(texts) - seen
     assert 0 < len(held_out) < len(texts) / 2
 

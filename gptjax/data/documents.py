@@ -2,20 +2,21 @@
 """A corpus on disk: documents in JSONL shards with a manifest written last.
 
 One line a document: {"text": ..., "split": "train" | "valid" | ""}; an empty split is decided
-later, by the document's hash.
+later, by the document's hash. A long document takes several lines, all but the last with
+"more": true, so that no more than a part of it need be held.
 """
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import io
 import itertools
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -25,7 +26,6 @@ from gptjax.storage import files, scratch
 
 MANIFEST, BAD = 'manifest.json', 'bad.jsonl'
 _REMEDY = 'run python -m gptjax.prepare_corpus again, which makes it whole'
-_SMALL = 1000  # documents; of more, hashes hold out about the right share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,31 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
+    """A document; or a part of one, which the next one continues where there is more."""
+
     text: str
     split: Literal['train', 'valid', '']
+    more: bool = False
+
+
+class Text(NamedTuple):
+    """A document of any length. parts: of its text, in order, as often as asked for."""
+
+    split: str
+    size: int  # UTF-8 bytes
+    parts: Iterable[str]
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return ''.join(self.parts)
+
+    def digest(self, size: int) -> bytes:
+        """The BLAKE2b hash of its UTF-8 bytes, in so many bytes."""
+        found = hashlib.blake2b(digest_size=size)
+        for part in self.parts:
+            found.update(part.encode())
+        return found.digest()
 
 
 _DECODER = msgspec.json.Decoder(Document)
@@ -119,7 +142,7 @@ def write(
     left_out = {'bad': 0, 'empty': 0, 'repeated': 0}
     (folder / BAD).unlink(missing_ok=True)
     with files.open_(folder / BAD, 'x') as bad:
-        texts = _kept(found, config, left_out, bad)
+        texts = _kept(_assembled(found, folder), config, left_out, bad)
         rest = itertools.islice(texts, sum(s.documents for s in shards), None)
         while shard := _write_shard(folder, len(shards), rest, config.shard_bytes, progress):
             shards.append(shard)
@@ -153,18 +176,52 @@ def _difference(before: dict, source: dict) -> str:
     return ', '.join(errors.both(name, before.get(name), source[name]) for name in named)
 
 
-def _kept(
-    found: Iterable[Document | Bad], config: Config, left_out: dict[str, int], bad: io.TextIOBase
-) -> Iterator[Document]:
-    """The documents that are written; the others are counted, and what is bad is set aside."""
-    seen: set[bytes] = set()
-    for number, one in enumerate(found, 1):
+def _assembled(found: Iterable[Document | Bad], folder: pathlib.Path) -> Iterator[Text | Bad]:
+    """Documents whole, the parts of a long one kept in a file of no name until it ends."""
+    number, size, held = 1, 0, None
+    for one in found:
         if isinstance(one, Document):
             try:
-                content = one.text.encode()
+                size += len(one.text.encode())
             except UnicodeEncodeError as e:
                 why = f'holds a lone surrogate, U+{ord(one.text[e.start]):04X}'
                 one = Bad(f'document {number}', f'{why} at character {e.start}')
+        if isinstance(one, Document) and (one.more or held):
+            held = held or _Held(folder)
+            held.add(one.text)
+        if isinstance(one, Bad):
+            yield one
+        elif not one.more:
+            yield Text(one.split, size, held or (one.text,))
+        if isinstance(one, Bad) or not one.more:
+            if held:
+                held.close()
+            number, size, held = number + 1, 0, None
+
+
+class _Held:
+    """Parts of a text that are in no memory."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self.close = self._file.close
+
+    def add(self, part: str) -> None:
+        """Adds a part behind the others."""
+        self._file.write(_line(Document(part, '')))
+
+    def __iter__(self) -> Iterator[str]:
+        self._file.seek(0)
+        for line in self._file:
+            yield _DECODER.decode(line).text
+
+
+def _kept(
+    found: Iterable[Text | Bad], config: Config, left_out: dict[str, int], bad: io.TextIOBase
+) -> Iterator[Text]:
+    """The documents that are written; the others are counted, and what is bad is set aside."""
+    seen: set[bytes] = set()
+    for one in found:
         if isinstance(one, Bad):
             left_out['bad'] += 1
             line = json.dumps(dataclasses.asdict(one), ensure_ascii=False) + '\n'
@@ -174,10 +231,10 @@ def _kept(
                     f'{one.where} {one.why}. More than --config.corpus.max_bad={config.max_bad} '
                     f'records are bad, see {bad.name}'
                 )
-        elif not one.text.strip():
+        elif not any(part.strip() for part in one.parts):
             left_out['empty'] += 1
         else:
-            digest = hashlib.blake2b(content, digest_size=16).digest()
+            digest = one.digest(16)
             if digest in seen:
                 left_out['repeated'] += 1
             else:
@@ -211,98 +268,50 @@ def shards(folder: pathlib.Path) -> list[Shard]:
     return found
 
 
-def read(folder: pathlib.Path, shard: Shard) -> Iterator[Document]:
+def read(folder: pathlib.Path, shard: Shard) -> Iterator[Text]:
     """The documents of one shard, in order. Raises InputError where it is damaged."""
     if not _is_whole(folder, shard):
         raise errors.InputError(
             f'{folder / shard.name} is missing, or is not what {MANIFEST} says; {_REMEDY}'
         )
-    with (folder / shard.name).open('rb') as f:
+    size = begins = end = 0
+    for end, document in _lines(folder / shard.name, 0):
+        size += len(document.text.encode())
+        if not document.more:
+            single = size == len(document.text.encode())
+            parts = (document.text,) if single else _Parts(folder / shard.name, begins)
+            yield Text(document.split, size, parts)
+            size, begins = 0, end
+
+
+class _Parts:
+    """The parts of the document that begins at a byte of a shard."""
+
+    def __init__(self, path: pathlib.Path, begins: int) -> None:
+        self._path, self._begins = path, begins
+
+    def __iter__(self) -> Iterator[str]:
+        for _, document in _lines(self._path, self._begins):
+            yield document.text
+            if not document.more:
+                return
+
+
+def _lines(path: pathlib.Path, begins: int) -> Iterator[tuple[int, Document]]:
+    """Where each line of a shard ends, and what it holds."""
+    with path.open('rb') as f:
+        f.seek(begins)
         for line in f:
+            begins += len(line)
             try:
-                yield _DECODER.decode(line)
+                yield begins, _DECODER.decode(line)
             except ValueError as e:
-                raise errors.InputError(f'{folder / shard.name} holds no document: {e}') from e
+                raise errors.InputError(f'{path} holds no document: {e}') from e
 
 
 def _is_whole(folder: pathlib.Path, shard: Shard) -> bool:
     path = folder / files.plain_name(shard.name, folder / MANIFEST)
     return path.is_file() and files.remembered_sha256(path) == shard.sha256
-
-
-def split(folder: pathlib.Path, shard: Shard, valid_fraction: float) -> Iterator[Document]:
-    """The documents of one shard of a finished corpus, each with its split decided.
-
-    A document's own split holds, else the hash of its text decides: the same on every machine, and
-    whatever else is in the corpus. Where that holds out less than half or more than twice the
-    share of the bytes, and the corpus is small, its documents are held out in the order of their
-    hashes up to that share, of the last one its end alone.
-    """
-    cuts = _cuts(folder, tuple(shards(folder)), valid_fraction)
-    for document in read(folder, shard):
-        if document.split or cuts is None:
-            yield Document(document.text, _decided(document, valid_fraction))
-            continue
-        content = document.text.encode()
-        kept = cuts.get(_hash(document.text), len(content))
-        head = content[:kept].decode(errors='ignore')
-        for text, part in ((head, 'train'), (document.text[len(head) :], 'valid')):
-            if text:
-                yield Document(text, part)
-
-
-@functools.lru_cache(maxsize=1)  # of all shards of a corpus
-def _cuts(
-    folder: pathlib.Path, found: tuple[Shard, ...], valid_fraction: float
-) -> dict[int, int] | None:
-    """Hash of a document -> its bytes that are not held out, of those of which some are.
-
-    None where hashes decide: of a large corpus, of one whose documents say themselves what is held
-    out, and where the hashes hold out enough and not too much.
-    """
-    if valid_fraction <= 0 or sum(s.documents for s in found) > _SMALL:
-        return None
-    sizes = {}
-    for document in (document for shard in found for document in read(folder, shard)):
-        if document.split == 'valid':
-            return None
-        if not document.split:
-            sizes[_hash(document.text)] = len(document.text.encode())
-    whole = sum(sizes.values())
-    held = sum(size for number, size in sizes.items() if number < valid_fraction * 2**64)
-    most = min(valid_fraction * 2, (1 + valid_fraction) / 2)  # some is left to train on
-    if valid_fraction / 2 * whole <= held <= most * whole:
-        return None
-    left = whole - int(whole * (1 - valid_fraction))
-    cuts = {}
-    for number in sorted(sizes):
-        if left <= 0:
-            break
-        cuts[number] = max(0, sizes[number] - left)
-        left -= sizes[number]
-    return cuts
-
-
-def training_texts(folder: pathlib.Path, valid_fraction: float, limit_bytes: int) -> Iterator[str]:
-    """Texts from the start of a corpus up to a size, without what is held out."""
-    taken = 0
-    for shard in shards(folder):
-        for document in split(folder, shard, valid_fraction):
-            if taken >= limit_bytes:
-                return
-            if document.split == 'train':
-                taken += len(document.text.encode())
-                yield document.text
-
-
-def _decided(document: Document, valid_fraction: float) -> str:
-    if document.split:
-        return document.split
-    return 'valid' if _hash(document.text) < valid_fraction * 2**64 else 'train'
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'big')
 
 
 def _whole_shards(folder: pathlib.Path) -> list[Shard]:
@@ -321,7 +330,7 @@ def _whole_shards(folder: pathlib.Path) -> list[Shard]:
 def _write_shard(
     folder: pathlib.Path,
     index: int,
-    documents: Iterator[Document],
+    texts: Iterator[Text],
     shard_bytes: int,
     progress: Callable[[int], None],
 ) -> Shard | None:
@@ -330,13 +339,13 @@ def _write_shard(
     digest = hashlib.sha256()  # of what was to be written, whatever the disk holds
     path.unlink(missing_ok=True)
     with files.naming(path), files.open_(path, 'xb') as f:
-        for document in documents:
-            line = json.dumps(dataclasses.asdict(document), ensure_ascii=False).encode() + b'\n'
-            f.write(line)
-            digest.update(line)
-            written = len(document.text.encode())
-            progress(written)
-            count, size = count + 1, size + written
+        for text in texts:
+            for document in _documents(text):
+                line = _line(document)
+                f.write(line)
+                digest.update(line)
+                progress(len(document.text.encode()))
+            count, size = count + 1, size + text.size
             if size >= shard_bytes:
                 break
         f.flush()
@@ -347,3 +356,19 @@ def _write_shard(
     shard = Shard(path.name, count, size, digest.hexdigest())
     documents_lib.write(path.with_suffix('.json'), msgspec.to_builtins(shard))
     return shard
+
+
+def _documents(text: Text) -> Iterator[Document]:
+    """A document, or its parts, as they are written."""
+    parts = iter(text.parts)
+    held = next(parts)
+    for part in parts:
+        yield Document(held, text.split, more=True)
+        held = part
+    yield Document(held, text.split)
+
+
+def _line(document: Document) -> bytes:
+    fields = {'text': document.text, 'split': document.split}
+    fields |= {'more': True} if document.more else {}
+    return json.dumps(fields, ensure_ascii=False).encode() + b'\n'

@@ -10,20 +10,17 @@ scored.
 import bisect
 import contextlib
 import dataclasses
-import hashlib
-import io
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
 from jaxtyping import Integer
 
 from gptjax.configs import errors
-from gptjax.data import documents
 from gptjax.data import shards as shards_lib
 from gptjax.data import token_manifest as manifest_lib
-from gptjax.storage import buckets, files, scratch
+from gptjax.storage import buckets, scratch
 from gptjax.storage import documents as documents_lib
 from gptjax.text import tokenizer as tokenizer_lib
 
@@ -77,60 +74,15 @@ def is_finished(folder: pathlib.Path, source: dict) -> bool:
     return not any(shards_lib.damages(folder, every))
 
 
-def write_shard(
-    folder: pathlib.Path,
-    index: int,
-    texts: Iterator[documents.Document],
-    tokenizer: tokenizer_lib.Tokenizer,
-) -> None:
-    """Tokenises documents, their splits decided, into a token shard a split.
-
-    What was written is recorded beside it, at the end: records() knows it.
-    """
-    lists = {split: [] for split in SPLITS}
-    tables = {split: [] for split in SPLITS}
-    for document in texts:
-        ids = tokenizer.encode(document.text)
-        lists[document.split].append(np.array([tokenizer.end_of_text, *ids], dtype=np.int64))
-        size = len(document.text.encode())
-        tables[document.split].append((1 + len(ids), size, len(document.text.split())))
-    record: dict[str, manifest_lib.Record] = {}
-    for split in SPLITS:
-        if not lists[split]:
-            continue
-        path, *beside = (folder / name for name in _names(split, index))
-        flat = np.concatenate(lists[split])
-        table = np.array(tables[split], dtype=np.int64)
-        _, text_bytes, words = (int(x) for x in table.sum(axis=0))
-        more = {}
-        if beside:
-            digest, crc32c = _write(beside[0], _npy(table))
-            more = {'table': beside[0].name, 'table_sha256': digest, 'table_crc32c': crc32c}
-        digest, crc32c = _write(path, flat.astype(manifest_lib.dtype(tokenizer.n_vocab)).tobytes())
-        record[split] = manifest_lib.Record(
-            name=path.name,
-            tokens=len(flat),
-            documents=len(table),
-            text_bytes=text_bytes,
-            words=words,
-            sha256=digest,
-            crc32c=crc32c,
-            **more,
-        )
-    documents_lib.write(
-        _record_path(folder, index), msgspec.to_builtins(manifest_lib.Records(**record))
-    )
-
-
 def records(folder: pathlib.Path, index: int) -> dict[str, manifest_lib.Record] | None:
-    """What write_shard() wrote, by split; None where it did not end, or files are damaged."""
+    """What write_shard() of encoding wrote, by split; None where it did not end, or is damaged."""
     try:
-        found = documents_lib.read(_record_path(folder, index), manifest_lib.Records, '')
+        found = documents_lib.read(record_path(folder, index), manifest_lib.Records, '')
     except documents_lib.Damaged:
         return None
     by_split = {split: getattr(found, split) for split in SPLITS if getattr(found, split)}
     every = list(by_split.values())
-    if not every or any([*r.files()] != _names(split, index) for split, r in by_split.items()):
+    if not every or any([*r.files()] != names(split, index) for split, r in by_split.items()):
         return None
     return None if any(shards_lib.damages(folder, every)) else by_split
 
@@ -267,26 +219,15 @@ def open_set(
     )
 
 
-def _record_path(folder: pathlib.Path, index: int) -> pathlib.Path:
+def record_path(folder: pathlib.Path, index: int) -> pathlib.Path:
+    """Where it stands what was written of a shard."""
     return folder / f'record-{index:05d}.json'
 
 
-def _names(split: str, index: int) -> list[str]:
+def names(split: str, index: int) -> list[str]:
     """The files of a shard: its tokens, and the table of documents that are held out."""
     name = f'{split}-{index:05d}'
     return [f'{name}.bin', *([f'{name}.documents.npy'] if split == 'valid' else [])]
-
-
-def _write(path: pathlib.Path, content: bytes) -> tuple[str, str]:
-    """Writes a file. Returns the hashes of what was to be written, whatever the disk holds."""
-    files.replace(path, content)
-    return hashlib.sha256(content).hexdigest(), buckets.crc32c(content)
-
-
-def _npy(table: np.ndarray) -> bytes:
-    written = io.BytesIO()
-    np.save(written, table)
-    return written.getvalue()
 
 
 _NOTHING = np.zeros(0, np.uint16)

@@ -318,20 +318,35 @@ def store(folder: Path) -> Any:
 
 def crc32c(content: bytes) -> str:
     """The checksum that storage would say of these bytes."""
-    import google_crc32c
+    found = Crc32c()
+    found.update(content)
+    return found.checksum()
 
-    return CRC32C + base64.b64encode(google_crc32c.Checksum(content).digest()).decode()
+
+class Crc32c:
+    """The checksum that storage would say of bytes that come one after the other."""
+
+    def __init__(self) -> None:
+        import google_crc32c
+
+        self._found = google_crc32c.Checksum()
+
+    def update(self, content: bytes) -> None:
+        """Adds bytes behind the others."""
+        self._found.update(content)
+
+    def checksum(self) -> str:
+        """Of all that were added."""
+        return CRC32C + base64.b64encode(self._found.digest()).decode()
 
 
 def crc32c_of(path: pathlib.Path) -> str:
     """The same, of a local file."""
-    import google_crc32c
-
-    checksum = google_crc32c.Checksum()
+    found = Crc32c()
     with path.open('rb') as f:
-        for _ in checksum.consume(f, 2**20):
-            pass
-    return CRC32C + base64.b64encode(checksum.digest()).decode()
+        while content := f.read(2**20):
+            found.update(content)
+    return found.checksum()
 
 
 def is_crc32c(checksum: str) -> bool:

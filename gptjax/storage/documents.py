@@ -10,7 +10,7 @@ import io
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -160,7 +160,7 @@ def read_lines(path: buckets.Anywhere, needs: Collection[str] = ()) -> Lines:
     return found
 
 
-def _opened(path: buckets.Anywhere) -> IO[bytes]:
+def _opened(path: buckets.Anywhere) -> io.BufferedIOBase:
     try:
         return io.BytesIO(path.read_bytes()) if isinstance(path, buckets.Path) else path.open('rb')
     except FileNotFoundError:

@@ -280,3 +280,9 @@ def _name(token: Any) -> str:
 def _token(said: Mapping[str, Any]) -> tokenizers.AddedToken:
     given = {flag: said[flag] for flag in _FLAGS if flag in said}
     return tokenizers.AddedToken(_name(said), **given)
+
+
+def variant(end: int, usual_end: int, added: Mapping[int, str] | None = None) -> str:
+    """What a fingerprint holds beside the vocabulary's files."""
+    parts = [f'end_of_text\0{end}'] if end != usual_end else []
+    return '\0'.join([*parts, *(f'{i}\0{name}' for i, name in sorted((added or {}).items()))])

@@ -10,12 +10,10 @@ user writes: a corpus cannot end a document by spelling it.
 
 import contextlib
 import hashlib
-import itertools
 import json
 import logging
 import pathlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import tokenizers
@@ -23,7 +21,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from gptjax.configs import errors
 from gptjax.storage import files, sums
-from gptjax.text import described, gpt1, trial
+from gptjax.text import cuts, described, gpt1, pieces, trial, unicode
 from gptjax.text import merges as merges_lib
 
 END_OF_TEXT = '<|endoftext|>'
@@ -44,12 +42,16 @@ class Tokenizer(Protocol):
     prefix: list[int]  # ids that go before every prompt: Llama's <s>
     special: frozenset[int]  # ids that stand for no text
     described: described.Described  # what was said beside the vocabulary
+    cut_before: str  # what long texts may be cut before (text/cuts.py); '' = nothing
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Ids of a text; with allow_special, names of special tokens become their ids.
 
         Raises InputError on lone surrogates, which no UTF-8 text contains.
         """
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, as encode(); sooner where there are many."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens spelt out; bytes that are no UTF-8 become U+FFFD."""
@@ -138,11 +140,15 @@ class Bytes:
     prefix: list[int] = []
     special = frozenset({256})
     described = _NOTHING
+    cut_before = cuts.AFTER_LETTERS
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         if not allow_special:
-            return list(check_text(text).encode())
-        first, *rest = check_text(text).split(END_OF_TEXT)
+            return list(unicode.check(text).encode())
+        first, *rest = unicode.check(text).split(END_OF_TEXT)
         ids = list(first.encode())
         for part in rest:
             ids += [self.end_of_text, *part.encode()]
@@ -169,6 +175,7 @@ class Subwords:
         self._content = backend.to_str().encode()
         self._plain = tokenizers.Tokenizer.from_str(self._content.decode())
         self._plain.encode_special_tokens = True  # spelt-out special tokens stay text
+        self.cut_before = cuts.before(self._content)
         self._special = backend
         added = backend.get_added_tokens_decoder().items()
         self.special = frozenset(i for i, token in added if token.special)
@@ -177,7 +184,7 @@ class Subwords:
         self.described = said
         roles = said.roles({token.content: i for i, token in added}, self.special)
         self.end_of_text = roles.get('eos_token', usual_end)
-        self.variant = _variant(self.end_of_text, usual_end)
+        self.variant = described.variant(self.end_of_text, usual_end)
         self.beginning = roles.get('bos_token', self.end_of_text)
         framed, plain = (backend.encode('a', add_special_tokens=a).ids for a in (True, False))
         place = max(0, _find(framed, plain))
@@ -187,7 +194,13 @@ class Subwords:
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         backend = self._special if allow_special else self._plain
         with _no_panic():
-            return backend.encode(check_text(text), add_special_tokens=False).ids
+            return backend.encode(unicode.check(text), add_special_tokens=False).ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        whole = [unicode.check(text) for text in texts]
+        with _no_panic():
+            found = self._plain.encode_batch_fast(whole, add_special_tokens=False)
+        return [each.ids for each in found]
 
     def decode(self, ids: Sequence[int]) -> str:
         with _no_panic():
@@ -227,9 +240,13 @@ class Gpt1(Subwords):
         backend.decoder = decoders.BPEDecoder(suffix='</w>')
         super().__init__(backend)
         self._vocabulary, self._merges, self.described = vocabulary, merges, said
+        self.cut_before = ''  # words are cut elsewhere
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        text = check_text(text)
+        text = unicode.check(text)
         spacy = self.kind == 'spacy'
         ids = []
         for word in gpt1.words(text) if spacy else gpt1.parts(text):
@@ -249,66 +266,6 @@ class Gpt1(Subwords):
         }
 
 
-class SentencePiece:
-    """A SentencePiece model; its </s> separates documents. Its normalisation may lose text."""
-
-    def __init__(self, model: bytes, said: described.Described = _NOTHING) -> None:
-        import sentencepiece  # a second of import, for those who use it
-
-        self._model = model
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        pieces, piece = self._processor.vocab_size(), self._processor.id_to_piece
-        names = {piece(i): i for i in range(pieces) if self._processor.is_control(i)}
-        words = {}  # tokens beside the model's that are text
-        for i, token in said.added.items():
-            if i == max([pieces, *(1 + n for n in (*names.values(), *words.values()))]):
-                (names if token.special else words)[token.content] = i
-            elif i >= pieces or piece(i) != token.content:
-                _log.warning('the added token %r cannot have id %d: left out', token.content, i)
-        of_model = self._processor.piece_to_id
-        named = {name: of_model(name) for name in said.special if name not in names}
-        names |= {name: i for name, i in named.items() if piece(i) == name}
-        self._names, self._words = names, words
-        self._added = {i: name for name, i in (names | words).items() if i >= pieces}
-        self.n_vocab = pieces + len(self._added)
-        self.special = frozenset(names.values())
-        self.described, roles = said, said.roles(names, self.special)
-        self.end_of_text = roles.get('eos_token', self._processor.eos_id())
-        self.variant = _variant(self.end_of_text, self._processor.eos_id(), self._added)
-        begins, asked = self._processor.bos_id(), said.fields.get('add_bos_token')
-        first = roles.get('bos_token', begins if asked else -1)
-        self.beginning = self.end_of_text if first < 0 else first
-        self.prefix = [first] if asked and first >= 0 else []
-        described.check_frame(said, self.prefix, [])
-
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        text = check_text(text)
-        apart = self._words | (self._names if allow_special else {})
-        if not apart:
-            return self._processor.encode(text)
-        longest_first = sorted(apart, key=len, reverse=True)
-        parts = re.split(f'({"|".join(map(re.escape, longest_first))})', text)
-        return [
-            i
-            for n, part in enumerate(parts)
-            for i in ([apart[part]] if n % 2 else self._processor.encode(part))
-        ]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        apart = self.special.union(self._added)
-        parts = itertools.groupby(map(int, ids), key=apart.__contains__)
-        return ''.join(
-            ''.join(map(self._piece, part)) if alone else self._processor.decode(list(part))
-            for alone, part in parts
-        )
-
-    def _piece(self, i: int) -> str:
-        return self._added[i] if i in self._added else self._processor.id_to_piece(i)
-
-    def serialized(self) -> dict[str, bytes]:
-        return {'tokenizer.model': self._model}
-
-
 @contextlib.contextmanager
 def _no_panic() -> Iterator[None]:
     """What ends the library of a vocabulary, as a pattern that goes back and forth, as one line."""
@@ -320,28 +277,10 @@ def _no_panic() -> Iterator[None]:
         raise errors.InputError(f'the tokenizer fails on a text: {e}; use another one') from e
 
 
-def _variant(end: int, usual_end: int, added: Mapping[int, str] | None = None) -> str:
-    """What a fingerprint holds beside the vocabulary's files."""
-    parts = [f'end_of_text\0{end}'] if end != usual_end else []
-    return '\0'.join([*parts, *(f'{i}\0{name}' for i, name in sorted((added or {}).items()))])
-
-
 def _find(ids: list[int], part: list[int]) -> int:
     """Where a part of a list begins; -1 where it is none."""
     starts = range(len(ids) - len(part) + 1)
     return next((i for i in starts if part and ids[i : i + len(part)] == part), -1)
-
-
-def check_text(text: str) -> str:
-    """The text itself. Raises InputError where it holds a lone surrogate."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as e:
-        raise errors.InputError(
-            f'the text holds a lone surrogate, U+{ord(text[e.start]):04X} at character {e.start}, '
-            'which is no Unicode text; clean it first, as text.encode("utf-8", "replace").decode()'
-        ) from e
-    return text
 
 
 def _known_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -375,7 +314,7 @@ def _read(path: pathlib.Path) -> Tokenizer:
         merges = merges_lib.merges(path.with_name('merges.txt'))
         return Gpt1(vocabulary, merges, kind, described.read(path.parent))
     if path.suffix == '.model':
-        return SentencePiece(trial.tried(path), described.read(path.parent))
+        return pieces.SentencePiece(trial.tried(path), described.read(path.parent))
     backend = tokenizers.Tokenizer.from_str(files.decoded(trial.tried(path)))
     backend.no_truncation()
     backend.no_padding()

@@ -11,8 +11,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gptjax.configs import errors
 from gptjax.storage import scratch
+from gptjax.text import pieces, trial, unicode
 from gptjax.text import tokenizer as tokenizer_lib
-from gptjax.text import trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +65,15 @@ def train(config: Config, texts: Iterable[str]) -> tokenizer_lib.Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator((tokenizer_lib.check_text(text) for text in texts), trainer)
+    backend.train_from_iterator((unicode.check(text) for text in texts), trainer)
     return tokenizer_lib.Subwords(backend)
 
 
-def _train_sentencepiece(texts: Iterator[str], n_vocab: int) -> tokenizer_lib.SentencePiece:
+def _train_sentencepiece(texts: Iterator[str], n_vocab: int) -> pieces.SentencePiece:
     import sentencepiece  # a second of import, for those who use it
 
     model = io.BytesIO()
-    lines = (line for text in texts for line in tokenizer_lib.check_text(text).splitlines() if line)
+    lines = (line for text in texts for line in unicode.check(text).splitlines() if line)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines,
@@ -93,7 +93,7 @@ def _train_sentencepiece(texts: Iterator[str], n_vocab: int) -> tokenizer_lib.Se
             f'SentencePiece could not train n_vocab = {n_vocab} on this corpus: {e}; '
             'use a smaller vocabulary (above 260) or more text'
         ) from e
-    return tokenizer_lib.SentencePiece(model.getvalue())
+    return pieces.SentencePiece(model.getvalue())
 
 
 def _nonempty(texts: Iterable[str]) -> Iterator[str]:

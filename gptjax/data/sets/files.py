@@ -31,6 +31,7 @@ from gptjax.storage import files as text_files
 
 _SPLITS = ('train', 'valid')
 _PACKED = ('.gz', '.zst')
+_PART = 2**20  # characters of a long text that are held at once
 _LONGEST = 2**31 - 1  # of a field of a table; csv takes 131,072 characters by itself
 _NO_TEXT = 'has no text in field {!r}; name the right one with --config.corpus.text_field'
 _log = logging.getLogger(__name__)
@@ -127,21 +128,30 @@ def _open(file: pathlib.Path) -> io.BufferedReader:
 
 def _document(where: str, record: Any, text_field: str) -> documents.Document | documents.Bad:
     """What a file holds at a place: a text, a record with one, or what is wrong there."""
+    if isinstance(record, documents.Document):
+        return record
     if isinstance(record, Exception):
         return documents.Bad(where, str(record))
     if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
         return documents.Bad(where, _NO_TEXT.format(text_field))
     text, split = record[text_field], record.get('split', '')
-    if found := re.search('[\ud800-\udfff]', text):  # bytes that are no UTF-8 end here, too
-        code = ord(found[0])
-        what = f'byte 0x{code - 0xDC00:02x}' if 0xDC80 <= code <= 0xDCFF else f'U+{code:04X}'
-        return documents.Bad(
-            where,
-            f'is not valid UTF-8 or holds a lone surrogate: {what} at character {found.start()}; '
-            'convert the file, as iconv -f latin1 -t utf-8',
-        )
+    if wrong := _wrong(text):
+        return documents.Bad(where, wrong)
     text = text.removeprefix('\ufeff').replace('\r\n', '\n')
     return documents.Document(text, split if split in _SPLITS else '')
+
+
+def _wrong(text: str, before: int = 0) -> str:
+    """Why a text is none, so many characters behind its beginning; '' = it is one."""
+    found = re.search('[\ud800-\udfff]', text)  # bytes that are no UTF-8 end here, too
+    if not found:
+        return ''
+    code = ord(found[0])
+    what = f'byte 0x{code - 0xDC00:02x}' if 0xDC80 <= code <= 0xDCFF else f'U+{code:04X}'
+    return (
+        f'is not valid UTF-8 or holds a lone surrogate: {what} at character '
+        f'{before + found.start()}; convert the file, as iconv -f latin1 -t utf-8'
+    )
 
 
 def _text(stream: io.BufferedReader, newline: str) -> io.TextIOBase:
@@ -155,8 +165,23 @@ def _text(stream: io.BufferedReader, newline: str) -> io.TextIOBase:
 
 
 def _whole(stream: io.BufferedReader, text_field: str) -> Iterator[tuple[str, Any]]:
+    """A document, in parts; a line's end is never cut in two."""
+    del text_field
+    before, held = 0, ''
     with _text(stream, '') as text:
-        yield '', {text_field: text.read()}
+        more = True
+        while more:
+            read = text.read(_PART)
+            more = len(read) == _PART
+            whole, held = held + read, ''
+            if more and whole.endswith('\r'):
+                whole, held = whole[:-1], '\r'
+            if wrong := _wrong(whole, before):
+                yield '', ValueError(wrong)
+                return
+            told = whole if before else whole.removeprefix('\ufeff')
+            before += len(whole)
+            yield '', documents.Document(told.replace('\r\n', '\n'), '', more)
 
 
 def _lines(stream: io.BufferedReader, text_field: str) -> Iterator[tuple[str, Any]]:
