@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokenises a corpus into token shards with a manifest, one process a document shard.
+"""Tokenises a corpus into token shards with a manifest, on all cores.
 
 Laptop:
   python -m gptjax.prepare_tokens --config=experiments/quickstart.py --workdir=runs/quickstart
 TPU VM, once, on one host; then copy the folder to a bucket and train with
 --config.data.sets="('gs://bucket/tokens',)" --config.data.eval_sets.tokens=gs://bucket/tokens:
-  python -m gptjax.prepare_tokens --config=experiments/gpt2/pretrain.py --workdir=/data/wiki \
-      --config.tokens.processes=96
+  python -m gptjax.prepare_tokens --config=experiments/gpt2/pretrain.py --workdir=/data/wiki
 """
 
 import dataclasses
 import logging
+import os
 import pathlib
 
 from gptjax.configs import cli, errors
@@ -72,7 +72,7 @@ def _main(args: cli.Args) -> None:
         for index, shard in enumerate(shards)
     ]
     with progress.Progress('tokenise', whole, ' bytes') as bar:
-        _run(jobs, config.processes, bar)
+        _run(jobs, config.processes or os.cpu_count() or 1, bar)
     records = [tokens.records(folder, job.index) for job in jobs]
     if None in records:
         raise errors.InputError(
@@ -90,7 +90,7 @@ def _main(args: cli.Args) -> None:
         )
 
 
-def _run(jobs: list[_Job], processes: int, bar: progress.Progress) -> None:
+def _run(jobs: list[_Job], cores: int, bar: progress.Progress) -> None:
     """Tokenises the shards that are not there, or not whole."""
     left = []
     for job in jobs:
@@ -98,7 +98,10 @@ def _run(jobs: list[_Job], processes: int, bar: progress.Progress) -> None:
             left.append(job)
         else:
             bar.advance(job.shard.text_bytes)
-    if processes == 1 or len(left) < 2:
+    processes = min(cores, len(left))
+    # Of the library of a vocabulary, in each process; read when it first works.
+    os.environ.setdefault('RAYON_NUM_THREADS', str(-(-cores // max(1, processes))))
+    if processes < 2:
         for job in left:
             job.run()
             bar.advance(job.shard.text_bytes)

@@ -48,7 +48,13 @@ def test_every_byte_is_read_once_however_many_hold_it(tmp_path, monkeypatch, siz
         np.testing.assert_array_equal(x, value)
 
 
-@pytest.mark.parametrize('flags', [(), ('--config.optim.shard_moments=True',)])
+@pytest.mark.parametrize(
+    'flags',
+    [
+        pytest.param((), marks=pytest.mark.slow),  # each compiles for a minute
+        ('--config.optim.shard_moments=True',),
+    ],
+)
 def test_a_run_whose_arrays_are_read_in_parts_goes_on_bit_equal(
     config_file, tmp_path, monkeypatch, flags
 ):

@@ -122,8 +122,8 @@ def kill_again_and_again(ready, tmp_path, kills: int, in_saves: int) -> None:
     assert [step for step, _ in losses[0]] == list(range(1, STEPS + 1))  # none twice
 
 
-def test_killed_five_times(ready, tmp_path):
-    kill_again_and_again(ready, tmp_path, 5, 3)
+def test_killed_three_times(ready, tmp_path):
+    kill_again_and_again(ready, tmp_path, 3, 2)
 
 
 @pytest.mark.slow

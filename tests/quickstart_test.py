@@ -24,6 +24,7 @@ def _start(config, workdir):
     )
 
 
+@pytest.mark.slow  # two runs of the whole quickstart; its programs are stopped in stops_test.py
 def test_killed_and_run_again_it_finishes_and_repeats_nothing(tmp_path, corpus_file):
     config = helpers.tiny_config(tmp_path, corpus_file)
     workdir = tmp_path / 'run'

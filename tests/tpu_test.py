@@ -149,4 +149,5 @@ def test_two_slices_exchange_what_is_expected(topology, across):
         assert two['peak_gib'] < 1.25 * one['peak_gib']
     else:
         assert set(sent) > {'ALL_GATHER'}
-        assert two['peak_gib'] <= one['peak_gib']
+        # The gradient of the table of tokens is added up whole in each slice before it is split.
+        assert two['peak_gib'] < 1.6 * one['peak_gib']

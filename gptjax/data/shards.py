@@ -8,6 +8,7 @@ a map is a hundred times what is wanted. A few are open at once, however many th
 import abc
 import concurrent.futures
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -152,8 +153,10 @@ class _OnDisk(Shard):
             self._seen = _state(self.path.stat())
             _Open(self.path, self._seen)
         except OSError as e:
+            mend = 'let more files be open (ulimit -n)' if _is_limit(e) else ''
             raise errors.InputError(
-                f'token shard {self.path} cannot be read ({e}); {manifest_lib.remedy(folder)}'
+                f'token shard {self.path} cannot be read ({e}); '
+                f'{mend or manifest_lib.remedy(folder)}'
             ) from e
 
     def request(self, start: int, stop: int) -> Callable[[], np.ndarray]:
@@ -167,13 +170,19 @@ class _OnDisk(Shard):
             with contextlib.suppress(FileNotFoundError):  # what is open stays
                 now = _state(self.path.stat())
         except OSError as e:
+            mend = 'let more files be open (ulimit -n)' if _is_limit(e) else 'put it back'
             raise errors.InputError(
-                f'token shard {self.path} cannot be read any more ({e.strerror}); put it back, and '
-                'run the same command again'
+                f'token shard {self.path} cannot be read any more ({e.strerror}); {mend}, and run '
+                'the same command again'
             ) from e
         if not file.is_it or now != self._seen or len(content) != (stop - start) * size:
             raise self._changed()
         return np.frombuffer(content, self._dtype)
+
+
+def _is_limit(error: OSError) -> bool:
+    """Whether too many files are open, in this process or on this machine."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def _state(found: os.stat_result) -> tuple[int, int]:

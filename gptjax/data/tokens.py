@@ -39,7 +39,7 @@ class Config:
     def __post_init__(self) -> None:
         errors.require_between(self, 0.0, 0.99, 'valid_fraction')
         errors.require_between(self, 0, 2**60, 'valid_bytes')
-        errors.require_between(self, 1, 1024, 'processes')
+        errors.require_between(self, 0, 1024, 'processes')
 
     def held_out(self, text_bytes: int) -> float:
         """The share of a corpus of so many bytes that is held out."""

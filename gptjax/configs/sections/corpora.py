@@ -8,7 +8,7 @@ CORPUS = {
     'path': free('', "what the set reads: folder, file, glob or TFDS name; '' = nothing"),
     'text_field': free('text', 'the field or column of records that holds the text'),
     'dir': free('corpus', 'where the documents are written'),
-    'shard_bytes': free(64 * 2**20, 'text per document shard; above 0'),
+    'shard_bytes': free(2**29, 'text per document shard; above 0'),
     'repeated': free('once', 'documents that repeat another one exactly: once, or all', was='all'),
     'max_bad': free(100, 'records that cannot be read and are set aside before it ends', was=0),
 }
@@ -25,7 +25,7 @@ TOKENS = {
     'valid_bytes': free(
         2**26, 'bytes of text held out, at most, of a large corpus; 0 = any', was=0
     ),
-    'processes': free(2, 'tokenising processes; at least 1'),
+    'processes': free(0, 'cores that tokenise; 0 = all'),
 }
 DATA = {
     'sets': free(('tokens',), 'folders of token shards to train on, here or in buckets (gs://)'),
