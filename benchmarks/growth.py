@@ -3,7 +3,7 @@
 
   python benchmarks/growth.py [--only=tokens] [--times=1,10,50]
 
-Each size is a process of its own; an exponent is the slope from the first size to the last, of the
+Each size is a process of its own; an exponent is the slope between the last two sizes, of the
 logarithms of what stands above an empty process of the same imports. 1 = as much as the work.
 """
 
@@ -22,8 +22,8 @@ import numpy as np
 from gptjax.storage import documents as documents_lib
 
 MB = 10**6
+FLAGS = ('--config=experiments/quickstart.py', '--config.corpus.set=files')
 SMALL = (
-    *('--config=experiments/quickstart.py', '--config.corpus.set=files'),
     *('--config.tokenizer.n_vocab=4096', '--config.tokenizer.sample_bytes=2000000'),
     '--config.tokens.processes=1',
 )
@@ -63,7 +63,8 @@ def text(folder: pathlib.Path, size: int, document: int) -> pathlib.Path:
 
 
 def program(name: str, folder: pathlib.Path, path: pathlib.Path) -> list[str]:
-    flags = (*SMALL, f'--config.corpus.path={path}', f'--workdir={folder}')
+    more = () if name == 'prepare_corpus' else SMALL
+    flags = (*FLAGS, *more, f'--config.corpus.path={path}', f'--workdir={folder}')
     return [sys.executable, '-m', f'gptjax.{name}', *flags]
 
 
@@ -125,8 +126,8 @@ CASES = {
 
 
 def exponent(sizes: list[int], found: list[float], idle: float) -> float:
-    above = [max(x - idle, 1e-3) for x in (found[0], found[-1])]
-    return math.log(above[1] / above[0]) / math.log(sizes[-1] / sizes[0])
+    above = [max(x - idle, 1e-3) for x in found[-2:]]
+    return math.log(above[1] / above[0]) / math.log(sizes[-1] / sizes[-2])
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ TPU VM, once, on one host; then copy the folder to a bucket and train with
 """
 
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
@@ -23,10 +24,19 @@ READS = ('corpus', 'tokenizer', 'tokens')
 _log = logging.getLogger('gptjax')
 
 
+@functools.lru_cache(1)  # in each process, for all its shards
+def _loaded(folder: pathlib.Path, fingerprint: str) -> tokenizer_lib.Tokenizer:
+    found = tokenizer_lib.load(folder)
+    if tokenizer_lib.fingerprint(found) != fingerprint:
+        raise errors.InputError(f'{folder} was changed meanwhile; run the same command again')
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class _Job:
     corpus: pathlib.Path
     tokenizer: pathlib.Path
+    fingerprint: str
     folder: pathlib.Path
     index: int
     shard: documents.Shard
@@ -34,7 +44,7 @@ class _Job:
 
     def run(self) -> None:
         """Tokenises the shard."""
-        tokenizer = tokenizer_lib.load(self.tokenizer)
+        tokenizer = _loaded(self.tokenizer, self.fingerprint)
         texts = splits.split(self.corpus, self.shard, self.valid_fraction)
         encoding.write_shard(self.folder, self.index, texts, tokenizer)
 
@@ -68,7 +78,7 @@ def _main(args: cli.Args) -> None:
         _log.info('tokens %s are done already', folder)
         return
     jobs = [
-        _Job(corpus, tokenizer_dir, folder, index, shard, fraction)
+        _Job(corpus, tokenizer_dir, source['tokenizer'], folder, index, shard, fraction)
         for index, shard in enumerate(shards)
     ]
     with progress.Progress('tokenise', whole, ' bytes') as bar:
