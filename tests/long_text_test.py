@@ -9,7 +9,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from gptjax.configs import base
 from gptjax.data import documents, encoding, splits, tokens
 from gptjax.data.sets import files
-from gptjax.text import cuts, tokenizer
+from gptjax.text import cuts, tokenizer, vocabulary
 from gptjax.text import tokenizer as tokenizer_lib
 
 ATOMS = (
@@ -174,3 +174,48 @@ def test_no_more_than_a_batch_is_encoded_at_once(tmp_path, monkeypatch):
 
 def documents_in(tmp_path, shard):
     return splits.split(tmp_path / 'corpus', shard, 0.0)
+
+
+@pytest.mark.parametrize('document', [300, 30_000])
+def test_a_vocabulary_is_made_from_a_sample_of_the_whole_corpus(tmp_path, monkeypatch, document):
+    """Of the size that is asked for, from everywhere alike, without what is held out."""
+    monkeypatch.setattr(splits, '_PART', 200)
+    drawn = np.random.default_rng(0)
+    for number in range(300_000 // document):
+        words = drawn.integers(10**6, 10**7, document // 8)
+        (tmp_path / f'{number:04}.txt').write_text('a ' + ' b '.join(map(str, words)))
+    left, found = corpus_of(tmp_path / 'corpus', tmp_path / '*.txt', shard_bytes=100_000)
+    assert not any(left.values())
+    whole = ''.join(text.text for text in found)
+    held = [
+        text.text
+        for shard in documents.shards(tmp_path / 'corpus')
+        for text in splits.split(tmp_path / 'corpus', shard, 0.2)
+        if text.split == 'valid'
+    ]
+    sample = list(splits.training_texts(tmp_path / 'corpus', 0.2, 60_000))
+    assert sample == list(splits.training_texts(tmp_path / 'corpus', 0.2, 60_000))
+    assert 54_000 < sum(map(len, sample)) < 66_000
+    assert not any(part in text for part in sample for text in held)
+    every = ''.join(splits.training_texts(tmp_path / 'corpus', 0.2, 10**9))
+    assert len(every) + len(''.join(held)) == len(whole)
+    places = [every.index(part) for part in sample]
+    assert places == sorted(places)
+    thirds = np.histogram(places, 3, (0, len(every)))[0]
+    assert thirds.min() > 0.6 * thirds.max()
+
+
+@pytest.mark.parametrize('kind', ['bpe', 'sentencepiece'])
+def test_one_line_makes_the_vocabulary_that_many_make(caplog, kind):
+    """SentencePiece leaves out lines of more than 4,192 bytes, and says nothing."""
+    words = text_of(1, 30_000).replace('\x00', '').split()
+    fields = {'kind': kind, 'path': '', 'dir': '', 'n_vocab': 600, 'sample_bytes': 10**9}
+    made = [
+        vocabulary.train(vocabulary.Config(**fields), [separator.join(words)])
+        for separator in (' ', '\n')
+    ]
+    assert [each.n_vocab for each in made] == [600, 600]
+    assert 'came out' not in caplog.text
+    few = vocabulary.train(vocabulary.Config(**fields), ['a b a b'])
+    assert few.n_vocab < 300
+    assert f'only {few.n_vocab} ids of n_vocab = 600 came out' in caplog.text

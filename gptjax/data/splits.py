@@ -3,10 +3,13 @@
 
 import functools
 import pathlib
+import random
 from collections.abc import Iterable, Iterator
 
 from gptjax.data import documents
+from gptjax.text import cuts
 
+_PART = 2**13  # characters that are drawn, or not
 _SMALL = 1000  # documents; of more, hashes hold out about the right share
 
 
@@ -35,16 +38,31 @@ def split(
                     yield documents.Text(split_, end - begin, parts)
 
 
-def training_texts(folder: pathlib.Path, valid_fraction: float, limit_bytes: int) -> Iterator[str]:
-    """Texts from the start of a corpus up to a size, in parts, without what is held out."""
-    taken = 0
-    for shard in documents.shards(folder):
+def training_texts(folder: pathlib.Path, valid_fraction: float, sample_bytes: int) -> Iterator[str]:
+    """Texts to make a vocabulary from, in parts, without what is held out.
+
+    Of a corpus above a size a sample of about so many bytes, from all of it alike: each part is
+    drawn with the probability that what is still wanted has of what is still to come (Knuth 1997,
+    volume 2, section 3.4.2, algorithm S). The same ones each time.
+    """
+    shards = documents.shards(folder)
+    to_come, wanted = sum(shard.text_bytes for shard in shards), float(sample_bytes)
+    drawn = random.Random(0) if to_come > sample_bytes else None
+    for shard in shards:
         for document in split(folder, shard, valid_fraction):
-            for part in document.parts if document.split == 'train' else ():
-                if taken >= limit_bytes:
-                    return
-                taken += len(part.encode())
-                yield part
+            if document.split != 'train':
+                to_come -= document.size
+                continue
+            if not drawn:
+                yield from document.parts
+                continue
+            for part in cuts.pieces(document.parts, cuts.AFTER_LETTERS, _PART):
+                size = len(part.encode())
+                share = wanted / max(to_come * (1 - valid_fraction), 1.0)
+                to_come -= size
+                if drawn.random() < share:
+                    wanted -= size
+                    yield part
 
 
 @functools.lru_cache(maxsize=1)  # of all shards of a corpus

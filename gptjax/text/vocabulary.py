@@ -3,6 +3,7 @@
 
 import dataclasses
 import io
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -13,6 +14,9 @@ from gptjax.configs import errors
 from gptjax.storage import scratch
 from gptjax.text import pieces, trial, unicode
 from gptjax.text import tokenizer as tokenizer_lib
+
+_LONGEST = 1000  # characters of a line, at most 4,000 bytes
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,7 @@ def train(config: Config, texts: Iterable[str]) -> tokenizer_lib.Tokenizer:
         return tokenizer_lib.load(scratch.small(path))
     texts = _nonempty(texts)
     if config.kind == 'sentencepiece':
-        return _train_sentencepiece(texts, config.n_vocab)
+        return _told(_train_sentencepiece(texts, config.n_vocab), config.n_vocab)
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -66,14 +70,24 @@ def train(config: Config, texts: Iterable[str]) -> tokenizer_lib.Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator((unicode.check(text) for text in texts), trainer)
-    return tokenizer_lib.Subwords(backend)
+    return _told(tokenizer_lib.Subwords(backend), config.n_vocab)
+
+
+def _told(tokenizer: tokenizer_lib.Tokenizer, n_vocab: int) -> tokenizer_lib.Tokenizer:
+    if tokenizer.n_vocab < n_vocab:
+        _log.warning(
+            'only %d ids of n_vocab = %d came out: the text holds no more that repeats; give more '
+            'text, or ask for fewer',
+            *(tokenizer.n_vocab, n_vocab),
+        )
+    return tokenizer
 
 
 def _train_sentencepiece(texts: Iterator[str], n_vocab: int) -> pieces.SentencePiece:
     import sentencepiece  # a second of import, for those who use it
 
     model = io.BytesIO()
-    lines = (line for text in texts for line in unicode.check(text).splitlines() if line)
+    lines = (line for text in texts for line in _lines(unicode.check(text)))
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines,
@@ -94,6 +108,17 @@ def _train_sentencepiece(texts: Iterator[str], n_vocab: int) -> pieces.SentenceP
             'use a smaller vocabulary (above 260) or more text'
         ) from e
     return pieces.SentencePiece(model.getvalue())
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines, long ones cut before spaces: above 4,192 bytes SentencePiece leaves them out."""
+    for line in text.splitlines():
+        while len(line) > _LONGEST:
+            place = max(line.rfind(' ', 1, _LONGEST), 0) or _LONGEST
+            yield line[:place]
+            line = line[place:]
+        if line:
+            yield line
 
 
 def _nonempty(texts: Iterable[str]) -> Iterator[str]:

@@ -17,7 +17,7 @@ TOKENIZER = {
     'path': free('', 'kind=file: tokenizer.json, *.model, encoder.json, or a folder'),
     'dir': free('tokenizer', 'where it is written and read'),
     'n_vocab': free(4096, 'ids, end-of-text included; above 257 for bpe'),
-    'sample_bytes': free(256 * 2**20, 'text it is trained on, from the start of the corpus'),
+    'sample_bytes': free(256 * 2**20, 'text it is trained on, drawn from all of the corpus'),
 }
 TOKENS = {
     'dir': free('tokens', 'where the shards and their manifest are written'),
