@@ -72,11 +72,13 @@ def _encoded(
     texts: Iterable[documents.Text], tokenizer: tokenizer_lib.Tokenizer
 ) -> Iterator[tuple[_Piece, list[int]]]:
     held: list[_Piece] = []
+    size = 0
     for piece in _pieces(texts, tokenizer.cut_before):
         held.append(piece)
-        if sum(len(each.text) for each in held) >= _BATCH:
+        size += len(piece.text)
+        if size >= _BATCH:
             yield from zip(held, tokenizer.encode_all([p.text for p in held]), strict=True)
-            held = []
+            held, size = [], 0
     yield from zip(held, tokenizer.encode_all([p.text for p in held]), strict=True)
 
 

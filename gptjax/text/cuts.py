@@ -7,6 +7,7 @@ a mark, and none looks back: a text may be cut between a letter and a space, a c
 """
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,6 +21,7 @@ PATTERNS = {
     _CONTRACTED + _REST,  # Qwen 2
 }
 AFTER_LETTERS = ' \n,.;:!?，。、！？；：'  # what may follow a letter behind a cut
+_NEAR = 256  # characters, within which there mostly is a place
 _LETTERS = unicodedata.ucd_3_2_0  # what all tables agree upon since
 
 
@@ -47,7 +49,7 @@ def before(tokenizer_json: bytes) -> str:
         if not token['special'] and (token['rstrip'] or token['lstrip']):
             return ''
         text = token['content']
-        if not token['special'] and any(_is_cut(text, i, allowed) for i in range(1, len(text))):
+        if not token['special'] and _place(text, 1, len(text), re.compile(f'[{allowed}]')):
             return ''
     return allowed
 
@@ -59,20 +61,32 @@ def pieces(parts: Iterable[str], allowed: str, size: int) -> Iterator[str]:
       parts: of the text, in order.
       allowed: as before() says; '' = it cannot be cut, and is one piece.
     """
-    held = ''
+    held, known = '', 1  # before which there is no place
+    may_follow = re.compile(f'[{re.escape(allowed)}]') if allowed else None
     for part in parts:
         held += part
-        while allowed and len(held) > size:
-            place = next((i for i in range(size, 0, -1) if _is_cut(held, i, allowed)), 0)
-            place = place or next(
-                (i for i in range(size + 1, len(held)) if _is_cut(held, i, allowed)), 0
-            )
+        while may_follow and len(held) > size:
+            near = max(known, size - _NEAR)
+            place = _place(held, near, size, may_follow) or _place(held, known, size, may_follow)
             if not place:
+                known = len(held)
                 break
             yield held[:place]
-            held = held[place:]
+            held, known = held[place:], 1
     if held:
         yield held
+
+
+def _place(text: str, begin: int, size: int, may_follow: re.Pattern) -> int:
+    """The last place to cut up to a size, else the next; 0 = there is none from `begin` on."""
+    found = 0
+    for match in may_follow.finditer(text, begin):
+        place = match.start()
+        if _LETTERS.category(text[place - 1]).startswith('L'):
+            if place > size:
+                return found or place
+            found = place
+    return found
 
 
 def _parts(found: dict[str, Any] | None, several: str) -> list[dict[str, Any]]:
@@ -93,7 +107,3 @@ def _is_known(kind: dict[str, Any]) -> bool:
         how = kind['behavior'], kind.get('invert', False)
         return _is_of_words(kind) and how in (('Isolated', False), ('Removed', True))
     return kind['type'] in ('ByteLevel', 'Digits')
-
-
-def _is_cut(text: str, i: int, allowed: str) -> bool:
-    return text[i] in allowed and _LETTERS.category(text[i - 1]).startswith('L')
