@@ -13,6 +13,7 @@ TPU VM; batches are spread over --config.mesh.data devices (several hosts: --dis
       --config.suite.batch_tokens=65536 --workdir=/data/scores
 """
 
+import contextlib
 import logging
 import math
 import pathlib
@@ -23,7 +24,7 @@ import jax
 
 from gptjax.configs import base, cli, errors
 from gptjax.data import inputs, loader, tokens
-from gptjax.evals import fewshot, perplexity, report, suite
+from gptjax.evals import contamination, fewshot, perplexity, report, suite
 from gptjax.models import pretrained, sources, weights
 from gptjax.runtime import alike, hosts, program, progress
 from gptjax.runtime import mesh as mesh_lib
@@ -67,14 +68,14 @@ def _suite(args: cli.Args) -> None:
         respondent = suite.respondent(config, loaded, mesh.rows())
         about = _about(loaded, source)
         identity = {'weights': about['weights'], 'state': source.identity()}
-        rows = []
+        rows, overlaps = [], _overlaps(jobs, respondent, config, args.config.data_dir)
         for number, job in enumerate(jobs, 1):
             bar = _Bar(f'{number} of {len(jobs)}: {job.name}, {job.k} shots, seed {job.seed}')
             try:
                 asked = _asked(job, respondent, config, args.config.data_dir)
                 kept = workdir / suite.ITEMS
-                report_to = (bar.advance, bar.begin)
-                found = suite.run(job, asked, respondent, config, kept, identity, *report_to)
+                how = (kept, identity, bar.advance, bar.begin, overlaps)
+                found = suite.run(job, asked, respondent, config, *how)
             except suite.Unscorable as e:
                 _log.warning('%s, %d shots is not scored: %s', job.name, job.k, e)
                 absent[_named(job)] = str(e)
@@ -108,6 +109,19 @@ def _asked(job: suite.Job, respondent: Any, config: suite.Config, data_dir: str)
     if why:
         raise why
     return found
+
+
+def _overlaps(
+    jobs: list[suite.Job], respondent: Any, config: suite.Config, data_dir: str
+) -> contamination.Overlaps | None:
+    """Of all tasks' items with the corpus of suite.clean_against, if any."""
+    if not config.clean_against:
+        return None
+    texts = []
+    for job in jobs:
+        with contextlib.suppress(suite.Unscorable):  # which its turn will say
+            texts.append(suite.texts_of(suite.load(job, respondent, config, data_dir)))
+    return contamination.Overlaps(texts, config.clean_against)
 
 
 def _at_hand(config: suite.Config, data_dir: str) -> tuple[list[suite.Job], dict[str, str]]:

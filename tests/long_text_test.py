@@ -9,6 +9,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from gptjax.configs import base
 from gptjax.data import documents, encoding, splits, tokens
 from gptjax.data.sets import files
+from gptjax.evals import contamination
 from gptjax.text import cuts, tokenizer, vocabulary
 from gptjax.text import tokenizer as tokenizer_lib
 
@@ -219,3 +220,29 @@ def test_one_line_makes_the_vocabulary_that_many_make(caplog, kind):
     few = vocabulary.train(vocabulary.Config(**fields), ['a b a b'])
     assert few.n_vocab < 300
     assert f'only {few.n_vocab} ids of n_vocab = 600 came out' in caplog.text
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_overlaps_are_found_in_one_pass_over_parts(tmp_path, monkeypatch, seed):
+    """Of tasks of several lengths, wherever parts and shards end; against each text whole."""
+    monkeypatch.setattr(files, '_PART', 37)
+    rng = np.random.default_rng(seed)
+
+    def said(count):
+        return ' '.join(f'W{i},' for i in rng.integers(0, 2, count))
+
+    for number in range(4):
+        (tmp_path / f'{number}.txt').write_text(said(400).replace(' ', '\n', 9))
+    left, found = corpus_of(tmp_path / 'corpus', tmp_path / '*.txt', shard_bytes=2000)
+    assert left == {'bad': 0, 'empty': 0, 'repeated': 0}
+    tasks = [[said(n) for _ in range(30)] for n in (5, 9, 11, 40)]
+    overlaps = contamination.Overlaps(tasks, str(tmp_path / 'corpus'))
+    whole = [contamination._words(text.text) for text in found]
+    dirty = 0
+    for items, n in zip(tasks, (8, 9, 11, 13), strict=True):
+        there = {gram for words in whole for gram in contamination._grams(words, n)}
+        grams = [contamination._grams(contamination._words(item), n) for item in items]
+        expected = [not there.isdisjoint(each) for each in grams]
+        assert overlaps.dirty(items) == expected
+        dirty += sum(expected)
+    assert 0 < dirty < 120

@@ -255,7 +255,10 @@ def test_items_found_in_the_corpus_are_left_out(run, tmp_path):
     document = json.loads(next(corpus.glob('*.jsonl')).read_text().splitlines()[0])['text']
     inside = ' '.join(document.split()[3:23])
     outside = ' '.join(f'word{i}' for i in range(20))
-    assert contamination.overlapping((inside, outside), str(corpus)) == [True, False]
+    assert contamination.Overlaps([(inside, outside)], str(corpus)).dirty((inside, outside)) == [
+        True,
+        False,
+    ]
     (tmp_path / 'piqa').mkdir()
     lines = [{'query': text, 'choices': ['a', 'b'], 'gold': 0} for text in (inside, outside)]
     (tmp_path / 'piqa' / 'validation.jsonl').write_text('\n'.join(map(json.dumps, lines)))

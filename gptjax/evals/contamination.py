@@ -7,34 +7,39 @@ punctuation.
 """
 
 import functools
+import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from gptjax.data import documents
 from gptjax.evals import fewshot
-from gptjax.runtime import progress
+from gptjax.runtime import progress, workers
 
 _LEAST, _MOST = 8, 13
 
 
-def overlapping(items: tuple[str, ...], corpus: str) -> list[bool]:
-    """Whether each item shares an N-gram with a prepared corpus.
+class Overlaps:
+    """What of the items of several tasks stands in a corpus, which is passed over once for all."""
 
-    Args:
-      items: their texts.
-      corpus: the folder that prepare_corpus wrote.
+    def __init__(self, tasks: Iterable[Sequence[str]], corpus: str) -> None:
+        """Looks through a corpus, on all cores.
 
-    Raises:
-      InputError: there is no finished corpus.
-    """
-    words = [_words(item) for item in items]
-    n = int(np.clip(np.percentile([len(w) for w in words] or [0], 5), _LEAST, _MOST))
-    wanted = {gram for item in words for gram in _grams(item, n)}
-    found = _found(frozenset(wanted), n, corpus)
-    return [any(gram in found for gram in _grams(item, n)) for item in words]
+        Args:
+          tasks: texts of each one's items.
+          corpus: the folder that prepare_corpus wrote.
+
+        Raises:
+          InputError: there is no finished corpus.
+        """
+        wanted = {gram for items in tasks for grams in _of_items(items) for gram in grams}
+        self._found = _found(frozenset(wanted), pathlib.Path(corpus))
+
+    def dirty(self, items: Sequence[str]) -> list[bool]:
+        """Whether each item, of a task that was looked up, shares an N-gram with the corpus."""
+        return [any(gram in self._found for gram in grams) for grams in _of_items(items)]
 
 
 def text_of(item: fewshot.Item) -> str:
@@ -46,18 +51,52 @@ def text_of(item: fewshot.Item) -> str:
     return f'{item.context} {item.answers[item.gold[0]]}'
 
 
-@functools.lru_cache(1)
-def _found(wanted: frozenset[str], n: int, corpus: str) -> frozenset[str]:
+def _of_items(items: Sequence[str]) -> list[list[str]]:
+    """The N-grams of each item of a task."""
+    words = [_words(item) for item in items]
+    n = int(np.clip(np.percentile([len(w) for w in words] or [0], 5), _LEAST, _MOST))
+    return [_grams(each, n) for each in words]
+
+
+def _found(wanted: frozenset[str], folder: pathlib.Path) -> frozenset[str]:
     """The wanted N-grams that occur in the corpus."""
-    folder = pathlib.Path(corpus)
-    found: set[str] = set()
-    shards = documents.shards(folder)
+    shards, found = documents.shards(folder), set()
+    look = functools.partial(_in_shard, folder, wanted)
+    cores = min(os.cpu_count() or 1, len(shards))
+    each = workers.each(look, shards, cores) if cores > 1 else ((s, look(s)) for s in shards)
     with progress.Progress('look for overlaps', sum(s.documents for s in shards), ' docs') as bar:
-        for shard in shards:
-            for document in documents.read(folder, shard):
-                found |= wanted.intersection(_grams(_words(document.text), n))
-                bar.advance()
+        for shard, more in each:
+            found |= more
+            bar.advance(shard.documents)
     return frozenset(found)
+
+
+def _in_shard(folder: pathlib.Path, wanted: frozenset[str], shard: documents.Shard) -> set[str]:
+    begins = frozenset(' '.join(gram.split(' ')[:_LEAST]) for gram in wanted)
+    found: set[str] = set()
+    for document in documents.read(folder, shard):
+        before: list[str] = []  # words, which may begin what goes on in the next part
+        for text in _at_words(document.parts):
+            words = [*before, *_words(text)]
+            grams = _grams(words, _LEAST)
+            if not begins.isdisjoint(grams):
+                for i in (i for i, gram in enumerate(grams) if gram in begins):
+                    longer = (' '.join(words[i : i + n]) for n in range(_LEAST, _MOST + 1))
+                    found |= wanted.intersection(longer)
+            before = words[-_MOST + 1 :]
+    return found
+
+
+def _at_words(parts: Iterable[str]) -> Iterator[str]:
+    """A text in parts that end where words do."""
+    held = ''
+    for part in parts:
+        whole = held + part
+        place = max(whole.rfind(space) for space in ' \n')
+        if place > 0:
+            yield whole[:place]
+        held = whole[max(place, 0) :]
+    yield held
 
 
 def _words(text: str) -> Sequence[str]:

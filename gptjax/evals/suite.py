@@ -170,6 +170,7 @@ def run(
     identity: Row,
     progress: Callable[[int], None] = lambda items: None,
     begun: Callable[[int, int], None] = lambda total, done: None,
+    overlaps: contamination.Overlaps | None = None,
 ) -> list[Row]:
     """The results of a job: a row a metric.
 
@@ -178,6 +179,7 @@ def run(
       kept: folder where items are kept; None = nowhere, as during training.
       identity: what the items depend on beside the job: weights and their form.
       progress: is told the items scored. begun: is told how many there are, and are done already.
+      overlaps: of these items with a corpus, to score those without any as well.
 
     Raises:
       InputError: kept items are of other weights or settings.
@@ -203,12 +205,16 @@ def run(
                 progress(len(rows))
         rows = sorted(items.rows, key=lambda row: row['i'])
     clean = None
-    if config.clean_against:
-        found = tuple(contamination.text_of(prompt.item) for prompt in asked.prompts)
-        dirty = contamination.overlapping(found, config.clean_against)
+    if overlaps:
+        dirty = overlaps.dirty(texts_of(asked))
         numbers = {p.number for p, one in zip(asked.prompts, dirty, strict=True) if not one}
         clean = [row for row in rows if row.get('of', row['i']) in numbers]
     return _results(job, rows, clean, asked, respondent)
+
+
+def texts_of(asked: fewshot.Prompts) -> list[str]:
+    """What of each item is looked for in a corpus."""
+    return [contamination.text_of(prompt.item) for prompt in asked.prompts]
 
 
 def _check(job: Job, respondent: answers.Respondent) -> None:
