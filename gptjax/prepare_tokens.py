@@ -11,8 +11,10 @@ TPU VM, once, on one host; then copy the folder to a bucket and train with
 import dataclasses
 import functools
 import logging
+import math
 import os
 import pathlib
+from collections.abc import Callable
 
 from gptjax.configs import cli, errors
 from gptjax.data import documents, encoding, splits, tokens
@@ -42,11 +44,11 @@ class _Job:
     shard: documents.Shard
     valid_fraction: float
 
-    def run(self) -> None:
+    def run(self, advance: Callable[[int], None]) -> None:
         """Tokenises the shard."""
         tokenizer = _loaded(self.tokenizer, self.fingerprint)
         texts = splits.split(self.corpus, self.shard, self.valid_fraction)
-        encoding.write_shard(self.folder, self.index, texts, tokenizer)
+        encoding.write_shard(self.folder, self.index, texts, tokenizer, advance)
 
 
 def main(args: cli.Args) -> None:
@@ -108,16 +110,10 @@ def _run(jobs: list[_Job], cores: int, bar: progress.Progress) -> None:
             left.append(job)
         else:
             bar.advance(job.shard.text_bytes)
-    processes = min(cores, len(left))
     # Of the library of a vocabulary, in each process; read when it first works.
-    os.environ.setdefault('RAYON_NUM_THREADS', str(-(-cores // max(1, processes))))
-    if processes < 2:
-        for job in left:
-            job.run()
-            bar.advance(job.shard.text_bytes)
-    else:
-        for job, _ in workers.each(_Job.run, left, processes):
-            bar.advance(job.shard.text_bytes)
+    os.environ.setdefault('RAYON_NUM_THREADS', str(math.ceil(cores / max(1, len(left)))))
+    for _ in workers.each(_Job.run, left, cores, bar.advance):
+        pass
 
 
 if __name__ == '__main__':

@@ -168,13 +168,13 @@ def test_no_more_than_a_batch_is_encoded_at_once(tmp_path, monkeypatch):
     (tmp_path / 'a.txt').write_text('some words, in lines\n' * 10**5)
     corpus_of(tmp_path / 'corpus', tmp_path / 'a.txt')
     (shard,) = documents.shards(tmp_path / 'corpus')
-    encoding.write_shard(tmp_path, 0, documents_in(tmp_path, shard), Counting())
+    done = []
+    texts = splits.split(tmp_path / 'corpus', shard, 0.0)
+    encoding.write_shard(tmp_path, 0, texts, Counting(), done.append)
+    assert sum(done) == shard.text_bytes  # and is told all along
+    assert max(done) <= encoding._PIECE
     assert max(size for size, _ in sizes) <= encoding._PIECE
     assert max(size for _, size in sizes) < encoding._BATCH + encoding._PIECE
-
-
-def documents_in(tmp_path, shard):
-    return splits.split(tmp_path / 'corpus', shard, 0.0)
 
 
 @pytest.mark.parametrize('document', [300, 30_000])

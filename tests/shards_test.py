@@ -2,6 +2,7 @@
 """Token shards on disks: few open files however many shards, and nothing of a changed one."""
 
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 import resource
@@ -49,6 +50,27 @@ def test_a_thousand_shards_under_a_low_limit(tmp_path):
         assert len(os.listdir('/proc/self/fd')) <= before + shards._MOST_OPEN + 2
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_limit_that_is_too_low_is_a_line(tmp_path):
+    shard, other = made(tmp_path, 2)
+    shards._opened.cache_clear()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = [os.open(tmp_path, os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + 8, limits[1]))
+    try:
+        with contextlib.suppress(OSError):  # until none is left
+            while True:
+                held.append(os.open(tmp_path, os.O_RDONLY))
+        with pytest.raises(errors.InputError, match=r'let more files be open .ulimit -n.'):
+            shard.request(0, 5)()
+        with pytest.raises(errors.InputError, match=r'let more files be open .ulimit -n.'):
+            shards.open_all(tmp_path, [record('train-00000.bin')], np.dtype(np.uint32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for number in held:
+            os.close(number)
+    assert other.request(0, 2)().tolist() == [TOKENS, TOKENS + 1]
 
 
 def cut(path):

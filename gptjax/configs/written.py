@@ -15,7 +15,7 @@ import ml_collections
 from gptjax.configs import base, checksum, errors, mistakes, upgrade
 
 _WEIGHTS = re.compile(r'(/best|/checkpoints/\d+)?(/average)?/*$')  # behind a workdir
-_AT_STEP = r'@\d+$'  # the same, but for a folder of that very name
+_AT_STEP = re.compile(r'@\d+$')  # the same, but for a folder of that very name
 _META, _KEPT = 'meta.json', 'checkpoints/[0-9]*/meta.json'  # where a run's config stands, too
 _NO_CONFIG = (ValueError, TypeError, AttributeError, KeyError, RecursionError, OSError)
 _log = logging.getLogger(__name__)
@@ -42,14 +42,11 @@ def find(workdir: str | None, init_from: str | None, where: Where) -> str:
 
     Where it is lost or damaged, the newest checkpoint's meta.json, which says the same.
     """
-    for folder, local, at_step in (
-        (workdir, where.workdir, ''),
-        (init_from, where.other, _AT_STEP),
-    ):
+    for folder, local in ((workdir, where.workdir), (init_from, where.other)):
         whole = _WEIGHTS.sub('', folder or '')
         run = pathlib.Path(local(whole))
-        if not run.exists():
-            run = pathlib.Path(local(re.sub(at_step, '', whole)))
+        if folder == init_from and not run.exists():
+            run = pathlib.Path(local(_AT_STEP.sub('', whole)))
         path = run / base.OF_RUN
         # A published folder has one of another kind.
         if not folder or (path.is_file() and b'"model_type"' in path.read_bytes()):

@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import io
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -27,10 +27,14 @@ def write_shard(
     index: int,
     texts: Iterable[documents.Text],
     tokenizer: tokenizer_lib.Tokenizer,
+    advance: Callable[[int], None] = lambda text_bytes: None,
 ) -> None:
     """Tokenises documents, their splits decided, into a token shard a split.
 
     What was written is recorded beside it, at the end: tokens.records() knows it.
+
+    Args:
+      advance: is told the bytes of text that are done.
     """
     with contextlib.ExitStack() as open_:
         written: dict[str, _Written] = {}
@@ -39,7 +43,7 @@ def write_shard(
                 name = tokens.names(piece.split, index)[0]
                 file = _Written(folder / name, manifest_lib.dtype(tokenizer.n_vocab), open_)
                 written[piece.split] = file
-            written[piece.split].add(piece, ids, tokenizer.end_of_text)
+            advance(written[piece.split].add(piece, ids, tokenizer.end_of_text))
     record = {
         split: written[split].record(folder, tokens.names(split, index))
         for split in tokens.SPLITS
@@ -91,8 +95,8 @@ class _Written:
         self._sha256, self._crc32c = hashlib.sha256(), buckets.Crc32c()
         self._table: list[list[int]] = []  # tokens, bytes and words of each document
 
-    def add(self, piece: _Piece, ids: list[int], end_of_text: int) -> None:
-        """Adds a piece behind the others, end-of-text before the first of a document."""
+    def add(self, piece: _Piece, ids: list[int], end_of_text: int) -> int:
+        """Adds a piece behind the others, end-of-text before a document. Returns its bytes."""
         if piece.is_first:
             self._table.append([0, 0, 0])
             ids = [end_of_text, *ids]
@@ -100,9 +104,10 @@ class _Written:
         self._file.write(content)
         self._sha256.update(content)
         self._crc32c.update(content)
-        row = self._table[-1]
-        for i, more in enumerate((len(ids), len(piece.text.encode()), piece.words)):
+        row, text_bytes = self._table[-1], len(piece.text.encode())
+        for i, more in enumerate((len(ids), text_bytes, piece.words)):
             row[i] += more
+        return text_bytes
 
     def record(self, folder: pathlib.Path, names: list[str]) -> manifest_lib.Record:
         """Of the shard, whose table of documents is written if it has one."""

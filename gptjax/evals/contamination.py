@@ -10,7 +10,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -62,16 +62,18 @@ def _found(wanted: frozenset[str], folder: pathlib.Path) -> frozenset[str]:
     """The wanted N-grams that occur in the corpus."""
     shards, found = documents.shards(folder), set()
     look = functools.partial(_in_shard, folder, wanted)
-    cores = min(os.cpu_count() or 1, len(shards))
-    each = workers.each(look, shards, cores) if cores > 1 else ((s, look(s)) for s in shards)
     with progress.Progress('look for overlaps', sum(s.documents for s in shards), ' docs') as bar:
-        for shard, more in each:
+        for more in workers.each(look, shards, os.cpu_count() or 1, bar.advance):
             found |= more
-            bar.advance(shard.documents)
     return frozenset(found)
 
 
-def _in_shard(folder: pathlib.Path, wanted: frozenset[str], shard: documents.Shard) -> set[str]:
+def _in_shard(
+    folder: pathlib.Path,
+    wanted: frozenset[str],
+    shard: documents.Shard,
+    advance: Callable[[int], None],
+) -> set[str]:
     begins = frozenset(' '.join(gram.split(' ')[:_LEAST]) for gram in wanted)
     found: set[str] = set()
     for document in documents.read(folder, shard):
@@ -84,6 +86,7 @@ def _in_shard(folder: pathlib.Path, wanted: frozenset[str], shard: documents.Sha
                     longer = (' '.join(words[i : i + n]) for n in range(_LEAST, _MOST + 1))
                     found |= wanted.intersection(longer)
             before = words[-_MOST + 1 :]
+        advance(1)
     return found
 
 

@@ -10,39 +10,53 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, process, resource_tracker
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from gptjax.configs import errors
 
 Job = TypeVar('Job')
 Result = TypeVar('Result')
+_SAID_SECS = 0.2
 
 
 def each(
-    work: Callable[[Job], Result], jobs: Sequence[Job], processes: int
-) -> Iterator[tuple[Job, Result]]:
-    """Jobs and their results, as they come.
+    work: Callable[[Job, Callable[[int], None]], Result],
+    jobs: Sequence[Job],
+    processes: int,
+    advance: Callable[[int], None],
+) -> Iterator[Result]:
+    """The results of jobs, as they come; of one process they are made in this one.
 
     Args:
-      work: a function of a module; job -> result, both of which can be pickled.
+      work: a function of a module; job, advance -> result. Job and result can be pickled.
+      advance: what work() says there that it has done is said here, too.
 
     Raises:
       InputError: a process was killed. What work() raises.
     """
-    left, busy, workers = iter(jobs), {}, []
+    processes = min(processes, len(jobs))
+    if processes < 2:
+        yield from (work(job, advance) for job in jobs)
+        return
+    left, busy, workers = iter(jobs), set(), []
     try:
-        for place, worker in _begin(work, min(processes, len(jobs))):
+        for place, worker in _begin(work, processes):
             workers.append(worker)
-            busy[place] = job = next(left)
-            _send(place, job)
+            busy.add(place)
+            _send(place, next(left))
         while busy:
             for place in connection.wait(list(busy)):
-                job = busy.pop(place)
-                yield job, _received(place)
+                found = _received(place)
+                if isinstance(found, _Done):
+                    advance(found.more)
+                    continue
+                yield found
+                busy.remove(place)
                 for following in left:
-                    busy[place] = following
+                    busy.add(place)
                     _send(place, following)
                     break
     finally:
@@ -108,14 +122,40 @@ def _work(work: Callable, place: connection.Connection, parent: int) -> None:
             job = place.recv()
         except (EOFError, OSError):  # nobody waits any more
             return
+        told = _Told(place)
         try:
-            found = work(job)
+            found = work(job, told.advance)
+            told.say()
         except OSError as e:
             found = e
         except Exception as e:
             # Of our own class: others may be impossible to send, or to read there.
             found = errors.InputError(str(e) if isinstance(e, errors.InputError) else repr(e))
         place.send(found)
+
+
+class _Done(NamedTuple):
+    """So much of a job is done since this was last said."""
+
+    more: int
+
+
+class _Told:
+    """What a job says that it has done, told every now and then."""
+
+    def __init__(self, place: connection.Connection) -> None:
+        self._place, self._more, self._at = place, 0, time.monotonic()
+
+    def advance(self, more: int) -> None:
+        """Counts it."""
+        self._more += more
+        if time.monotonic() > self._at + _SAID_SECS:
+            self.say()
+
+    def say(self) -> None:
+        """Tells it."""
+        self._place.send(_Done(self._more))
+        self._more, self._at = 0, time.monotonic()
 
 
 def _die_with(parent: int) -> None:

@@ -9,7 +9,7 @@ a mark, and none looks back: a text may be cut between a letter and a space, a c
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 _FORMS = ('NFC', 'NFD', 'NFKC', 'NFKD')  # which leave what begins with ASCII to itself
@@ -23,6 +23,17 @@ PATTERNS = {
 AFTER_LETTERS = ' \n,.;:!?，。、！？；：'  # what may follow a letter behind a cut
 _NEAR = 256  # characters, within which there mostly is a place
 _LETTERS = unicodedata.ucd_3_2_0  # what all tables agree upon since
+
+
+class OneByOne:
+    """A tokenizer that encodes texts one by one, and long ones whole unless it says otherwise."""
+
+    cut_before = ''
+    encode: Callable[[str], list[int]]
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text."""
+        return [self.encode(text) for text in texts]
 
 
 def before(tokenizer_json: bytes) -> str:
@@ -104,6 +115,5 @@ def _is_of_words(kind: dict[str, Any]) -> bool:
 
 def _is_known(kind: dict[str, Any]) -> bool:
     if kind['type'] == 'Split':
-        how = kind['behavior'], kind.get('invert', False)
-        return _is_of_words(kind) and how in (('Isolated', False), ('Removed', True))
+        return _is_of_words(kind) and kind['behavior'] == 'Isolated' and not kind.get('invert')
     return kind['type'] in ('ByteLevel', 'Digits')

@@ -6,13 +6,13 @@ import logging
 import re
 from collections.abc import Sequence
 
-from gptjax.text import described, unicode
+from gptjax.text import cuts, described, unicode
 
 _NOTHING = described.Described()
 _log = logging.getLogger(__name__)
 
 
-class SentencePiece:
+class SentencePiece(cuts.OneByOne):
     """A SentencePiece model; its </s> separates documents. Its normalisation may lose text."""
 
     def __init__(self, model: bytes, said: described.Described = _NOTHING) -> None:
@@ -43,10 +43,6 @@ class SentencePiece:
         self.beginning = self.end_of_text if first < 0 else first
         self.prefix = [first] if asked and first >= 0 else []
         described.check_frame(said, self.prefix, [])
-        self.cut_before = ''
-
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         text = unicode.check(text)

@@ -131,7 +131,7 @@ def load(path: str | pathlib.Path) -> Tokenizer:
     )
 
 
-class Bytes:
+class Bytes(cuts.OneByOne):
     """UTF-8 bytes as ids 0..255, then end-of-text."""
 
     n_vocab = 257
@@ -141,9 +141,6 @@ class Bytes:
     special = frozenset({256})
     described = _NOTHING
     cut_before = cuts.AFTER_LETTERS
-
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         if not allow_special:
@@ -210,7 +207,7 @@ class Subwords:
         return {'tokenizer.json': self._content}
 
 
-class Gpt1(Subwords):
+class Gpt1(cuts.OneByOne, Subwords):
     """GPT-1's vocabulary over its own words: lower-cased, '</w>' at their ends; not invertible.
 
     Args:
@@ -240,10 +237,6 @@ class Gpt1(Subwords):
         backend.decoder = decoders.BPEDecoder(suffix='</w>')
         super().__init__(backend)
         self._vocabulary, self._merges, self.described = vocabulary, merges, said
-        self.cut_before = ''  # words are cut elsewhere
-
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         text = unicode.check(text)
