@@ -5,9 +5,10 @@ Into a workdir, from a Hugging Face folder or a GGUF file:
   python -m gptjax.convert --config.init_from=gpt2/ --workdir=runs/gpt2
 Into a Hugging Face folder, from a workdir of ours or a GGUF file:
   python -m gptjax.convert --config.init_from=runs/quickstart --workdir=exported --to=huggingface
-Stopped, the same command begins again.
+Stopped, the same command begins again; done, it says so.
 """
 
+import hashlib
 import logging
 import pathlib
 
@@ -15,7 +16,7 @@ import jax
 from absl import flags
 
 from gptjax.configs import base, cli, errors
-from gptjax.models import pretrained, sources
+from gptjax.models import pretrained, sources, weights
 from gptjax.models.published import beside
 from gptjax.runtime import program, progress
 from gptjax.storage import unfinished
@@ -38,14 +39,17 @@ def main(args: cli.Args) -> None:
     errors.require(
         bool(args.config.init_from), 'give --config.init_from=<folder or .gguf file to read>'
     )
-    unfinished.check_free(target)
     source = sources.open(args.config.init_from)
+    made_of = _made_of(source, args.flags)
     dtype = None if args.flags.dtype == 'stored' else args.flags.dtype
     with program.only_one(target, whole=False):
-        unfinished.check_free(target)  # another's, which was waited for
+        if unfinished.is_made_of(target, made_of):
+            _log.info('conversion to %s is done already', target)
+            return
+        unfinished.check_free(target)
         with progress.Progress('read', None, ' parameters') as bar:
             found = pretrained.load(source, dtype, progress=bar.advance)
-        about = {'note': source.provenance, 'kept': source.beside}
+        about = {'note': source.provenance, 'kept': source.beside, 'made_of': made_of}
         if args.flags.to == 'huggingface':
             with progress.Progress('write', None, ' bytes') as bar:
                 pretrained.save(target, *found, **about, progress=bar.advance)
@@ -56,6 +60,17 @@ def main(args: cli.Args) -> None:
         _log.warning('left behind of %s: %s', source.path, ', '.join(left))
     n_params = sum(x.size for x in jax.tree.leaves(found.params))
     _log.info('wrote %s parameters to %s', f'{n_params:,}', target)
+
+
+def _made_of(source: weights.Source, given: flags.FlagValues) -> str:
+    """Changes with all that the result depends on."""
+    parts = [source.identity(), source.provenance, source.objective, given.to, given.dtype]
+    kept = (content for item in sorted(source.beside.items()) for content in item)
+    digest = hashlib.sha256()
+    for part in (*parts, *kept):
+        data = part if isinstance(part, bytes) else part.encode()
+        digest.update(b'%d ' % len(data) + data)
+    return digest.hexdigest()
 
 
 if __name__ == '__main__':

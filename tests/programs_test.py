@@ -280,8 +280,15 @@ def test_convert_goes_both_ways(trained, tmp_path):
     first, back = pretrained.load(run), pretrained.load(tmp_path / 'back')
     jax.tree.map(np.testing.assert_array_equal, first.params, back.params)
     assert tokenizer_lib.fingerprint(first.tokenizer) == tokenizer_lib.fingerprint(back.tokenizer)
+    weights = tmp_path / 'hf' / 'model.safetensors'
+    written = weights.stat()
+    convert.main(convert_args(run, tmp_path / 'hf', '--to=huggingface'))
+    assert weights.stat() == written, 'it was done already'
+    for flags in (('--to=workdir',), ('--to=huggingface', '--dtype=float16')):
+        with pytest.raises(errors.InputError, match='is not empty'):
+            convert.main(convert_args(run, tmp_path / 'hf', *flags))
     with pytest.raises(errors.InputError, match='is not empty'):
-        convert.main(convert_args(run, tmp_path / 'hf', '--to=huggingface'))
+        convert.main(convert_args(tmp_path / 'back', tmp_path / 'hf', '--to=huggingface'))
     with pytest.raises(errors.UsageError, match=r'give --config\.init_from'):
         convert.main(convert_args('', tmp_path / 'x'))
     convert.main(convert_args(tmp_path / 'hf', tmp_path / 'half', '--dtype=bfloat16'))

@@ -67,6 +67,7 @@ def save(
     tokenizer: tokenizer_lib.Tokenizer | None,
     note: str = '',
     kept: beside.Files | None = None,
+    made_of: str = '',
     shard_bytes: int = 5 * 10**9,
     progress: Callable[[int], None] = lambda written: None,
 ) -> None:
@@ -78,6 +79,7 @@ def save(
     Args:
       note: what its provenance will say.
       kept: what was published beside the weights, as sources.open() gives it.
+      made_of: by which unfinished.is_made_of() knows the folder again.
 
     Raises:
       InputError: no published layout holds this model, or the folder is not empty.
@@ -101,7 +103,7 @@ def save(
             size = dtype.itemsize * int(np.prod(family.shape(place.tensor, config)))
             yield prefix + place.name, size, functools.partial(get, place)
 
-    with unfinished.writing(path):
+    with unfinished.writing(path, made_of):
         summed = tensors.write(path, items(), shard_bytes, progress)
         ends: dict[str, int] = {}
         found: dict[str, bytes] = {}

@@ -272,6 +272,7 @@ def save(
     note: str = '',
     kept: beside.Files | None = None,
     objective: str = weights.OBJECTIVE,
+    made_of: str = '',
 ) -> None:
     """Writes a workdir whose only checkpoint, of step 0, holds the weights.
 
@@ -281,6 +282,7 @@ def save(
       note: what its provenance will say.
       kept: what was published beside them.
       objective: what the weights were trained on, as train.objective says it.
+      made_of: by which unfinished.is_made_of() knows the folder again.
 
     Raises:
       InputError: the folder is not empty, or cannot be written.
@@ -289,7 +291,7 @@ def save(
     config = base.get_config()
     config.model = dataclasses.asdict(model.config)
     config.train.objective = objective
-    with unfinished.writing(path):
+    with unfinished.writing(path, made_of):
         fingerprint = ''
         if tokenizer is not None:
             tokenizer_lib.save(tokenizer, path / TOKENIZER)

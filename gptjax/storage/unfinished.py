@@ -2,6 +2,7 @@
 """Folders that are written into an empty place, from a mark that comes first to its removal.
 
 A folder with the mark is unfinished: readers refuse it, and its writer, run again, begins afresh.
+A finished one may say what it was made of, by which its writer, run again, knows that it is done.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from gptjax.configs import checksum, errors
 from gptjax.storage import files, leases, mirror, scratch
 
 MARK = '.unfinished'
+_MADE_OF = '.made_of'
 _LONGEST = 2**16  # bytes of a mark that are read
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
@@ -28,9 +30,19 @@ def check_free(folder: pathlib.Path) -> None:
         raise errors.InputError(f'{folder} is not empty; choose another --workdir, or remove it')
 
 
+def is_made_of(folder: pathlib.Path, what: str) -> bool:
+    """Whether a folder was finished by writing(folder, what)."""
+    if is_unfinished(folder) or not (folder / _MADE_OF).is_file():
+        return False
+    return files.content(folder / _MADE_OF, _LONGEST).decode(errors='replace') == f'{what}\n'
+
+
 @contextlib.contextmanager
-def writing(folder: pathlib.Path) -> Iterator[None]:
+def writing(folder: pathlib.Path, what: str = '') -> Iterator[None]:
     """Marks a folder while it is written; what an earlier writer left unfinished is removed.
+
+    Args:
+      what: it is made of, in a line that changes with it; '' = not kept.
 
     Raises:
       InputError: it holds anything else.
@@ -47,6 +59,8 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
         else:
             path.unlink()
     yield
+    if what:
+        files.replace(folder / _MADE_OF, f'{what}\n')
     with contextlib.suppress(OSError):  # a system that syncs no folders
         _sync(folder)
     (folder / MARK).unlink()
