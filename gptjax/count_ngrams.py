@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Estimates an n-gram model, the first baseline, from token shards: one pass, no gradient.
+"""Estimates an n-gram model, the first baseline, from token shards: counts, no gradient.
 
-The model is a run like any other: evaluate and generate read its workdir. Laptop, after a
+Memory is what config.ngram.memory_tokens says, whatever the text; the rest stands on the disk of
+the workdir. --arpa writes model.arpa, too, for kenlm; of a run that is done, from its tables. The
+model is a run like any other: evaluate and generate read its workdir. Laptop, after a
 quickstart:
   python -m gptjax.count_ngrams --config=experiments/quickstart.py:model=ngram \
       --workdir=runs/quickstart/ngram --config.tokenizer.dir=../tokenizer \
@@ -9,22 +11,26 @@ quickstart:
 TPU VM, the same on one host: it needs no accelerator.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import pathlib
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
+from absl import flags
 
 from gptjax.configs import base, cli, errors
 from gptjax.data import inputs, loader, tokens
 from gptjax.evals import perplexity
 from gptjax.models import heads, kneser_ney, ngram, pretrained
+from gptjax.models.published import arpa
 from gptjax.runtime import checkpoint, hosts, listing, program, progress
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import meta as meta_lib
@@ -34,13 +40,19 @@ from gptjax.training import claim
 from gptjax.training import step as step_lib
 
 READS = ('tokenizer', 'data', 'model', 'ngram', 'evaluate')
-ARPA = 'model.arpa'
+ARPA, FOLDER = 'model.arpa', '.ngrams'
+_ARPA_SUM = 'arpa_sha256'
 _PIECE = 1 << 20  # tokens read at once
 _log = logging.getLogger('gptjax')
 
 
+def define(values: flags.FlagValues) -> None:
+    """The program's own flags."""
+    flags.DEFINE_bool('arpa', False, f'Write {ARPA}, for kenlm.', flag_values=values)
+
+
 def main(args: cli.Args) -> None:
-    """Counts every training token once; writes a checkpoint, model.arpa and results.json."""
+    """Counts the training tokens; writes a checkpoint and results.json."""
     config, workdir = args.config, pathlib.Path(args.workdir)
     model_config = heads.configure(config.model)
     errors.require(
@@ -67,49 +79,83 @@ def main(args: cli.Args) -> None:
         made_of = {'sets': [token_set.digest for token_set in data.train]}
         there = _matching(workdir, config, made_of)
         documents.write(workdir / base.OF_RUN, base.plain(config))
-        if there and _is_done(workdir):
-            _log.info('counting in %s is done already', workdir)
+        if there and results_lib.is_whole(workdir):
+            if not _write_wanted_arpa(workdir, args.flags.arpa):
+                _log.info('counting in %s is done already', workdir)
             return
         began = time.monotonic()
-        total = sum(map(len, data.train))
-        with progress.Progress('count', total, ' tokens') as bar:
-            order, memory = model_config.order, counting.memory_tokens
-            sets = (model_config.n_vocab, memory, workdir, bar.advance)
-            tables = kneser_ney.estimate(map(_pieces, data.train), order, *sets)
-        secs = time.monotonic() - began
-        params = ngram.params_of(tables)
-        entries = tuple(len(table['token']) for table in tables.values())
-        model = heads.LanguageModel(dataclasses.replace(model_config, entries=entries))
-        ngram.write_arpa(tables, workdir / ARPA)
-        results = {'steps': 0, 'tokens': total, 'parameters': sum(entries)}
-        results |= {'train_secs': round(secs, 3)} | _scores(model, params, data, scoring)
-        results |= {'arpa_sha256': files.sha256(workdir / ARPA), 'commit': program.commit()}
-        if noted := perplexity.notes(data.held_out, scoring):
-            results['notes'] = noted
-        results_lib.write(workdir, results)
-        counted = config.copy_and_resolve_references()
-        with counted.unlocked():
-            counted.model.entries = entries
-        tokenizer = data.train[0].fingerprint
-        meta = meta_lib.of(counted, heads.name_of(model), tokenizer, data=made_of)
-        if there:
-            listing.remove(there)  # the same tables, counted again for the results
-        checkpoints = checkpoint.Checkpoints(workdir, keep=2)
-        try:
-            checkpoints.save(0, {'params': params}, meta)
-        finally:
-            checkpoints.close()
+        with _own_folder(workdir) as folder:
+            texts = [_Text(token_set) for token_set in data.train]
+            sizes = (model_config.order, model_config.n_vocab, counting.memory_tokens)
+            tables = kneser_ney.estimate(texts, *sizes, folder, _stage)
+            secs = time.monotonic() - began
+            entries = tuple(len(table['token']) for table in tables.values())
+            model = heads.LanguageModel(dataclasses.replace(model_config, entries=entries))
+            mesh = mesh_lib.one_device()
+            # The files themselves, where the device has the memory of the host.
+            params = jax.device_put(ngram.params_of(tables), mesh.replicated(), may_alias=True)
+            results = {'steps': 0, 'tokens': sum(map(len, data.train)), 'parameters': sum(entries)}
+            results |= {'train_secs': round(secs, 3)} | _scores(model, params, data, scoring, mesh)
+            results['commit'] = program.commit()
+            if noted := perplexity.notes(data.held_out, scoring):
+                results['notes'] = noted
+            if args.flags.arpa:
+                results |= _write_arpa(tables, workdir)
+            results_lib.write(workdir, results)
+            counted = config.copy_and_resolve_references()
+            with counted.unlocked():
+                counted.model.entries = entries
+            tokenizer = data.train[0].fingerprint
+            meta = meta_lib.of(counted, heads.name_of(model), tokenizer, data=made_of)
+            if there:
+                listing.remove(there)  # the same tables, counted again for the results
+            checkpoints = checkpoint.Checkpoints(workdir, keep=2)
+            try:
+                checkpoints.save(0, {'params': params}, meta)
+            finally:
+                checkpoints.close()
     _log.info('counted %s n-grams in %.1f s: %s', f'{sum(entries):,}', secs, json.dumps(results))
 
 
+class _Text:
+    """A token set as a text in pieces."""
+
+    def __init__(self, token_set: tokens.TokenSet) -> None:
+        self.token_set = token_set
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.token_set), _PIECE):
+            yield self.token_set.read(start, _PIECE)
+
+
+@contextlib.contextmanager
+def _stage(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    with progress.Progress(what, total, unit) as bar:
+        yield bar.advance
+
+
+@contextlib.contextmanager
+def _own_folder(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An empty folder, removed afterwards; what an ended process left of it goes first."""
+    own = workdir / FOLDER
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True)
+    try:
+        yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
 def _scores(
-    model: heads.LanguageModel, params: Any, data: inputs.Inputs, config: perplexity.Config
+    model: heads.LanguageModel,
+    params: Any,
+    data: inputs.Inputs,
+    config: perplexity.Config,
+    mesh: mesh_lib.Mesh,
 ) -> dict[str, float]:
     """Scores of the held-out sets."""
     found: dict[str, float] = {}
-    mesh = mesh_lib.one_device()  # n-grams are looked up on the host
     with mesh.scope():
-        params = jax.device_put(params, mesh.replicated())
         step = step_lib.make_eval_step(perplexity.measure(model.apply, config))
         for label, token_set in data.held_out.items():
             n_ctx = config.n_ctx or model.config.n_ctx
@@ -117,18 +163,25 @@ def _scores(
     return found
 
 
-def _pieces(token_set: tokens.TokenSet) -> Iterator[np.ndarray]:
-    for start in range(0, len(token_set), _PIECE):
-        yield token_set.read(start, _PIECE)
+def _write_arpa(tables: ngram.Tables, workdir: pathlib.Path) -> dict[str, str]:
+    """Writes the file. Returns what the results say of it."""
+    total = sum(len(table['token']) for table in tables.values())
+    with progress.Progress(f'write {ARPA}', total, ' n-grams') as bar:
+        arpa.write(tables, workdir / ARPA, bar.advance)
+    return {_ARPA_SUM: files.sha256(workdir / ARPA)}
 
 
-def _is_done(workdir: pathlib.Path) -> bool:
-    """Whether the results and the file beside them are as they were written."""
-    try:
-        digest = results_lib.read(workdir).get('arpa_sha256')
-        return digest is None or files.sha256(workdir / ARPA) == digest
-    except (documents.Damaged, OSError):
+def _write_wanted_arpa(workdir: pathlib.Path, wanted: bool) -> bool:
+    """Of a run that is done: writes its ARPA file, if wanted, where it is not as it was written."""
+    found = results_lib.read(workdir)
+    if not (wanted or _ARPA_SUM in found):
         return False
+    with contextlib.suppress(OSError):
+        if files.sha256(workdir / ARPA) == found.get(_ARPA_SUM):
+            return False
+    tables = ngram.tables_of(pretrained.load(workdir).params)
+    results_lib.write(workdir, found | _write_arpa(tables, workdir))
+    return True
 
 
 def _matching(
@@ -143,4 +196,4 @@ def _matching(
 
 
 if __name__ == '__main__':
-    program.run(main, __doc__, READS)
+    program.run(main, __doc__, READS, define)

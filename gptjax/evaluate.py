@@ -56,7 +56,7 @@ def _suite(args: cli.Args) -> None:
     """Writes WORKDIR/results.jsonl and results.md after every task, items as they are scored."""
     config = args.section('suite', suite.Config)
     source, workdir = _opened(args)
-    mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
+    mesh = mesh_lib.Mesh(args.section('mesh', mesh_lib.Config))
     others = [scratch.small(scratch.here(other)) for other in config.beside]
     for other in others:
         errors.require(bool(report.read(other)), f'{other} holds no results.jsonl')
@@ -183,7 +183,7 @@ def _held_out(args: cli.Args) -> None:
     data = loader.configure(args.config.data)
     errors.require(bool(data.eval_sets), 'data.eval_sets names no held-out set')
     source, workdir = _opened(args)
-    mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
+    mesh = mesh_lib.Mesh(args.section('mesh', mesh_lib.Config))
     found = {}
     with mesh.scope():
         with progress.Progress('open tokens', None, ' tokens checked') as bar:

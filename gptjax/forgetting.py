@@ -53,12 +53,12 @@ def main(args: cli.Args) -> None:
     ((label, held_out),) = sets.items()
     opened = {name: sources.open(path) for name, path in runs.items()}
     alike.check_same(config=base.plain(config), runs=runs, windows=args.flags.windows)
-    devices = args.section('mesh', mesh_lib.Config)
-    meshes = {name: mesh_lib.of_weights(devices, source) for name, source in opened.items()}
-    loaded = {}
-    for name, source in opened.items():
-        with meshes[name].scope():
-            loaded[name] = pretrained.load(source, shardings=meshes[name].shardings)
+    mesh = mesh_lib.Mesh(args.section('mesh', mesh_lib.Config))
+    with mesh.scope():
+        loaded = {
+            name: pretrained.load(source, shardings=mesh.shardings)
+            for name, source in opened.items()
+        }
     for name, (_, _, tokenizer) in loaded.items():
         if tokenizer is None or tokenizer_lib.fingerprint(tokenizer) != held_out.fingerprint:
             raise errors.InputError(
@@ -75,9 +75,8 @@ def main(args: cli.Args) -> None:
     found: dict[str, dict] = {}
     with progress.Progress('score', None, ' windows') as bar:
         for name, (model, params, _) in loaded.items():
-            rows = meshes[name].rows()
-            asked = (model, params, contexts, targets, batch, bar.advance, rows)
-            with meshes[name].scope():
+            asked = (model, params, contexts, targets, batch, bar.advance, mesh.rows())
+            with mesh.scope():
                 loss = context.loss_by_length(*asked)
                 found[name] = {'weights': opened[name].said, 'nats_by_context_tokens': loss}
                 if not isinstance(model.config, ngram.Config):  # a count has no gradient

@@ -78,7 +78,7 @@ def main(args: cli.Args) -> None:
         files.check_writable(pathlib.Path(args.workdir))
     published = loaded_lib.published(source)
     loaded_lib.resolve(str(source.path), published, args.given('decode'))  # told at once
-    mesh = mesh_lib.of_weights(args.section('mesh', mesh_lib.Config), source)
+    mesh = mesh_lib.Mesh(args.section('mesh', mesh_lib.Config))
     with mesh.scope():
         form = (config.dtype or None, config.weights, config.cache_dtype, mesh)
         with progress.Progress('read', None, ' parameters') as bar:

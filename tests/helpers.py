@@ -9,6 +9,8 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -221,11 +223,20 @@ def asked(**given) -> options.Options:
     return options.make(base.get_config().decode.to_dict() | plain, given)
 
 
+def ngram_tables(
+    sequences: Sequence[Sequence[np.ndarray]], order: int, n_vocab: int
+) -> dict[str, dict[str, jax.Array]]:
+    """kneser_ney.estimate() in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = kneser_ney.estimate(sequences, order, n_vocab, 10**6, pathlib.Path(folder))
+        return jax.tree.map(jnp.array, found)
+
+
 def baseline_decoder(kind: str) -> tuple[decode.Decoder, dict]:
     """(decoder, parameters) of an LSTM or a counted trigram model of 64 tokens."""
     if kind == 'ngram':
         text = np.random.default_rng(0).integers(0, 64, 4000) ** 2 // 64
-        tables = kneser_ney.estimate([[text]], 3, 64, 10**6)
+        tables = ngram_tables([[text]], 3, 64)
         entries = tuple(len(table['token']) for table in tables.values())
         model = heads.build(sizes.ngram(3, n_ctx=16, n_vocab=64, entries=entries))
         return decode.Decoder(model, 64), ngram.params_of(tables)

@@ -115,7 +115,8 @@ class Workdir:
         spec = f'{self._config}:model=ngram'
         counted = Workdir(self.path / 'ngram', spec, self._data)
         shared = ('--config.tokenizer.dir=../tokenizer', "--config.data.sets=('../tokens',)")
-        counted._main(count_ngrams.main, *shared, '--config.data.eval_sets.tokens=../tokens')
+        scored = ('--config.data.eval_sets.tokens=../tokens', '--arpa')
+        counted._main(count_ngrams.main, *shared, *scored, define=count_ngrams.define)
         found = results.read(counted.path)
         arpa = (counted.path / 'model.arpa').read_bytes()
         return {name: x for name, x in found.items() if name.startswith('eval/')}, arpa

@@ -2,6 +2,8 @@
 """The n-gram model against its formula in fractions, against kenlm, and as a distribution."""
 
 import collections
+import contextlib
+import itertools
 from fractions import Fraction
 
 import jax.numpy as jnp
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 
 from gptjax.configs import errors, sizes
-from gptjax.models import heads, kneser_ney, ngram
+from gptjax.models import grams, heads, kneser_ney, ngram
+from gptjax.models.published import arpa
+from gptjax.storage import columns
 from tests import helpers
 
 
@@ -70,16 +74,18 @@ class Formula:
 def test_estimation_is_the_formula(order, length, n_vocab):
     sequences = [text(length, n_vocab), text(length // 2, n_vocab, seed=1)]
     formula = Formula(sequences, order, n_vocab)
-    tables = kneser_ney.estimate([[s] for s in sequences], order, n_vocab, 10**6)
-    rng = np.random.default_rng(0)
-    for _ in range(60):
-        context = tuple(rng.integers(0, n_vocab, order - 1).tolist())
-        row = np.array([[*context]], np.int64) if context else np.zeros((1, 0), np.int64)
-        row = np.concatenate([np.full((1, order - 1), -1), row], 1)
-        # What follows the last token of the context: ask with a token in front where there is none.
-        found = ngram.log_probs(tables, row if context else np.array([[0]]), max(order - 2, 0))
-        wanted = [float(formula.prob(context, token)) for token in range(n_vocab)]
-        np.testing.assert_allclose(np.exp(found[0, -1]), wanted, rtol=2e-6)
+    tables = helpers.ngram_tables([[s] for s in sequences], order, n_vocab)
+    drawn = np.random.default_rng(0).integers(0, n_vocab, (60, order - 1))
+    tokens = jnp.asarray(np.pad(drawn, ((0, 0), (1, 0)), constant_values=-1), jnp.int32)
+    contexts = ngram.contexts(tables, tokens)
+    found = ngram.log_probs(tables, contexts)
+    wanted = [[formula.prob(tuple(c), v) for v in range(n_vocab)] for c in drawn.tolist()]
+    wanted = np.array(wanted, np.float64)
+    np.testing.assert_allclose(np.exp(found[:, 0]), wanted, rtol=5e-6)
+    targets = jnp.broadcast_to(jnp.arange(n_vocab), (60, n_vocab))
+    each = jnp.broadcast_to(contexts, (60, n_vocab, order - 1))
+    alone = ngram.target_log_probs(tables, each, targets)
+    np.testing.assert_allclose(np.exp(alone), wanted, rtol=5e-6)
 
 
 def test_some_orders_above_fell_back_and_some_did_not():
@@ -87,15 +93,15 @@ def test_some_orders_above_fell_back_and_some_did_not():
     fallback = [Fraction(0), Fraction(1, 2), Fraction(1), Fraction(3, 2)]
     assert fallback in found
     assert any(discount != fallback for discount in found)
-    assert kneser_ney.discounts(np.array([1, 1, 2, 3])) == kneser_ney.FALLBACK
-    nothing_left = np.array([1, 1, 1, 1, 2, 3, 4])  # the discount of 2 would be 0
+    assert kneser_ney.discounts((2, 1, 1, 0)) == kneser_ney.FALLBACK
+    nothing_left = (4, 1, 1, 1)  # the discount of 2 would be 0
     assert kneser_ney.discounts(nothing_left) == kneser_ney.FALLBACK
 
 
 @pytest.fixture(scope='module')
 def model():
     """A 4-gram model of 20,000 tokens as a language model, and its parameters."""
-    tables = kneser_ney.estimate([[text(20_000, 50)]], 4, 50, 10**6)
+    tables = helpers.ngram_tables([[text(20_000, 50)]], 4, 50)
     entries = tuple(len(table['token']) for table in tables.values())
     built = heads.build(sizes.ngram(4, n_ctx=16, n_vocab=50, entries=entries))
     return built, ngram.params_of(tables), tables
@@ -107,9 +113,10 @@ def test_probabilities_sum_to_one_for_seen_and_unseen_contexts(model):
     seen = np.lib.stride_tricks.sliding_window_view(text(20_000, 50), 3)
     seen = seen[rng.integers(0, len(seen), 500)]
     contexts = np.concatenate([seen, rng.integers(0, 50, (500, 3))])
-    found = np.exp(ngram.log_probs(tables, contexts, 0)[:, -1].astype(np.float64))
+    rows = ngram.contexts(tables, jnp.asarray(np.pad(contexts, ((0, 0), (1, 0))), jnp.int32))
+    found = np.exp(np.asarray(ngram.log_probs(tables, rows)[:, -1], np.float64))
     assert found.shape == (1000, 50)
-    np.testing.assert_allclose(found.sum(axis=1), 1, atol=2e-6)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=4e-6)
     assert (found > 0).all()
     known = {tuple(row) for row in np.lib.stride_tricks.sliding_window_view(text(20_000, 50), 3)}
     assert 50 < sum(tuple(row) not in known for row in contexts) < 500
@@ -134,44 +141,150 @@ def test_it_is_a_language_model_like_the_others(model):
         np.testing.assert_allclose(found[:, 0], logits[:, stop - 1], rtol=1e-6)
 
 
-def test_counts_spilled_to_disk_are_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(kneser_ney, 'MERGE_ROWS', 64)
-    pieces = [text(3000, 40), text(500, 40, seed=2)]
-    whole = kneser_ney.estimate([pieces, pieces[:1]], 5, 40, 10**6)
-    told = []
-    spilled = kneser_ney.estimate([pieces, pieces[:1]], 5, 40, 700, tmp_path, told.append)
-    assert sum(told) == 6500
+SPILLS = [(5, 40, 700, 64), (3, 40, 90, 7), (6, 70_000, 500, 5000), (1, 300, 50, 20), (2, 2, 9, 3)]
+
+
+@pytest.mark.parametrize(('order', 'n_vocab', 'memory', 'block'), SPILLS)
+def test_counts_spilled_to_disk_are_the_same(order, n_vocab, memory, block, tmp_path, monkeypatch):
+    pieces = [text(3000, n_vocab), text(500, n_vocab, seed=2)]
+    sequences = [pieces, pieces[:1], [np.zeros(900, np.int64)]]  # with one that repeats itself
+    whole = helpers.ngram_tables(sequences, order, n_vocab)
+    for module in (kneser_ney, grams):
+        monkeypatch.setattr(module, '_BLOCK', block)
+    told = collections.Counter()
+
+    @contextlib.contextmanager
+    def stage(what, total, unit):
+        yield lambda done: told.update({what: done})
+
+    spilled = kneser_ney.estimate(sequences, order, n_vocab, memory, tmp_path, stage)
+    assert told['survey'] == told['count'] == 7400
+    assert told['smooth'] == sum(len(table['token']) for table in spilled.values())
+    assert whole.keys() == spilled.keys()
     for k, table in whole.items():
+        assert table.keys() == spilled[k].keys()
         for name, array in table.items():
             np.testing.assert_array_equal(array, spilled[k][name])
-    assert not any(tmp_path.iterdir())  # the runs are gone
+    assert len(list(tmp_path.iterdir())) <= 4 * order  # the tables
+
+
+def test_rows_are_held_so_many_at_a_time(tmp_path, monkeypatch):
+    """Counts what is sorted at once, of ten times as many tokens."""
+    held, sorted_ = [], columns.Sorter._sorted
+
+    def watched(sorter):
+        held.append(sum(len(part[0]) for part in sorter._held))
+        return sorted_(sorter)
+
+    monkeypatch.setattr(columns.Sorter, '_sorted', watched)
+    for module in (kneser_ney, grams):
+        monkeypatch.setattr(module, '_BLOCK', 100)
+    kneser_ney.estimate([[text(20_000, 500)]], 4, 500, 2000, tmp_path)
+    assert len(held) > 20
+    assert max(held) <= 2100
+
+
+def test_equal_rows_are_never_in_two_blocks(tmp_path):
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, 3, (2, 900)).astype(np.uint16)
+    sorter = columns.Sorter(tmp_path / 'x', 50, add=False)
+    for start in range(0, 900, 30):
+        sorter.put(tuple(keys[:, start : start + 30]), np.arange(start, start + 30))
+    blocks = list(sorter.blocks())
+    seen = [{*zip(*rows, strict=True)} for rows, _ in blocks]
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 9
+    assert sorted(np.concatenate([values for _, values in blocks]).tolist()) == list(range(900))
+    for rows, values in blocks:
+        np.testing.assert_array_equal(np.stack(rows), keys[:, values])
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_number_of_ngrams_is_known_before(monkeypatch):
+    drawn = text(60_000, 3000)
+    exact = [len({*zip(*(drawn[i:] for i in range(k)), strict=False)}) for k in (1, 2, 3)]
+    found = grams.survey([[drawn]], 3, 3000, kneser_ney._quiet)
+    assert found.n_grams == (3000, exact[1] + 1, exact[2] + 2)  # with those after a boundary
+    monkeypatch.setattr(grams, '_KEPT', 1 << 10)
+    about = grams.survey([[drawn]], 3, 3000, kneser_ney._quiet)
+    np.testing.assert_allclose(about.n_grams, found.n_grams, rtol=0.15)
+    assert about.n_grams != found.n_grams
+
+
+def test_what_does_not_fit_is_said_before_it_is_counted(tmp_path, monkeypatch):
+    with pytest.raises(errors.InputError, match=r'GB of disk at .* are free: make room, or lower'):
+        grams.Size(10**15, 50257, (50257, 10**9, 10**9)).check(tmp_path)
+    with pytest.raises(errors.InputError, match='about 2,147,483,648 different n-grams, and at'):
+        grams.Size(3 * 10**9, 50257, (50257, 2**31)).check(tmp_path)
+    monkeypatch.setattr(grams, 'MOST', 1000)
+    with pytest.raises(errors.InputError, match='at most 1,000 can be numbered; lower model.order'):
+        kneser_ney.estimate([[text(20_000, 500)]], 4, 500, 2000, tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_wide_vocabularies_take_several_words():
     tokens = np.array([0, 70_000, 3, 70_000, 3, 99_999, 0, 70_000, 3])
-    tables = kneser_ney.estimate([[tokens]], 5, 100_000, 10**6)
+    tables = helpers.ngram_tables([[tokens]], 5, 100_000)
     formula = Formula([tokens], 3, 100_000)
-    found = ngram.log_probs({k: tables[k] for k in ('order_1', 'order_2')}, tokens[None], 0)
-    assert found.shape == (1, 9, 100_000)
+    lower = {k: tables[k] for k in ('order_1', 'order_2')}
+    found = ngram.log_probs(lower, ngram.contexts(lower, jnp.asarray(tokens, jnp.int32)[None]))
+    assert found.shape == (1, 8, 100_000)
     assert tables['order_3']['token'].size == len(formula.counts[3])
+
+
+def test_distributions_are_the_same_however_many_rows_are_written_at_once(model, monkeypatch):
+    _, _, tables = model
+    rows = ngram.contexts(tables, jnp.asarray(text(40, 50, seed=9), jnp.int32)[None])
+    whole = ngram.log_probs(tables, rows)
+    monkeypatch.setattr(ngram, '_ROWS', 17)
+    np.testing.assert_array_equal(ngram.log_probs(tables, rows), whole)
 
 
 def test_arpa_scores_equally_in_kenlm(model, tmp_path):
     kenlm = pytest.importorskip('kenlm')
     _, _, tables = model
-    ngram.write_arpa(tables, tmp_path / 'model.arpa')
+    arpa.write(tables, tmp_path / 'model.arpa')
     peer = kenlm.Model(str(tmp_path / 'model.arpa'))
     tokens = np.concatenate([text(200, 50, seed=8), np.random.default_rng(3).integers(0, 50, 200)])
     sentence = ' '.join(map(str, tokens))
     theirs = [score for score, _, _ in peer.full_scores(sentence, bos=False, eos=False)]
-    before = np.concatenate([[-1, -1, -1], tokens])[None]
-    log_probs = ngram.log_probs(tables, before, 0)[0]
-    ours = log_probs[np.arange(2, len(tokens) + 2), tokens] / np.log(10)
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    before = jnp.asarray(np.concatenate([[-1, -1, -1], tokens])[None, :-1], jnp.int32)
+    rows = ngram.contexts(tables, before)
+    ours = ngram.target_log_probs(tables, rows, jnp.asarray(tokens)[None, 1:])[0] / np.log(10)
+    np.testing.assert_allclose(ours, theirs[1:], atol=1e-5)
+
+
+@pytest.mark.parametrize('most', [3, 1 << 18])
+def test_an_arpa_file_is_line_for_line_its_tables(most, tmp_path, monkeypatch):
+    monkeypatch.setattr(arpa, '_LINES', most)
+    tables = helpers.ngram_tables([[text(500, 120)]], 3, 120)
+    tables = {k: {n: np.array(x) for n, x in table.items()} for k, table in tables.items()}
+    tables['order_2']['log_backoff'][:2] = -np.inf, 0.0
+    arpa.write(tables, tmp_path / 'x')
+    lines = (tmp_path / 'x').read_text().splitlines()
+    assert lines[0] == '\\data\\'
+    assert lines[-1] == '\\end\\'
+    number = {k: len(tables[f'order_{k}']['token']) for k in (1, 2, 3)}
+    assert lines[1:4] == [f'ngram 1={number[1] + 3}', *(f'ngram {k}={number[k]}' for k in (2, 3))]
+    contexts = {(): None}
+    for k in (1, 2, 3):
+        table = tables[f'order_{k}']
+        begins = tables[f'order_{k - 1}']['first'] if k > 1 else [0, number[1]]
+        found = {}
+        for context, (first, last) in zip(contexts, itertools.pairwise(begins), strict=True):
+            for row in range(first, last):
+                backoff = [table['log_backoff'][row]] if k < 3 else []
+                found[(*context, int(table['token'][row]))] = [table['log_prob'][row], *backoff]
+        start = lines.index(f'\\{k}-grams:') + (4 if k == 1 else 1)
+        for line, (gram, logs) in zip(lines[start : start + number[k]], found.items(), strict=True):
+            prob, words, *backoff = line.split('\t')
+            assert words == ' '.join(map(str, gram))
+            wanted = np.maximum(np.array(logs, np.float64) / np.log(10), -99)
+            np.testing.assert_allclose([float(x) for x in (prob, *backoff)], wanted, atol=6e-8)
+        contexts = found
 
 
 def test_bad_input_is_said():
     with pytest.raises(errors.InputError, match=r'outside 0 \.\. 9'):
-        kneser_ney.estimate([[np.array([3, 10])]], 2, 10, 100)
+        helpers.ngram_tables([[np.array([3, 10])]], 2, 10)
     with pytest.raises(errors.InputError, match='no token to count'):
-        kneser_ney.estimate([[]], 2, 10, 100)
+        helpers.ngram_tables([[]], 2, 10)

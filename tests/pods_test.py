@@ -58,7 +58,7 @@ def test_every_program_works_there(bucket, config_file, local, tmp_path):
     both(generate.main, '--workdir=BESIDE/again', published, *prompted, define=generate.define)
     counted = (f'--config={config_file}:model=ngram', '--config.tokenizer.dir=../tokenizer')
     counted += ("--config.data.sets=('../tokens',)", '--config.data.eval_sets.tokens=../tokens')
-    both(count_ngrams.main, '--workdir=HERE/ngram', *counted)
+    both(count_ngrams.main, '--workdir=HERE/ngram', *counted, '--arpa', define=count_ngrams.define)
 
     def lines(path):
         return [json.loads(line)['text'] for line in path.read_bytes().splitlines()]
@@ -82,6 +82,7 @@ def test_every_program_works_there(bucket, config_file, local, tmp_path):
         bucket / 'ngram' / 'model.arpa'
     ).read_bytes()
     assert 'forgetting.png' in bucket.objects()
+    assert not any('.ngrams' in name for name in bucket.objects())
 
 
 @pytest.mark.slow

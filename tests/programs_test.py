@@ -217,16 +217,21 @@ SHARED = (
 )
 
 
+def no_flags(values):
+    del values
+
+
 @pytest.mark.parametrize('model', ['ngram', 'gru'])
 def test_baselines_are_runs_like_any_other(trained, model, capsys):
     config, run = trained
     workdir = run.parent / model
     spec = f'{config}:model={model}'
     program = count_ngrams if model == 'ngram' else train
-    program.main(helpers.args(spec, workdir, *SHARED))
+    args = helpers.args(spec, workdir, *SHARED, define=getattr(program, 'define', no_flags))
+    program.main(args)
     results = json.loads((workdir / 'results.json').read_text())
     gpt_results = json.loads((run / 'results.json').read_text())
-    assert results.keys() - {'arpa_sha256'} == gpt_results.keys()
+    assert results.keys() == gpt_results.keys()
     evaluate.main(helpers.args(config, run))
     evaluate.main(helpers.args(spec, workdir, *SHARED))
     found = helpers.evaluation_of(workdir)
@@ -238,9 +243,15 @@ def test_baselines_are_runs_like_any_other(trained, model, capsys):
     generate.main(helpers.args(spec, workdir, *flags, define=generate.define))
     assert len((workdir / 'samples.jsonl').read_text().splitlines()) == 2
     before = (workdir / 'results.json').stat().st_mtime_ns
-    program.main(helpers.args(spec, workdir, *SHARED))
+    program.main(args)
     assert (workdir / 'results.json').stat().st_mtime_ns == before
     capsys.readouterr()
+
+
+def count(config, workdir, *flags):
+    flags = (*SHARED, *flags)
+    spec = f'{config}:model=ngram'
+    count_ngrams.main(helpers.args(spec, workdir, *flags, define=count_ngrams.define))
 
 
 def test_counting_wants_an_ngram_and_training_does_not(trained, tmp_path):
@@ -250,22 +261,39 @@ def test_counting_wants_an_ngram_and_training_does_not(trained, tmp_path):
     with pytest.raises(errors.UsageError, match=r'python -m gptjax\.count_ngrams'):
         train.main(helpers.args(f'{config}:model=ngram', tmp_path, *SHARED))
     workdir = run.parent / 'counted'  # beside run, whose tokens are read
-    count_ngrams.main(helpers.args(f'{config}:model=ngram', workdir, *SHARED))
-    other = helpers.args(f'{config}:model=ngram', workdir, *SHARED, '--config.model.order=2')
+    count(config, workdir)
     with pytest.raises(errors.InputError, match=r'model.order = 3 there, 2 here'):
-        count_ngrams.main(other)
+        count(config, workdir, '--config.model.order=2')
 
 
 def test_counts_are_kept_where_their_results_are_lost(trained):
     config, run = trained
     workdir = run.parent / 'recount'
-    args = helpers.args(f'{config}:model=ngram', workdir, *SHARED)
-    count_ngrams.main(args)
+    count(config, workdir)
     before = pretrained.load(workdir).params
     (workdir / 'results.json').unlink()
-    count_ngrams.main(args)
+    count(config, workdir)
     jax.tree.map(np.testing.assert_array_equal, before, pretrained.load(workdir).params)
     assert (workdir / 'results.json').exists()
+
+
+def test_an_arpa_file_is_written_when_it_is_asked_for(trained, monkeypatch):
+    config, run = trained
+    workdir = run.parent / 'with_arpa'
+    count(config, workdir, '--arpa')
+    arpa = workdir / 'model.arpa'
+    wanted, results = arpa.read_bytes(), (workdir / 'results.json').read_bytes()
+    late = run.parent / 'late_arpa'
+    count(config, late)
+    assert not (late / 'model.arpa').exists()
+    monkeypatch.setattr(count_ngrams.kneser_ney, 'estimate', None)  # the tables are there
+    count(config, late, '--arpa')
+    assert (late / 'model.arpa').read_bytes() == wanted
+    arpa.write_bytes(wanted[:-9])
+    count(config, workdir)
+    assert arpa.read_bytes() == wanted
+    assert (workdir / 'results.json').read_bytes() == results
+    assert not (workdir / '.ngrams').exists()
 
 
 def convert_args(source, target, *flags):

@@ -135,7 +135,7 @@ CASES = {
     ),
     'count_ngrams': Case(
         'count_ngrams',
-        lambda folder: ['--config.ngram.memory_tokens=500'],
+        lambda folder: ['--config.ngram.memory_tokens=500', '--arpa'],
         ('tokens', 'tokenizer'),
         _bytes('model.arpa'),
     ),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, Num
 
 from gptjax.configs import errors, fields, lookup
 from gptjax.configs.sections import models as sections
@@ -82,12 +82,12 @@ class LanguageModel(nn.Module):
         self,
         tokens_BxL: Int[ArrayLike, 'B L'],
         positions_BxL: Int[ArrayLike, '#B L'] | None = None,
-    ) -> Float[Array, 'B L D']:
-        """Hidden states."""
+    ) -> Num[Array, 'B L D']:
+        """Hidden states; an n-gram model's are numbers of contexts."""
         _check_ids(tokens_BxL, self.config.n_vocab)
         return self.network(tokens_BxL, positions_BxL)[0]
 
-    def project(self, hidden_BxLxD: Float[Array, 'B L D']) -> Float[Array, 'B L V']:
+    def project(self, hidden_BxLxD: Num[Array, 'B L D']) -> Float[Array, 'B L V']:
         """float32 logits of hidden states."""
         return self.network.unembed(hidden_BxLxD)
 

@@ -4,25 +4,26 @@
 Order k's table holds the k-grams, those of one context side by side: the context's row in the table
 below says where they begin. A row has its log probability given the context and, as a context, the
 log of what is left for tokens never seen after it. models/kneser_ney.py estimates them.
+
+The hidden state of a place is the rows of its contexts: where the last k tokens stand in order k's
+table, -1 where they were never seen.
 """
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from gptjax.configs import errors
 from gptjax.models import axes
-from gptjax.storage import files
 
 Tables = Mapping[str, Mapping[str, Any]]
+_ROWS = 1 << 14  # n-grams written into distributions at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +91,8 @@ class NGram(nn.Module):
         tokens_BxL: Int[ArrayLike, 'B L'],
         positions_BxL: Int[ArrayLike, '#B L'] | None = None,
         cache: Int[Array, 'B C'] | None = None,
-    ) -> tuple[Float[Array, 'B L V'], Int[Array, 'B C'] | None]:
-        """float32 log probabilities, looked up on the host.
+    ) -> tuple[Int[Array, 'B L C'], Int[Array, 'B C'] | None]:
+        """The rows of each place's contexts, of 1 to C tokens.
 
         Args:
           tokens_BxL: token ids.
@@ -103,29 +104,38 @@ class NGram(nn.Module):
             tokens_BxL = jnp.where(jnp.asarray(positions_BxL) < 0, -1, tokens_BxL)
         before_BxC = self.config.empty_cache(len(tokens_BxL), 0) if cache is None else cache
         joined_BxM = jnp.concatenate([before_BxC, tokens_BxL], axis=1)
-        shape = (*tokens_BxL.shape, self.config.n_vocab)
-        log_probs_BxLxV = jax.pure_callback(
-            _host, jax.ShapeDtypeStruct(shape, jnp.float32), self.tables, joined_BxM
-        )
+        hidden_BxLxC = contexts(self.tables, joined_BxM)
         first = joined_BxM.shape[1] - (self.config.order - 1)
         order_BxM = jnp.argsort(joined_BxM >= 0, axis=1, stable=True)  # padding before tokens
         after_BxC = jnp.take_along_axis(joined_BxM, order_BxM, axis=1)[:, first:]
-        return log_probs_BxLxV, None if cache is None else after_BxC
+        return hidden_BxLxC, None if cache is None else after_BxC
 
-    def unembed(self, hidden_BxLxV: Float[Array, 'B L V']) -> Float[Array, 'B L V']:
-        return hidden_BxLxV
+    def unembed(self, hidden_BxLxC: Int[Array, 'B L C']) -> Float[Array, 'B L V']:
+        """float32 log probabilities."""
+        return log_probs(self.tables, hidden_BxLxC)
 
     def nats(
         self,
-        hidden_BxLxV: jax.Array,
-        targets_BxL: jax.Array,
-        weights_BxL: jax.Array,
+        hidden_BxLxC: jax.Array,
+        targets_BxL: ArrayLike,
+        weights_BxL: ArrayLike,
         z_loss: float,
     ) -> tuple[Float[Array, ''], Float[Array, '']]:
         """The weighted sum of -log p(target); probabilities of counts need no z-loss."""
         del z_loss
-        chosen_BxL = jnp.take_along_axis(hidden_BxLxV, targets_BxL[..., None], axis=-1)[..., 0]
+        chosen_BxL = target_log_probs(self.tables, hidden_BxLxC, targets_BxL)
         return -jnp.sum(chosen_BxL * weights_BxL), jnp.zeros(())
+
+
+def tables_of(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The tables of a LanguageModel's parameters, order 1 first."""
+    flat = params['network']
+    order = max(int(name.split('_')[1]) for name in flat)
+    starts = {f'order_{k}': f'order_{k}_' for k in range(1, order + 1)}
+    return {
+        k: {name.removeprefix(start): x for name, x in flat.items() if name.startswith(start)}
+        for k, start in starts.items()
+    }
 
 
 def params_of(tables: Tables) -> dict:
@@ -134,59 +144,53 @@ def params_of(tables: Tables) -> dict:
     return {'network': flat}
 
 
-def log_probs(
-    tables: Tables, tokens_BxM: Int[np.ndarray, 'B M'], skip: int
-) -> Float[np.ndarray, 'B L V']:
-    """Log probabilities of what follows each token but the first `skip`; -1 ends a context."""
-    tables = {k: {n: np.asarray(x) for n, x in table.items()} for k, table in tables.items()}
-    rows, length = tokens_BxM.shape
-    unigram_V = np.exp(tables['order_1']['log_prob'])
-    found_PxV = np.tile(unigram_V, (rows * (length - skip), 1))
-    node_BxM = tokens_BxM  # the context of k tokens that ends here; -1 = never seen
-    for k in range(1, len(tables)):
-        if k > 1:
-            node_BxM = np.concatenate(
-                [np.full((rows, 1), -1), _child(tables, k, node_BxM[:, :-1], tokens_BxM[:, 1:])], 1
-            )
-        node_P = node_BxM[:, skip:].ravel()
-        seen = np.flatnonzero(node_P >= 0)
-        node = node_P[seen]
-        context, higher = tables[f'order_{k}'], tables[f'order_{k + 1}']
-        found_PxV[seen] *= np.exp(context['log_backoff'][node])[:, None]
-        first, last = context['first'][node], context['first'][node + 1]
-        place = np.repeat(last - np.cumsum(last - first), last - first) + np.arange(
-            (last - first).sum()
-        )
-        found_PxV[np.repeat(seen, last - first), higher['token'][place]] = np.exp(
-            higher['log_prob'][place]
-        )
-    return np.log(found_PxV).reshape(rows, length - skip, -1)
+def contexts(tables: Tables, tokens_BxM: Int[Array, 'B M']) -> Int[Array, 'B L C']:
+    """The rows of the contexts that end at each token but the first C = order - 1.
 
-
-def write_arpa(tables: Tables, path: pathlib.Path) -> None:
-    """An ARPA file whose words are the token ids; kenlm reads it, from order 2 on.
-
-    <s>, </s> and <unk> are there because the format wants them: no text has them.
+    Args:
+      tokens_BxM: token ids; -1 ends a context.
     """
-    orders = [{n: np.asarray(x) for n, x in table.items()} for table in tables.values()]
-    with files.replacing(path, 'x') as file:
-        sizes = (f'ngram {k}={len(t["token"]) + 3 * (k == 1)}' for k, t in enumerate(orders, 1))
-        file.write('\n'.join(['\\data\\', *sizes, '']))
-        grams_NxK = np.zeros((1, 0), np.int32)
-        children = np.array([len(orders[0]['token'])])
-        for k, table in enumerate(orders, 1):
-            words = table['token'][:, None]
-            grams_NxK = np.concatenate([np.repeat(grams_NxK, children, axis=0), words], axis=1)
-            file.write(f'\n\\{k}-grams:\n')
-            if k == 1:
-                file.writelines(f'-99\t{word}\t0\n' for word in ('<unk>', '<s>', '</s>'))
-            columns = [table['log_prob'], table.get('log_backoff', table['log_prob'])]
-            probs, backoffs = (x.astype(np.float64) / math.log(10) for x in columns)
-            for gram, prob, backoff in zip(grams_NxK, probs, backoffs, strict=True):
-                line = f'{prob:.7g}\t{" ".join(map(str, gram.tolist()))}'
-                file.write(f'{line}\t{backoff:.7g}\n' if 'log_backoff' in table else f'{line}\n')
-            children = np.diff(table['first']) if 'first' in table else children
-        file.write('\n\\end\\\n')
+    n_contexts = len(tables) - 1
+    found, row_BxM = [], tokens_BxM
+    for k in range(1, n_contexts + 1):
+        if k > 1:
+            row_BxM = _child(tables, k, row_BxM[:, :-1], tokens_BxM[:, 1:])
+            row_BxM = jnp.pad(row_BxM, ((0, 0), (1, 0)), constant_values=-1)
+        found.append(row_BxM[:, n_contexts:])
+    return jnp.stack(found, -1) if found else jnp.zeros((*tokens_BxM.shape, 0), jnp.int32)
+
+
+def target_log_probs(
+    tables: Tables, contexts_BxLxC: Int[Array, 'B L C'], targets_BxL: Int[ArrayLike, 'B L']
+) -> Float[Array, 'B L']:
+    """The log probability of one token after each place."""
+    targets_BxL = jnp.asarray(targets_BxL)
+    found_BxL = tables['order_1']['log_prob'][targets_BxL]
+    for k in range(1, len(tables)):
+        row_BxL = contexts_BxLxC[..., k - 1]
+        left_BxL = tables[f'order_{k}']['log_backoff'][jnp.maximum(row_BxL, 0)]
+        found_BxL += jnp.where(row_BxL < 0, 0, left_BxL)
+        child_BxL = _child(tables, k + 1, row_BxL, targets_BxL)
+        if tables[f'order_{k + 1}']['log_prob'].size:
+            seen_BxL = tables[f'order_{k + 1}']['log_prob'][jnp.maximum(child_BxL, 0)]
+            found_BxL = jnp.where(child_BxL < 0, found_BxL, seen_BxL)
+    return found_BxL
+
+
+def log_probs(tables: Tables, contexts_BxLxC: Int[Array, 'B L C']) -> Float[Array, 'B L V']:
+    """The log probabilities of every token after each place."""
+    *shape, n_contexts = contexts_BxLxC.shape
+    contexts_PxC = contexts_BxLxC.reshape(math.prod(shape), n_contexts)
+    unigram_V = tables['order_1']['log_prob']
+    found_PxV = jnp.broadcast_to(unigram_V, (len(contexts_PxC), unigram_V.size))
+    for k in range(1, len(tables)):
+        row_P = contexts_PxC[:, k - 1]
+        context, higher = tables[f'order_{k}'], tables[f'order_{k + 1}']
+        left_P = context['log_backoff'][jnp.maximum(row_P, 0)]
+        found_PxV += jnp.where(row_P < 0, 0, left_P)[:, None]
+        if higher['token'].size:
+            found_PxV = _with_children(found_PxV, *_children(context, row_P), higher)
+    return found_PxV.reshape(*shape, -1)
 
 
 def _columns(size: int, is_context: bool) -> list[tuple]:
@@ -201,24 +205,46 @@ def _zeros(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jnp.zeros(shape, dtype)
 
 
-def _host(tables: Tables, tokens_BxM: Any) -> np.ndarray:
-    order = len(tables)
-    return log_probs(tables, np.asarray(tokens_BxM), order - 1)
+def _children(context: Mapping[str, Any], row: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where the n-grams that extend contexts begin and end; nowhere, where those are -1."""
+    first = context['first'][jnp.maximum(row, 0)]
+    return first, jnp.where(row < 0, first, context['first'][jnp.maximum(row, 0) + 1])
 
 
-def _child(tables: Tables, k: int, node: np.ndarray, token: np.ndarray) -> np.ndarray:
-    """The k-gram of a (k-1)-gram and one more token; -1 where it was never seen. Binary search."""
-    first, words = tables[f'order_{k - 1}']['first'], tables[f'order_{k}']['token']
-    if not len(words):
-        return np.full(node.shape, -1)
-    known = (node >= 0) & (token >= 0)
-    low = np.where(known, first[np.maximum(node, 0)], 0)
-    end = np.where(known, first[np.maximum(node, 0) + 1], 0)
-    high = end
-    while (low < high).any():
-        middle = (low + high) // 2
-        less = (low < high) & (words[np.minimum(middle, len(words) - 1)] < token)
-        low, high = np.where(less, middle + 1, low), np.where(less, high, middle)
-        high = np.maximum(low, high)
-    found = (low < end) & (words[np.minimum(low, len(words) - 1)] == token)
-    return np.where(found, low, -1)
+def _child(tables: Tables, k: int, row: jax.Array, token: jax.Array) -> jax.Array:
+    """The k-grams of (k-1)-grams and one more token; -1 where there is none. Binary search."""
+    words = tables[f'order_{k}']['token']
+    if not words.size:
+        return jnp.full(row.shape, -1, jnp.int32)
+    first, end = _children(tables[f'order_{k - 1}'], row)
+
+    def halved(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        less = (low < high) & (words[middle] < token)
+        return jnp.where(less, middle + 1, low), jnp.where(less, high, middle)
+
+    steps = tables['order_1']['token'].size.bit_length()  # a context has so many children at most
+    low, _ = jax.lax.fori_loop(0, steps, halved, (first, end))
+    return jnp.where((low < end) & (words[low] == token), low, -1)
+
+
+def _with_children(
+    found_PxV: jax.Array, first_P: jax.Array, end_P: jax.Array, higher: Mapping[str, Any]
+) -> jax.Array:
+    """Distributions with the tokens that were seen behind their contexts put in."""
+    ends_P = jnp.cumsum(end_P - first_P)
+    if not ends_P.size:
+        return found_PxV
+
+    def put(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        done, found_PxV = state
+        number = done + jnp.arange(_ROWS)
+        place = jnp.searchsorted(ends_P, number, side='right')  # beyond the last: not put
+        row = end_P[place] - ends_P[place] + number
+        chosen = (place, higher['token'][row])
+        return done + _ROWS, found_PxV.at[chosen].set(higher['log_prob'][row], mode='drop')
+
+    return jax.lax.while_loop(lambda state: state[0] < ends_P[-1], put, (jnp.int32(0), found_PxV))[
+        1
+    ]

@@ -75,14 +75,6 @@ class Source(abc.ABC):
         """How many tokens they were trained on; 0 = unknown."""
         return 0
 
-    @property
-    def wants_one_device(self) -> bool:
-        """Whether it is an n-gram model, which is looked up on the host.
-
-        Host callbacks of a program over several devices wait for one another until they time out.
-        """
-        return False
-
     @functools.cached_property
     def said(self) -> str:
         """The path with its provenance: how results name the weights."""

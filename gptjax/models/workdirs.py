@@ -162,10 +162,6 @@ class Workdir(weights.Source):
         return windows * self._meta['config']['model']['n_ctx'] if windows else 0
 
     @property
-    def wants_one_device(self) -> bool:
-        return bool(self._meta) and self._meta['config']['model']['family'] == 'ngram'
-
-    @property
     def _meta(self) -> dict[str, Any]:
         """The meta of the checkpoint, its arrays not yet verified: empty where there is none."""
         if '_checkpoint' in self.__dict__:

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -47,18 +47,6 @@ class _Part(NamedTuple):
 
     rows: list[int]  # which of the data x fsdp shares of the rows
     columns: slice  # which of the shares of the length; those between are held along
-
-
-@runtime_checkable
-class Weights(Protocol):
-    """What a mesh asks of weights: models.weights.Source."""
-
-    wants_one_device: bool
-
-
-def of_weights(config: 'Config', weights: Weights) -> 'Mesh':
-    """The mesh of a config, or of one device for weights that want no more."""
-    return one_device() if weights.wants_one_device else Mesh(config)
 
 
 def one_device() -> 'Mesh':

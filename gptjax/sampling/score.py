@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from gptjax.configs import errors
 from gptjax.models import attention
@@ -249,7 +249,7 @@ def _hidden(
     positions_BxL: Int[Array, 'B L'],
     text_BxL: Int[Array, 'B L'],
     branch_BxL: Int[Array, 'B L'],
-) -> Float[Array, 'B L D']:
+) -> Num[Array, 'B L D']:
     """Hidden states of rows, behind what is shared."""
     rows, length = tokens_BxL.shape
     more: tuple = (None,) if prefix is None else (_begin(decoder, prefix, rows, length),)
@@ -264,8 +264,8 @@ def _hidden(
 
 @jax.jit
 def _picked(
-    hidden_BxLxD: Float[Array, 'B L D'], place_RxC: Int[Array, 'R C']
-) -> Float[Array, 'R C D']:
+    hidden_BxLxD: Num[Array, 'B L D'], place_RxC: Int[Array, 'R C']
+) -> Num[Array, 'R C D']:
     return hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[-1])[place_RxC]
 
 
@@ -273,7 +273,7 @@ def _picked(
 def _judged(
     decoder: decode.Decoder,
     params: Any,
-    hidden_RxCxD: Float[Array, 'R C D'],
+    hidden_RxCxD: Num[Array, 'R C D'],
     target_RxC: Int[Array, 'R C'],
     banned_V: Bool[Array, ' V'],
 ) -> tuple[Float[Array, 'R C'], Bool[Array, 'R C']]:

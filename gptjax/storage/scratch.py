@@ -24,7 +24,8 @@ from gptjax.configs import errors, written
 from gptjax.storage import buckets, files, gcs, leases, retry
 
 IN_PLACE = 'checkpoints'  # the folder of a workdir that is not copied
-TRANSIENT = re.compile(r'\.partial$|(^|/)\.(lease|lock|writable)[^/]*$')  # stays where it is
+# What stays where it is: of writing, of holding the folder, of counting.
+TRANSIENT = re.compile(r'\.partial$|(^|/)\.(lease|lock|writable)[^/]*$|(^|/)\.ngrams/')
 SMALL = 2**26  # bytes of a folder, or of a file, that comes with its workdir
 _WRITTEN_ONLY = re.compile(r'(^|/)(tensorboard|profile|xla)/')
 _METAS = re.compile(rf'{IN_PLACE}/\d+/meta\.json$')
