@@ -16,7 +16,6 @@ import dataclasses
 import json
 import logging
 import pathlib
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -40,7 +39,7 @@ from gptjax.training import claim
 from gptjax.training import step as step_lib
 
 READS = ('tokenizer', 'data', 'model', 'ngram', 'evaluate')
-ARPA, FOLDER = 'model.arpa', '.ngrams'
+ARPA = 'model.arpa'
 _ARPA_SUM = 'arpa_sha256'
 _PIECE = 1 << 20  # tokens read at once
 _log = logging.getLogger('gptjax')
@@ -84,7 +83,7 @@ def main(args: cli.Args) -> None:
                 _log.info('counting in %s is done already', workdir)
             return
         began = time.monotonic()
-        with _own_folder(workdir) as folder:
+        with scratch.own_folder(workdir) as folder:
             texts = [_Text(token_set) for token_set in data.train]
             sizes = (model_config.order, model_config.n_vocab, counting.memory_tokens)
             tables = kneser_ney.estimate(texts, *sizes, folder, _stage)
@@ -132,18 +131,6 @@ class _Text:
 def _stage(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
     with progress.Progress(what, total, unit) as bar:
         yield bar.advance
-
-
-@contextlib.contextmanager
-def _own_folder(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder, removed afterwards; what an ended process left of it goes first."""
-    own = workdir / FOLDER
-    shutil.rmtree(own, ignore_errors=True)
-    own.mkdir(parents=True)
-    try:
-        yield own
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
 
 
 def _scores(

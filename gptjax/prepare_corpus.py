@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collects documents into a corpus: JSONL shards with a manifest.
+"""Collects documents into a corpus: JSONL shards with a manifest; files are read on all cores.
 
 Laptop, the built-in corpus, and a folder of your own text, tables or JSON:
   python -m gptjax.prepare_corpus --config=experiments/quickstart.py --workdir=runs/quickstart
@@ -11,11 +11,13 @@ TPU VM, a TFDS set, once, on one host (no accelerator is used):
 """
 
 import logging
+import os
 import pathlib
 
 from gptjax.configs import cli, lookup
-from gptjax.data import documents
-from gptjax.runtime import program, progress
+from gptjax.data import collecting, documents
+from gptjax.runtime import program, progress, workers
+from gptjax.storage import scratch
 
 READS = ('corpus',)
 _log = logging.getLogger('gptjax')
@@ -37,8 +39,10 @@ def _main(args: cli.Args) -> None:
     if documents.is_finished(folder, source):
         _log.info('corpus %s is done already', folder)
         return
-    found = dataset.documents_of(config.path, config.text_field)
-    with progress.Progress('collect', None, ' bytes') as bar:
+    cores = config.processes or os.cpu_count() or 1
+    with scratch.own_folder(folder) as own, progress.Progress('collect', None, ' bytes') as bar:
+        jobs = collecting.jobs(config, own)
+        found = workers.in_order(collecting.Job.run, jobs, cores, lambda done: None)
         left_out = documents.write(folder, found, config, source, bar.advance)
     shards = documents.shards(folder)
     _log.info(

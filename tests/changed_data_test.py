@@ -118,7 +118,7 @@ def test_a_damaged_corpus_shard_and_a_stop_mix_no_documents(tmp_path, corpus_fil
     victim = folder / 'documents-00001.jsonl'
     victim.write_bytes(victim.read_bytes()[:-9])
     larger = helpers.args(config, workdir, '--config.corpus.shard_bytes=6000')
-    real, left = documents._write_shard, [1]
+    real, left = documents._Writer._begin, [1]
 
     def stopped(*args):
         if not left:
@@ -126,7 +126,7 @@ def test_a_damaged_corpus_shard_and_a_stop_mix_no_documents(tmp_path, corpus_fil
         left.pop()
         return real(*args)
 
-    monkeypatch.setattr(documents, '_write_shard', stopped)
+    monkeypatch.setattr(documents._Writer, '_begin', stopped)
     with pytest.raises(KeyboardInterrupt):
         prepare_corpus.main(larger)
     monkeypatch.undo()

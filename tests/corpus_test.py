@@ -231,8 +231,8 @@ def test_what_is_held_out_is_a_share_of_the_bytes(tmp_path, seed):
     sizes = [rng.choice((18, 300, 5_000, 100_000)) for _ in range(rng.choice((1, 2, 8, 60)))]
     sizes = [100_000] * 7 + [18] if not seed else sizes
     every = [documents.Document(f'{i}' + rng.choice('가bcd') * n, '') for i, n in enumerate(sizes)]
-    config = documents.Config('x', '', 'text', 'corpus', 150_000, 'once', 0)
-    documents.write(tmp_path, every, config, {'set': 'x'}, lambda amount: None)
+    config = documents.Config('x', '', 'text', 'corpus', 150_000, 'once', 0, 1)
+    helpers.collect(tmp_path, every, config, {'set': 'x'})
     fraction = rng.choice((0.02, 0.05, 0.3))
     found = {'train': [], 'valid': []}
     for shard in documents.shards(tmp_path):

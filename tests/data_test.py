@@ -9,14 +9,14 @@ import pytest
 
 from gptjax import prepare_corpus, prepare_tokens, train
 from gptjax.configs import errors
-from gptjax.data import documents, encoding, splits, staging, tokens
+from gptjax.data import collecting, documents, encoding, splits, staging, tokens
 from gptjax.data.sets import stdlib
 from gptjax.storage import documents as documents_lib
 from gptjax.storage import files
 from gptjax.text import tokenizer as tokenizer_lib
 from tests import helpers
 
-SMALL = documents.Config('x', '', 'text', 'corpus', 2000, 'once', 0)
+SMALL = documents.Config('x', '', 'text', 'corpus', 2000, 'once', 0, 1)
 
 
 def nothing(amount):
@@ -59,22 +59,24 @@ def test_missing_and_empty_corpus(tmp_path, corpus_file):
         prepare_tokens.main(helpers.args(config, tmp_path / 'r3'))
 
 
-def test_corpus_goes_on_after_an_interruption(tmp_path, texts):
+def test_corpus_goes_on_after_an_interruption(tmp_path, texts, monkeypatch):
+    monkeypatch.setattr(collecting, '_PIECE_BYTES', 1000)
+
     def until(n):
         for i, text in enumerate(texts):
             if i == n:
                 raise KeyboardInterrupt
             yield documents.Document(text, '')
 
-    documents.write(tmp_path / 'a', until(99), SMALL, {'set': 'x'}, nothing)
+    helpers.collect(tmp_path / 'a', until(99), SMALL, {'set': 'x'})
     whole = documents.shards(tmp_path / 'a')
     for stop in (3, 11, 25):
         with pytest.raises(KeyboardInterrupt):
-            documents.write(tmp_path / 'b', until(stop), SMALL, {'set': 'x'}, nothing)
-    documents.write(tmp_path / 'b', until(99), SMALL, {'set': 'x'}, nothing)
+            helpers.collect(tmp_path / 'b', until(stop), SMALL, {'set': 'x'})
+    helpers.collect(tmp_path / 'b', until(99), SMALL, {'set': 'x'})
     assert documents.shards(tmp_path / 'b') == whole
     with pytest.raises(errors.InputError, match='begun from another source'):
-        documents.write(tmp_path / 'b', until(99), SMALL, {'set': 'y'}, nothing)
+        helpers.collect(tmp_path / 'b', until(99), SMALL, {'set': 'y'})
 
 
 def test_tokens_hold_every_document_once(prepared, texts):

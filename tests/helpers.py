@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,12 @@ import pytest
 from flax import linen as nn
 
 from gptjax.configs import base, cli, sizes
-from gptjax.data import shards, tokens
+from gptjax.data import collecting, documents, shards, tokens
 from gptjax.models import heads, kneser_ney, ngram, pretrained
 from gptjax.runtime import mesh as mesh_lib
 from gptjax.runtime import program
 from gptjax.sampling import decode, options
+from gptjax.storage import scratch
 from gptjax.training import guard, losses, optim
 from gptjax.training import plan as plan_lib
 from gptjax.training import step as step_lib
@@ -221,6 +223,15 @@ def asked(**given) -> options.Options:
     """Options of a request: the base config's, no end token, and what is given."""
     plain = {'eos_token_id': (-1,), 'do_sample': False, 'temperature': 1.0, 'max_new_tokens': 64}
     return options.make(base.get_config().decode.to_dict() | plain, given)
+
+
+def collect(
+    folder: pathlib.Path, found: Iterable[Any], config: documents.Config, source: dict
+) -> dict[str, int]:
+    """Writes a corpus of what a set gives."""
+    with scratch.own_folder(folder) as own:
+        pieces = collecting.pieces(found, own / 'x')
+        return documents.write(folder, pieces, config, source, lambda amount: None)
 
 
 def ngram_tables(

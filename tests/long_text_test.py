@@ -12,6 +12,7 @@ from gptjax.data.sets import files
 from gptjax.evals import contamination
 from gptjax.text import cuts, tokenizer, vocabulary
 from gptjax.text import tokenizer as tokenizer_lib
+from tests import helpers
 
 ATOMS = (
     *('the', "cat's", 'ITʼS', 'x’y', 'Ǆ', 'ﬁn', 'e\u0301', 'é', 'क़', '\u0301', 'İ', 'ß', 'नमस्ते'),
@@ -110,7 +111,7 @@ def config(**fields) -> documents.Config:
 
 def corpus_of(folder, path, **fields) -> list[documents.Text]:
     found = files.documents_of(str(path), 'text')
-    left = documents.write(folder, found, config(**fields), {'path': str(path)}, lambda n: None)
+    left = helpers.collect(folder, found, config(**fields), {'path': str(path)})
     return left, [t for s in documents.shards(folder) for t in documents.read(folder, s)]
 
 

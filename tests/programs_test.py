@@ -293,7 +293,7 @@ def test_an_arpa_file_is_written_when_it_is_asked_for(trained, monkeypatch):
     count(config, workdir)
     assert arpa.read_bytes() == wanted
     assert (workdir / 'results.json').read_bytes() == results
-    assert not (workdir / '.ngrams').exists()
+    assert not (workdir / '.work').exists()
 
 
 def convert_args(source, target, *flags):

@@ -4,21 +4,24 @@
 Signals are this process's to hear: in the others they are blocked from the start.
 """
 
+import collections
 import contextlib
 import ctypes
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import connection, process, resource_tracker
-from typing import NamedTuple, TypeVar
+from multiprocessing import connection, resource_tracker
+from typing import Any, NamedTuple, TypeVar
 
 from gptjax.configs import errors
 
 Job = TypeVar('Job')
 Result = TypeVar('Result')
+AHEAD = 4  # jobs of each process that are done before they are wanted, at most
 _SAID_SECS = 0.2
 
 
@@ -41,48 +44,102 @@ def each(
     if processes < 2:
         yield from (work(job, advance) for job in jobs)
         return
-    left, busy, workers = iter(jobs), set(), []
-    try:
-        for place, worker in _begin(work, processes):
-            workers.append(worker)
-            busy.add(place)
-            _send(place, next(left))
-        while busy:
-            for place in connection.wait(list(busy)):
-                found = _received(place)
-                if isinstance(found, _Done):
-                    advance(found.more)
-                    continue
-                yield found
-                busy.remove(place)
-                for following in left:
-                    busy.add(place)
-                    _send(place, following)
+    left = iter(jobs)
+    with contextlib.closing(_Pool(work, processes)) as pool:
+        while True:
+            for job in itertools.islice(left, len(pool.idle)):
+                pool.give(job)
+            if not pool.busy:
+                return
+            for _, said in pool.answers(advance):
+                if isinstance(said, _Result):
+                    yield said.value
+
+
+def in_order(
+    work: Callable[[Job, Callable[[int], None]], Iterator[Result]],
+    jobs: Sequence[Job],
+    processes: int,
+    advance: Callable[[int], None],
+) -> Iterator[Result]:
+    """The results of the first job, as it gives them, then those of the next, and so on.
+
+    Later jobs are done meanwhile, up to AHEAD a process.
+
+    Args:
+      work: as for each(), but it gives any number of results.
+
+    Raises:
+      as each().
+    """
+    processes = min(processes, len(jobs))
+    if processes < 2:
+        for job in jobs:
+            yield from work(job, advance)
+        return
+    numbers: dict[connection.Connection, int] = {}
+    held: dict[int, collections.deque] = collections.defaultdict(collections.deque)
+    begun = 0
+    with contextlib.closing(_Pool(work, processes)) as pool:
+        for first in range(len(jobs)):
+            while True:
+                while pool.idle and begun < min(len(jobs), first + AHEAD * processes):
+                    numbers[pool.give(jobs[begun])] = begun
+                    begun += 1
+                while held[first] and isinstance(held[first][0], _Result):
+                    yield held[first].popleft().value
+                if held[first]:
                     break
-    finally:
-        for worker in workers:
+                for place, said in pool.answers(advance):
+                    held[numbers[place]].append(said)
+            del held[first]
+
+
+class _Pool:
+    """Processes that do jobs."""
+
+    def __init__(self, work: Callable, number: int) -> None:
+        self._workers, self.busy = [], set()
+        self.idle: list[connection.Connection] = []
+        context = multiprocessing.get_context('spawn')
+        resource_tracker.ensure_running()  # which unblocks signals as it begins
+        with _signals_blocked():
+            for _ in range(number):
+                here, there = context.Pipe()
+                worker = context.Process(target=_work, args=(work, there, os.getpid()), daemon=True)
+                worker.start()
+                there.close()
+                self._workers.append(worker)
+                self.idle.append(here)
+
+    def give(self, job: object) -> connection.Connection:
+        """Has an idle process do a job. Returns where it will answer."""
+        place = self.idle.pop()
+        with _naming_death():
+            place.send(job)
+        self.busy.add(place)
+        return place
+
+    def answers(
+        self, advance: Callable[[int], None]
+    ) -> 'Iterator[tuple[connection.Connection, _Result | _Ended]]':
+        """Waits for some: results; an end, from whoever is idle again."""
+        for place in connection.wait(list(self.busy)):
+            said = _received(place)
+            if isinstance(said, _Done):
+                advance(said.more)
+                continue
+            if isinstance(said, _Ended):
+                self.busy.remove(place)
+                self.idle.append(place)
+            yield place, said
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for worker in self._workers:
             worker.kill()
-        for worker in workers:
+        for worker in self._workers:
             worker.join()
-
-
-def _begin(work: Callable, number: int) -> list[tuple[connection.Connection, process.BaseProcess]]:
-    """Processes that wait for jobs."""
-    context, begun = multiprocessing.get_context('spawn'), []
-    resource_tracker.ensure_running()  # which unblocks signals as it begins
-    with _signals_blocked():
-        for _ in range(number):
-            here, there = context.Pipe()
-            worker = context.Process(target=_work, args=(work, there, os.getpid()), daemon=True)
-            worker.start()
-            there.close()
-            begun.append((here, worker))
-    return begun
-
-
-def _send(place: connection.Connection, job: object) -> None:
-    with _naming_death():
-        place.send(job)
 
 
 def _received(place: connection.Connection) -> object:
@@ -125,13 +182,27 @@ def _work(work: Callable, place: connection.Connection, parent: int) -> None:
         told = _Told(place)
         try:
             found = work(job, told.advance)
+            for one in found if isinstance(found, Iterator) else (found,):
+                told.say()
+                place.send(_Result(one))
             told.say()
+            place.send(_Ended())
         except OSError as e:
-            found = e
+            place.send(e)
         except Exception as e:
             # Of our own class: others may be impossible to send, or to read there.
-            found = errors.InputError(str(e) if isinstance(e, errors.InputError) else repr(e))
-        place.send(found)
+            said = str(e) if isinstance(e, errors.InputError) else repr(e)
+            place.send(errors.InputError(said))
+
+
+class _Result(NamedTuple):
+    """What a job has given."""
+
+    value: Any
+
+
+class _Ended(NamedTuple):
+    """A job has given all."""
 
 
 class _Done(NamedTuple):

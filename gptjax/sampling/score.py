@@ -263,9 +263,7 @@ def _hidden(
 
 
 @jax.jit
-def _picked(
-    hidden_BxLxD: Num[Array, 'B L D'], place_RxC: Int[Array, 'R C']
-) -> Num[Array, 'R C D']:
+def _picked(hidden_BxLxD: Num[Array, 'B L D'], place_RxC: Int[Array, 'R C']) -> Num[Array, 'R C D']:
     return hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[-1])[place_RxC]
 
 

@@ -117,7 +117,7 @@ class Sorter:
         if self._held:
             self._write()
         at = [0] * len(self._runs)
-        usual = share = max(1, self._rows // len(self._runs))
+        usual = share = max(1, self._rows // (2 * len(self._runs)))  # with what is sorted already
         while any(start < len(run) for start, run in zip(at, self._runs, strict=True)):
             blocks = [run.read(i, i + share) for i, run in zip(at, self._runs, strict=True)]
             # What is read of a run may end among equal rows: those up to the first such end wait.

@@ -18,14 +18,16 @@ import stat
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from gptjax.configs import errors, written
 from gptjax.storage import buckets, files, gcs, leases, retry
 
 IN_PLACE = 'checkpoints'  # the folder of a workdir that is not copied
-# What stays where it is: of writing, of holding the folder, of counting.
-TRANSIENT = re.compile(r'\.partial$|(^|/)\.(lease|lock|writable)[^/]*$|(^|/)\.ngrams/')
+_OWN = '.work'
+# What stays where it is: of writing, of holding the folder, of a program at work.
+TRANSIENT = re.compile(rf'\.partial$|(^|/)\.(lease|lock|writable)[^/]*$|(^|/)\{_OWN}/')
 SMALL = 2**26  # bytes of a folder, or of a file, that comes with its workdir
 _WRITTEN_ONLY = re.compile(r'(^|/)(tensorboard|profile|xla)/')
 _METAS = re.compile(rf'{IN_PLACE}/\d+/meta\.json$')
@@ -179,6 +181,21 @@ def refresh(workdir: pathlib.Path) -> None:
 def told(text: str) -> str:
     """A text with buckets in place of the scratch folder."""
     return text if _scratch is None else text.replace(f'{_scratch.root}/', buckets.SCHEME)
+
+
+@contextlib.contextmanager
+def own_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An empty folder below one that this process holds, for files that go with it.
+
+    What an ended process left there is removed first. Nothing of it comes into a bucket.
+    """
+    own = folder / _OWN
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True)
+    try:
+        yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def names(folder: pathlib.Path) -> list[str]:

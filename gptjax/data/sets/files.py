@@ -17,9 +17,8 @@ import itertools
 import json
 import logging
 import pathlib
-import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import zstandard
@@ -32,6 +31,7 @@ from gptjax.storage import files as text_files
 _SPLITS = ('train', 'valid')
 _PACKED = ('.gz', '.zst')
 _PART = 2**20  # characters of a long text that are held at once
+_PART_BYTES = 2**24  # of files, packed as they are, that one process reads
 _LONGEST = 2**31 - 1  # of a field of a table; csv takes 131,072 characters by itself
 _NO_TEXT = 'has no text in field {!r}; name the right one with --config.corpus.text_field'
 _log = logging.getLogger(__name__)
@@ -43,7 +43,27 @@ def documents_of(path: str, text_field: str) -> Iterator[documents.Document | do
     Raises:
       InputError: nothing that can be read is there; what a kind of file needs is not installed.
     """
+    return documents_in(_files(path, tell=True), text_field)
+
+
+def parts(path: str) -> list[list[pathlib.Path]]:
+    """The files in order, in parts that are worth a job. Raises as documents_of()."""
+    found: list[list[pathlib.Path]] = []
+    size = _PART_BYTES
     for file in _files(path, tell=True):
+        if size >= _PART_BYTES:
+            found.append([])
+            size = 0
+        found[-1].append(file)
+        size += file.stat().st_size
+    return found
+
+
+def documents_in(
+    part: Iterable[pathlib.Path], text_field: str
+) -> Iterator[documents.Document | documents.Bad]:
+    """The documents of some of the files, as documents_of()."""
+    for file in part:
         kind = _kind(file)
         try:
             with _open(file) as stream:
@@ -143,14 +163,16 @@ def _document(where: str, record: Any, text_field: str) -> documents.Document | 
 
 def _wrong(text: str, before: int = 0) -> str:
     """Why a text is none, so many characters behind its beginning; '' = it is one."""
-    found = re.search('[\ud800-\udfff]', text)  # bytes that are no UTF-8 end here, too
-    if not found:
+    try:
+        text.encode()
         return ''
-    code = ord(found[0])
+    except UnicodeEncodeError as e:  # bytes that are no UTF-8 end here, too
+        place = e.start
+    code = ord(text[place])
     what = f'byte 0x{code - 0xDC00:02x}' if 0xDC80 <= code <= 0xDCFF else f'U+{code:04X}'
     return (
         f'is not valid UTF-8 or holds a lone surrogate: {what} at character '
-        f'{before + found.start()}; convert the file, as iconv -f latin1 -t utf-8'
+        f'{before + place}; convert the file, as iconv -f latin1 -t utf-8'
     )
 
 
