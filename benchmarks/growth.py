@@ -42,6 +42,32 @@ for _ in range(2000 if count else 0):
     start = int(drawn.integers(990_000))
     shard.request(start, start + 1025)()
 """
+COUNT = """
+import pathlib, sys
+import numpy as np
+from gptjax.models import kneser_ney
+path = pathlib.Path(sys.argv[1])
+class Tokens:
+    def __iter__(self):
+        with path.open('rb') as f:
+            while read := f.read(2**20):
+                yield np.frombuffer(read, '<u2')
+if path.stat().st_size:
+    kneser_ney.estimate([Tokens()], 5, 50257, 1_000_000, path.parent)
+"""
+ATTEND = """
+import sys
+import jax, jax.numpy as jnp
+from gptjax.models import masks
+from gptjax.models.kernels import flash
+length = int(sys.argv[1])
+arrays = [jnp.ones((1, max(length, 64), 4, 64)) * n for n in (0.1, 0.2, 0.3)]
+def loss(*arrays):
+    return flash.attend(*arrays, masks.Dense()).sum()
+step = jax.jit(jax.grad(loss, (0, 1, 2)))
+if length:
+    jax.block_until_ready(step(*arrays))
+"""
 ROWS = """
 import pathlib, sys
 from gptjax.runtime import metrics
@@ -85,6 +111,15 @@ def shards(count: int, folder: pathlib.Path) -> list[str]:
     return [sys.executable, '-c', READ, str(folder), str(count)]
 
 
+def counted(count: int, folder: pathlib.Path) -> list[str]:
+    """n-grams of so many tokens, a million in memory."""
+    drawn = np.random.default_rng(0)
+    with (folder / 'tokens').open('wb') as f:
+        for _ in range(count // MB):
+            f.write((np.minimum(drawn.zipf(1.3, MB), 50257) - 1).astype('<u2').tobytes())
+    return [sys.executable, '-c', COUNT, str(folder / 'tokens')]
+
+
 def rows(count: int, folder: pathlib.Path) -> list[str]:
     """Rows of twenty numbers."""
     drawn = np.random.default_rng(0)
@@ -122,6 +157,12 @@ CASES = {
     ),
     'windows of token shards': (40, 'shards', shards),
     'metrics.jsonl at a start': (4000, 'rows', rows),
+    'n-grams of order 5': (2 * MB, 'tokens', counted),
+    'attention on CPUs, with gradients': (
+        400,
+        'tokens',
+        lambda n, f: [sys.executable, '-c', ATTEND, str(n)],
+    ),
 }
 
 

@@ -51,6 +51,7 @@ def kernels(monkeypatch, platform, capability='8.0', size='gpt3-125m', **fields)
         ('cuda', '9.0', {'compute_dtype': 'bfloat16', 'd_head': 256, 'n_heads': 3}, 'cudnn'),
         ('cuda', '10.0', {'compute_dtype': 'bfloat16', 'd_head': 256, 'n_heads': 3}, 'cudnn'),
         ('cpu', '', {}, 'tiled'),
+        ('cpu', '', {'n_ctx': 4096}, 'online'),
     ],
 )
 def test_the_kernel_of_a_platform(monkeypatch, platform, capability, fields, kernel):

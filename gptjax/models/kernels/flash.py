@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gptjax.models import axes, masks
-from gptjax.models.kernels import ring, tiled
+from gptjax.models.kernels import online, ring, tiled
 
 _LANES = 128  # of a TPU; splash attention works on blocks of multiples of it
 _MAX_BLOCK = 1024
@@ -41,8 +41,8 @@ def attend(
     if name == PLAIN:
         return None
     arrays = (query_BxLxHxK * query_BxLxHxK.shape[3] ** -0.5, *arrays[1:])
-    if name == 'tiled':
-        return tiled.attend(*arrays, mask, axes.n_devices() == 1)
+    if name in _ON_CPUS:
+        return _ON_CPUS[name](*arrays, mask, axes.n_devices() == 1)
     how: dict[str, Any] = {'mask': mask}
     if name == 'ring':
         how |= {'axis': axes.mesh_axis('length'), 'size': axes.mesh_size('length')}
@@ -59,7 +59,7 @@ def chosen(queries: tuple[int, ...], keys: tuple[int, ...], dtype: Any, mask: ma
     - 'ring': a length split over several devices, on every platform;
     - 'splash' on TPUs: Pallas, which computes no block that the mask leaves empty;
     - 'cudnn' on GPUs: its fused attention. Untested: nobody has run it yet;
-    - 'tiled' on CPUs, see tiled.py;
+    - 'tiled' on CPUs, and 'online' for long windows: memory grows with the length alone;
     - 'plain': none of them fits.
     """
     if not all(axes.fits(shape, *_NAMES) for shape in (queries, keys)):
@@ -71,7 +71,9 @@ def chosen(queries: tuple[int, ...], keys: tuple[int, ...], dtype: Any, mask: ma
         return 'splash'
     if platform in ('cuda', 'gpu') and _cudnn_takes(queries[3], dtype, mask):
         return 'cudnn'
-    return 'tiled' if platform == 'cpu' else PLAIN
+    if platform == 'cpu':
+        return 'online' if length >= online.FROM else 'tiled'
+    return PLAIN
 
 
 def splash(
@@ -135,4 +137,5 @@ def _cudnn(
     )
 
 
+_ON_CPUS = {'tiled': tiled.attend, 'online': online.attend}
 _KERNELS = {'ring': ring.attend, 'splash': splash, 'cudnn': _cudnn}

@@ -14,8 +14,8 @@ import numpy as np
 from gptjax.storage import columns, files
 
 _LINES = 1 << 18  # made at once
-_DECIMALS = 7
-_LOWEST = 99.0  # what the format has for the logarithm of 0
+_DECIMALS, _LAST = 7, 4  # digits behind the point, and those of them in the second word
+_LOWEST = 99  # what the format has for the logarithm of 0
 _EXTRA = ('<unk>', '<s>', '</s>')
 
 
@@ -32,25 +32,26 @@ def write(
       progress: is told the lines written.
     """
     orders = [{n: np.asarray(x) for n, x in table.items()} for table in tables.values()]
-    words_VxD = _decimal(np.arange(len(orders[0]['token'])))
+    numbers = np.arange(len(orders[0]['token'])).astype(np.bytes_)
+    ids = {end: _words(np.strings.add(numbers, end)) for end in (b' ', b'\t', b'\n')}
+    logs = _Logs()
     with files.replacing(path) as file:
         sizes = (f'ngram {k}={len(t["token"]) + 3 * (k == 1)}' for k, t in enumerate(orders, 1))
         file.write('\n'.join(['\\data\\', *sizes, '']).encode())
         for k, table in enumerate(orders, 1):
             file.write(f'\n\\{k}-grams:\n'.encode())
+            backoff = table.get('log_backoff')
             if k == 1:
-                end = '\t0\n' if 'log_backoff' in table else '\n'
+                end = '\n' if backoff is None else '\t0\n'
                 file.writelines(f'-99\t{word}{end}'.encode() for word in _EXTRA)
             for start, stop in columns.chunks(len(table['token']), _LINES):
-                grams_NxK = _grams(orders, k, start, stop)
-                parts = [_log10(table['log_prob'][start:stop]), _filled(grams_NxK, '\t')]
-                for column in grams_NxK.T:
-                    parts += [words_VxD[column], _filled(grams_NxK, ' ')]
-                if 'log_backoff' in table:
-                    parts[-1:] = [_filled(grams_NxK, '\t')]
-                    parts += [_log10(table['log_backoff'][start:stop]), None]
-                parts[-1] = _filled(grams_NxK, '\n')
-                lines = np.concatenate(parts, axis=1).ravel()
+                *before, last = _grams(orders, k, start, stop).T
+                parts = [logs.words(table['log_prob'][start:stop], b'\t')]
+                parts += [ids[b' '][token] for token in before]
+                parts += [ids[b'\n' if backoff is None else b'\t'][last]]
+                if backoff is not None:
+                    parts.append(logs.words(backoff[start:stop], b'\n'))
+                lines = np.concatenate(parts, axis=1).view(np.uint8).ravel()
                 file.write(lines[lines > 0].data)
                 progress(stop - start)
         file.write(b'\n\\end\\\n')
@@ -68,24 +69,25 @@ def _grams(orders: list[dict[str, np.ndarray]], k: int, start: int, stop: int) -
     return np.concatenate([np.repeat(_grams(orders, k - 1, one, last), sizes, axis=0), token], 1)
 
 
-def _log10(nats: np.ndarray) -> np.ndarray:
-    """Logarithms of probabilities as fixed-point decimals (N D), 0 where there is no digit."""
-    tenths = np.clip(nats.astype(np.float64) / -math.log(10), 0.0, _LOWEST)
-    scaled = np.rint(tenths * 10**_DECIMALS).astype(np.int64)
-    whole, rest = np.divmod(scaled, 10**_DECIMALS)
-    places = 10 ** np.arange(_DECIMALS - 1, -1, -1)
-    decimals = (rest[:, None] // places % 10 + ord('0')).astype(np.uint8)
-    return np.concatenate(
-        [_filled(decimals, '-'), _decimal(np.arange(100))[whole], _filled(decimals, '.'), decimals],
-        axis=1,
-    )
+class _Logs:
+    """Logarithms to base 10 as fixed-point decimals, from tables of their digits."""
+
+    def __init__(self) -> None:
+        places = _DECIMALS - _LAST
+        numbers = range((_LOWEST + 1) * 10**places)
+        heads = [f'-{n // 10**places}.{n % 10**places:0{places}}'.encode() for n in numbers]
+        self._heads = _words(np.array(heads))
+        tails = np.array([f'{n:0{_LAST}}'.encode() for n in range(10**_LAST)])
+        self._tails = {end: _words(np.strings.add(tails, end)) for end in (b'\t', b'\n')}
+
+    def words(self, nats: np.ndarray, end: bytes) -> np.ndarray:
+        """The digits of each, and what ends them (N 2)."""
+        tenths = np.clip(nats.astype(np.float64) / -math.log(10), 0.0, _LOWEST)
+        head, tail = np.divmod(np.rint(tenths * 10**_DECIMALS).astype(np.int64), 10**_LAST)
+        return np.concatenate([self._heads[head], self._tails[end][tail]], axis=1)
 
 
-def _decimal(numbers: np.ndarray) -> np.ndarray:
-    """Numbers in decimal digits (N D), 0 behind the last of each."""
-    text = numbers.astype(np.bytes_)
-    return text.view(np.uint8).reshape(len(numbers), text.itemsize)
-
-
-def _filled(rows: np.ndarray, letter: str) -> np.ndarray:
-    return np.full((len(rows), 1), ord(letter), np.uint8)
+def _words(texts: np.ndarray) -> np.ndarray:
+    """Bytes as rows of whole words (N W), 0 behind the last byte: rows are gathered fast then."""
+    width = -(-texts.itemsize // 8)
+    return texts.astype(f'S{8 * width}').view(np.uint64).reshape(len(texts), width)
