@@ -50,7 +50,7 @@ def kernels(monkeypatch, platform, capability='8.0', size='gpt3-125m', **fields)
         ('cuda', '8.0', {'compute_dtype': 'bfloat16', 'd_head': 256, 'n_heads': 3}, 'plain'),
         ('cuda', '9.0', {'compute_dtype': 'bfloat16', 'd_head': 256, 'n_heads': 3}, 'cudnn'),
         ('cuda', '10.0', {'compute_dtype': 'bfloat16', 'd_head': 256, 'n_heads': 3}, 'cudnn'),
-        ('cpu', '', {}, 'tiled'),
+        ('cpu', '', {'n_ctx': 1024}, 'tiled'),
         ('cpu', '', {'n_ctx': 4096}, 'online'),
     ],
 )
