@@ -39,6 +39,8 @@ def main(args: cli.Args) -> None:
     errors.require(
         bool(args.config.init_from), 'give --config.init_from=<folder or .gguf file to read>'
     )
+    if not unfinished.says_of_what(target):
+        unfinished.check_free(target)
     source = sources.open(args.config.init_from)
     made_of = _made_of(source, args.flags)
     dtype = None if args.flags.dtype == 'stored' else args.flags.dtype

@@ -2,9 +2,9 @@
 """Estimates an n-gram model, the first baseline, from token shards: counts, no gradient.
 
 Memory is what config.ngram.memory_tokens says, whatever the text; the rest stands on the disk of
-the workdir. --arpa writes model.arpa, too, for kenlm; of a run that is done, from its tables. The
-model is a run like any other: evaluate and generate read its workdir. Laptop, after a
-quickstart:
+the workdir. --arpa writes model.arpa, too, for kenlm; of a run that is done, from its tables, all
+of which are read for that. The model is a run like any other: evaluate and generate read its
+workdir. Laptop, after a quickstart:
   python -m gptjax.count_ngrams --config=experiments/quickstart.py:model=ngram \
       --workdir=runs/quickstart/ngram --config.tokenizer.dir=../tokenizer \
       --config.data.sets="('../tokens',)" --config.data.eval_sets.tokens=../tokens
@@ -79,6 +79,7 @@ def main(args: cli.Args) -> None:
         there = _matching(workdir, config, made_of)
         documents.write(workdir / base.OF_RUN, base.plain(config))
         if there and results_lib.is_whole(workdir):
+            scratch.clear_own(workdir)
             if not _write_wanted_arpa(workdir, args.flags.arpa):
                 _log.info('counting in %s is done already', workdir)
             return
@@ -164,7 +165,7 @@ def _write_wanted_arpa(workdir: pathlib.Path, wanted: bool) -> bool:
     if not (wanted or _ARPA_SUM in found):
         return False
     with contextlib.suppress(OSError):
-        if files.sha256(workdir / ARPA) == found.get(_ARPA_SUM):
+        if files.sha256(scratch.need(workdir / ARPA)) == found.get(_ARPA_SUM):
             return False
     tables = ngram.tables_of(pretrained.load(workdir).params)
     results_lib.write(workdir, found | _write_arpa(tables, workdir))

@@ -10,6 +10,7 @@ TPU VM, a TFDS set, once, on one host (no accelerator is used):
       --config.corpus.set=tfds --config.corpus.path=wikipedia/20230601.en
 """
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -37,13 +38,15 @@ def _main(args: cli.Args) -> None:
     source['repeated'] = config.repeated
     source['identity'] = dataset.identity(config.path)
     if documents.is_finished(folder, source):
+        scratch.clear_own(folder)
         _log.info('corpus %s is done already', folder)
         return
     cores = config.processes or os.cpu_count() or 1
     with scratch.own_folder(folder) as own, progress.Progress('collect', None, ' bytes') as bar:
         jobs = collecting.jobs(config, own)
-        found = workers.in_order(collecting.Job.run, jobs, cores, lambda done: None)
-        left_out = documents.write(folder, found, config, source, bar.advance)
+        pieces = workers.in_order(collecting.Job.run, jobs, cores, lambda done: None)
+        with contextlib.closing(pieces):  # no process writes into the folder when it goes
+            left_out = documents.write(folder, pieces, config, source, bar.advance)
     shards = documents.shards(folder)
     _log.info(
         'corpus %s: %s documents, %s bytes of text',

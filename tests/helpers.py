@@ -240,7 +240,7 @@ def ngram_tables(
     """kneser_ney.estimate() in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         found = kneser_ney.estimate(sequences, order, n_vocab, 10**6, pathlib.Path(folder))
-        return jax.tree.map(jnp.array, found)
+        return {k: {n: jnp.array(x) for n, x in table.items()} for k, table in found.items()}
 
 
 def baseline_decoder(kind: str) -> tuple[decode.Decoder, dict]:

@@ -4,8 +4,11 @@
 import collections
 import contextlib
 import itertools
+import os
+import resource
 from fractions import Fraction
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import pytest
 from gptjax.configs import errors, sizes
 from gptjax.models import grams, heads, kneser_ney, ngram
 from gptjax.models.published import arpa
+from gptjax.sampling import score
 from gptjax.storage import columns
 from tests import helpers
 
@@ -182,6 +186,51 @@ def test_rows_are_held_so_many_at_a_time(tmp_path, monkeypatch):
     kneser_ney.estimate([[text(20_000, 500)]], 4, 500, 2000, tmp_path)
     assert len(held) > 20
     assert max(held) <= 2100
+
+
+@pytest.mark.parametrize(('length', 'order'), [(1, 2), (1, 5), (2, 3), (3, 64), (4, 4)])
+def test_a_text_may_be_shorter_than_the_order(length, order):
+    tokens = text(length, 5)
+    tables = helpers.ngram_tables([[tokens]], order, 5)
+    entries = tuple(table['token'].size for table in tables.values())
+    assert entries[length:] == (0,) * (order - length)
+    model = heads.build(sizes.ngram(order, n_ctx=8, n_vocab=5, entries=entries))
+    params = {'params': ngram.params_of(tables)}
+    weights = jnp.ones((1, length))
+    logits = model.apply(params, tokens[None])
+    np.testing.assert_allclose(np.exp(logits).sum(-1), 1, atol=1e-5)
+    found = model.apply(params, tokens[None], tokens[None], weights, method='nats')
+    expected = -np.take_along_axis(np.asarray(logits), tokens[None, :, None], 2).sum()
+    assert found == pytest.approx(expected, rel=1e-5)
+    jax.eval_shape(model.init_params, jax.random.key(0))
+    jax.eval_shape(heads.build(sizes.ngram(order)).init_params, jax.random.key(0))
+
+
+def test_any_number_of_runs_needs_few_open_files(tmp_path, monkeypatch):
+    for module in (kneser_ney, grams):
+        monkeypatch.setattr(module, '_BLOCK', 10)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    tokens = text(3000, 60)
+    whole = helpers.ngram_tables([[tokens]], 3, 60)
+    opened = len(os.listdir('/proc/self/fd'))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 20, before[1]))
+        found = kneser_ney.estimate([[tokens]], 3, 60, 10, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    jax.tree.map(np.testing.assert_array_equal, found, whole)
+
+
+def test_contexts_of_no_tokens_are_picked():
+    found = score._picked(jnp.zeros((2, 3, 0), jnp.int32), jnp.zeros((1, 2), jnp.int32))
+    assert found.shape == (1, 2, 0)
+
+
+def test_more_memory_than_there_are_ngrams_is_no_mistake(tmp_path):
+    found = kneser_ney.estimate([[text(300, 60)]], 3, 60, 2**40, tmp_path)
+    jax.tree.map(
+        np.testing.assert_array_equal, found, helpers.ngram_tables([[text(300, 60)]], 3, 60)
+    )
 
 
 def test_equal_rows_are_never_in_two_blocks(tmp_path):

@@ -211,7 +211,8 @@ def _kept(
     """The places of the documents that are written; the others are counted, the bad set aside."""
     seen = seen_lib.Seen()
     for piece in found:
-        for one in piece.bad:
+        for found_bad in piece.bad:  # by a process that may know nothing of buckets
+            one = Bad(scratch.told(found_bad.where), scratch.told(found_bad.why))
             left_out['bad'] += 1
             said = json.dumps(dataclasses.asdict(one), ensure_ascii=False) + '\n'
             files.appended(bad, said, pathlib.Path(bad.name))

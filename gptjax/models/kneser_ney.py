@@ -282,9 +282,10 @@ def _sent(
     They are known k-gram by k-gram: each goes to the file of its share of the (k+1)-grams, and the
     shares, which fit in memory, are put in order.
     """
+    rows = min(rows, max(1, n_above))
     shares = [
         columns.Table(folder / f'share-{number}', np.uint32, np.float32)
-        for number in range(-(-n_above // rows))
+        for number in range(max(1, -(-n_above // rows)))
     ]
     done = 0
     for start, stop in columns.chunks(level.n, _BLOCK):
@@ -311,5 +312,5 @@ def _sent(
 
 def _dealt(number: np.ndarray, n: int) -> list[np.ndarray]:
     """The places of each of n numbers."""
-    order = np.argsort(number.astype(np.uint16), kind='stable')  # by radix
+    order = np.argsort(number.astype(np.min_scalar_type(n)), kind='stable')  # few: by radix
     return np.split(order, np.cumsum(np.bincount(number, minlength=n))[:-1])

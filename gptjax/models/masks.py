@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which keys a query may see: forms of attention as values, which every kernel reads.
 
-To add one: a class, and a line in FORMS. What the class says by seen() alone is enough for the
-plain form, the tiles of CPUs, the ring, and splash attention; a kernel that cannot do it steps
-aside. A form that sees ahead trains and scores windows; it does not decode. Names are written in
-the config as NAME or NAME:option=value,... with the class's fields.
+To add one: a class, and a line in FORMS. What the class says by seen() alone, of arrays of numpy
+and of jax, is enough for the plain form, both kernels of CPUs, the ring, and splash attention; a
+kernel that cannot do it steps aside. A form that sees ahead trains and scores windows; it does not
+decode. Names are written in the config as NAME or NAME:option=value,... with the class's fields.
 """
 
 import dataclasses

@@ -71,7 +71,7 @@ class Config:
 
 
 class NGram(nn.Module):
-    """Tokens -> log probabilities of the next one; these are the hidden states and the logits."""
+    """Tokens -> rows of their contexts -> log probabilities of the next one."""
 
     config: Config
 
@@ -167,8 +167,10 @@ def target_log_probs(
     targets_BxL = jnp.asarray(targets_BxL)
     found_BxL = tables['order_1']['log_prob'][targets_BxL]
     for k in range(1, len(tables)):
-        row_BxL = contexts_BxLxC[..., k - 1]
-        left_BxL = tables[f'order_{k}']['log_backoff'][jnp.maximum(row_BxL, 0)]
+        row_BxL, context = contexts_BxLxC[..., k - 1], tables[f'order_{k}']
+        if not context['log_backoff'].size:
+            break  # nothing was ever seen of this length
+        left_BxL = context['log_backoff'][jnp.maximum(row_BxL, 0)]
         found_BxL += jnp.where(row_BxL < 0, 0, left_BxL)
         child_BxL = _child(tables, k + 1, row_BxL, targets_BxL)
         if tables[f'order_{k + 1}']['log_prob'].size:
@@ -186,6 +188,8 @@ def log_probs(tables: Tables, contexts_BxLxC: Int[Array, 'B L C']) -> Float[Arra
     for k in range(1, len(tables)):
         row_P = contexts_PxC[:, k - 1]
         context, higher = tables[f'order_{k}'], tables[f'order_{k + 1}']
+        if not context['log_backoff'].size:
+            break  # nothing was ever seen of this length
         left_P = context['log_backoff'][jnp.maximum(row_P, 0)]
         found_PxV += jnp.where(row_P < 0, 0, left_P)[:, None]
         if higher['token'].size:

@@ -264,7 +264,8 @@ def _hidden(
 
 @jax.jit
 def _picked(hidden_BxLxD: Num[Array, 'B L D'], place_RxC: Int[Array, 'R C']) -> Num[Array, 'R C D']:
-    return hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[-1])[place_RxC]
+    rows, length, width = hidden_BxLxD.shape  # a width of 0, where no context counts
+    return hidden_BxLxD.reshape(rows * length, width)[place_RxC]
 
 
 @functools.partial(jax.jit, static_argnames='decoder')

@@ -4,8 +4,8 @@
 Rows are sorted in memory so many at a time, written as runs, and merged.
 """
 
+import errno
 import itertools
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -17,45 +17,43 @@ Keys = tuple[np.ndarray, ...]  # of unsigned integers: rows compare by the first
 
 
 class Column:
-    """One axis of numbers, written from the front, then read anywhere."""
+    """One axis of numbers in a file, written from the front, then read anywhere.
+
+    The file is open while it is written to or read: there may be thousands of them.
+    """
 
     def __init__(self, path: pathlib.Path, dtype: np.dtype | type) -> None:
         self.path, self.dtype, self._length = path, np.dtype(dtype), 0
         with files.naming(path):
-            self._file = path.open('xb')
+            path.touch(exist_ok=False)
 
     def __len__(self) -> int:
         return self._length
 
     def append(self, array: np.ndarray) -> None:
         """Adds numbers behind the others."""
-        with files.naming(self.path):
-            self._file.write(np.ascontiguousarray(array, self.dtype).data)
+        with files.naming(self.path), self.path.open('ab') as file:
+            file.write(np.ascontiguousarray(array, self.dtype).data)
         self._length += len(array)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """The numbers from start to stop, or to the end."""
-        self._file.flush()
         stop = min(stop, self._length)
-        with self.path.open('rb', buffering=0) as file:
-            found = np.empty(max(stop - start, 0), self.dtype)
-            place, left = start * self.dtype.itemsize, memoryview(found).cast('B')
-            while left:
-                got = os.preadv(file.fileno(), [left], place)
-                place, left = place + got, left[got:]
+        found = np.empty(max(stop - start, 0), self.dtype)
+        with files.naming(self.path), self.path.open('rb') as file:
+            file.seek(start * self.dtype.itemsize)
+            if file.readinto(found.view(np.uint8)) != found.nbytes:
+                raise OSError(errno.EIO, 'is shorter than what was written', str(self.path))
         return found
 
     def mapped(self) -> np.ndarray:
         """All numbers, in pages that the system may give up."""
-        with files.naming(self.path):
-            self._file.close()
         if not self._length:
             return np.zeros(0, self.dtype)
         return np.memmap(self.path, self.dtype, 'r')
 
     def remove(self) -> None:
         """Gives the disk back."""
-        self._file.close()
         self.path.unlink()
 
 
@@ -149,7 +147,9 @@ class Sorter:
         *keys, values = columns
         if self._add:
             first = np.flatnonzero(is_new(keys))
-            return tuple(key[first] for key in keys), np.add.reduceat(values, first)
+            return tuple(key[first] for key in keys), np.add.reduceat(
+                values, first, dtype=values.dtype
+            )
         return tuple(keys), values
 
     def _write(self) -> None:

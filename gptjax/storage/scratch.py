@@ -185,17 +185,19 @@ def told(text: str) -> str:
 
 @contextlib.contextmanager
 def own_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder below one that this process holds, for files that go with it.
-
-    What an ended process left there is removed first. Nothing of it comes into a bucket.
-    """
+    """An empty folder below one that this process holds; its files go with it, to no bucket."""
+    clear_own(folder)
     own = folder / _OWN
-    shutil.rmtree(own, ignore_errors=True)
     own.mkdir(parents=True)
     try:
         yield own
     finally:
-        shutil.rmtree(own, ignore_errors=True)
+        clear_own(folder)
+
+
+def clear_own(folder: pathlib.Path) -> None:
+    """Removes what an ended process left there."""
+    shutil.rmtree(folder / _OWN, ignore_errors=True)
 
 
 def names(folder: pathlib.Path) -> list[str]:

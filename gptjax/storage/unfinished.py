@@ -30,9 +30,14 @@ def check_free(folder: pathlib.Path) -> None:
         raise errors.InputError(f'{folder} is not empty; choose another --workdir, or remove it')
 
 
+def says_of_what(folder: pathlib.Path) -> bool:
+    """Whether a folder was finished, and says what it was made of."""
+    return not is_unfinished(folder) and (folder / _MADE_OF).is_file()
+
+
 def is_made_of(folder: pathlib.Path, what: str) -> bool:
     """Whether a folder was finished by writing(folder, what)."""
-    if is_unfinished(folder) or not (folder / _MADE_OF).is_file():
+    if not says_of_what(folder):
         return False
     return files.content(folder / _MADE_OF, _LONGEST).decode(errors='replace') == f'{what}\n'
 

@@ -68,11 +68,11 @@ def documents_in(
         try:
             with _open(file) as stream:
                 for where, record in _READERS[kind](stream, text_field):
-                    yield _document(f'{scratch.told(str(file))}{where}', record, text_field)
+                    yield _document(f'{file}{where}', record, text_field)
         except errors.InputError:  # what is not installed is no fault of the file
             raise
         except (OSError, EOFError, ValueError, zlib.error, csv.Error, zstandard.ZstdError) as e:
-            yield documents.Bad(scratch.told(str(file)), f'cannot be read: {e}')
+            yield documents.Bad(str(file), f'cannot be read: {e}')
 
 
 def identity(path: str) -> str:
