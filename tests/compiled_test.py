@@ -99,6 +99,7 @@ def test_programs_that_do_not_train_leave_none_in_a_bucket(prepared_bucket, stor
     assert done.returncode == 0, done.stderr
     assert not (prepared_bucket.parent / 'xla').exists()
     assert {name.partition('/')[0] for name in buckets.of(to).objects()} == {
+        '.made_of',
         'checkpoints',
         'config.json',
         'tokenizer',

@@ -115,8 +115,9 @@ def test_tiles_in_bfloat16():
 
 
 @pytest.mark.parametrize('mask', [*MASKS, Prefix(70)])
-@pytest.mark.parametrize(('rows', 'n_kv_heads'), [(2, 4), (1, 2), (3, 1)])
-@pytest.mark.parametrize('length', [96, 75, 20])
+@pytest.mark.parametrize(
+    ('rows', 'n_kv_heads', 'length'), [(2, 4, 75), (1, 2, 96), (3, 1, 75), (1, 4, 20)]
+)
 def test_an_online_softmax_equals_the_plain_form(mask, rows, n_kv_heads, length, monkeypatch):
     monkeypatch.setattr(online, '_BLOCK', 32)
     found = arrays((rows, length, 4, 16), n_kv_heads)
@@ -132,9 +133,9 @@ def test_an_online_softmax_in_bfloat16(monkeypatch):
     agree(with_gradients(scaled(online.attend, mask_of(40), halve=True), *found), expected, 0.05)
 
 
-def long_gradients(length: int):
-    """A compiled loss of attention over a long window, with its gradients; and arrays for it."""
-    query, key, value = arrays((1, length, 2, 8), 1)
+def long_gradients(length: int, n_heads: int):
+    """A compiled loss of attention over a long window, with its gradients."""
+    query, key, value = arrays((1, length, n_heads, 8), 1)
 
     def loss(*found):
         return jnp.sum(flash.attend(*found, masks.Dense()) ** 2)
@@ -146,37 +147,35 @@ def test_memory_of_long_windows_on_cpus_grows_with_their_length():
     """Weights of 16,384 tokens in two heads would take 2 GiB."""
     with helpers.one_device().scope():
         sizes = [
-            long_gradients(n).memory_analysis().temp_size_in_bytes for n in (4096, 8192, 16_384)
+            long_gradients(n, 2).memory_analysis().temp_size_in_bytes for n in (4096, 8192, 16_384)
         ]
     assert sizes[2] - sizes[1] < 2.2 * (sizes[1] - sizes[0])
     assert sizes[2] < 2**26
 
 
 def test_16k_tokens_on_cpus_equal_the_formula():
-    """Takes its time in numpy: 537 million weights."""
+    """Takes its time in numpy: 268 million weights."""
     length = 16_384
-    query, key, value = arrays((1, length, 2, 8), 1)
+    query, key, value = arrays((1, length, 1, 8), 1)
     with helpers.one_device().scope():
-        total, found = long_gradients(length)(query, key, value)
-    k, v = np.asarray(key[0, :, 0]), np.asarray(value[0, :, 0])
-    dquery, dkey, dvalue, expected = np.zeros((length, 2, 8)), np.zeros_like(k), np.zeros_like(v), 0
+        total, found = long_gradients(length, 1)(query, key, value)
+    q, k, v = (np.asarray(x[0, :, 0]) for x in (query, key, value))
+    gradients, expected = [np.zeros_like(x) for x in (q, k, v)], 0.0
     for start in range(0, length, 1024):  # rows of the formula, with all of their weights
-        for head in range(2):
-            q = np.asarray(query[0, start : start + 1024, head])
-            att = q @ k.T * 8**-0.5
-            att[np.arange(start, start + 1024)[:, None] < np.arange(length)] = -np.inf
-            weights = np.exp(att - att.max(axis=1, keepdims=True))
-            weights /= weights.sum(axis=1, keepdims=True)
-            out = weights @ v
-            expected += (out**2).sum()
-            dweights = 2 * out @ v.T
-            datt = weights * (dweights - (2 * out * out).sum(axis=1, keepdims=True)) * 8**-0.5
-            dquery[start : start + 1024, head] = datt @ k
-            dkey += datt.T @ q
-            dvalue += weights.T @ (2 * out)
+        rows = slice(start, start + 1024)
+        att = q[rows] @ k.T * 8**-0.5
+        att[np.arange(start, start + 1024)[:, None] < np.arange(length)] = -np.inf
+        weights = np.exp(att - att.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        out = weights @ v
+        expected += (out**2).sum()
+        datt = weights * (2 * out @ v.T - (2 * out * out).sum(axis=1, keepdims=True)) * 8**-0.5
+        gradients[0][rows] = datt @ k
+        gradients[1] += datt.T @ q[rows]
+        gradients[2] += weights.T @ (2 * out)
     np.testing.assert_allclose(total, expected, rtol=1e-5)
-    for ours, formula in zip(found, (dquery, dkey[:, None], dvalue[:, None]), strict=True):
-        np.testing.assert_allclose(ours[0], formula, atol=2e-5)
+    for ours, formula in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(ours[0, :, 0], formula, atol=2e-5)
 
 
 @pytest.mark.parametrize('mask', [*map(mask_of, (0, 96, 200)), Sinks(3, 20), Prefix(70)])

@@ -11,7 +11,7 @@ CORPUS = {
     'shard_bytes': free(2**29, 'text per document shard; above 0'),
     'repeated': free('once', 'documents that repeat another one exactly: once, or all', was='all'),
     'max_bad': free(100, 'records that cannot be read and are set aside before it ends', was=0),
-    'processes': free(0, 'cores that read a set in parts, as files are; 0 = all'),
+    'processes': free(0, 'cores that read a set in parts, as files are; 0 = all', was=1),
 }
 TOKENIZER = {
     'kind': free('bpe', 'bpe (byte-level), sentencepiece, bytes, or file (see path)'),
