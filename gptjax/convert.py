@@ -9,6 +9,7 @@ Stopped, the same command begins again; done, it says so.
 """
 
 import hashlib
+import json
 import logging
 import pathlib
 
@@ -66,13 +67,13 @@ def main(args: cli.Args) -> None:
 
 def _made_of(source: weights.Source, given: flags.FlagValues) -> str:
     """Changes with all that the result depends on."""
-    parts = [source.identity(), source.provenance, source.objective, given.to, given.dtype]
-    kept = (content for item in sorted(source.beside.items()) for content in item)
-    digest = hashlib.sha256()
-    for part in (*parts, *kept):
-        data = part if isinstance(part, bytes) else part.encode()
-        digest.update(b'%d ' % len(data) + data)
-    return digest.hexdigest()
+    said = [source.identity(), source.provenance, source.objective, given.to, given.dtype]
+    kept = sorted((name, _sha256(content)) for name, content in source.beside.items())
+    return _sha256(json.dumps([said, kept]).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 if __name__ == '__main__':

@@ -99,8 +99,6 @@ def main(args: cli.Args) -> None:
             results['commit'] = program.commit()
             if noted := perplexity.notes(data.held_out, scoring):
                 results['notes'] = noted
-            if args.flags.arpa:
-                results |= _write_arpa(tables, workdir)
             results_lib.write(workdir, results)
             counted = config.copy_and_resolve_references()
             with counted.unlocked():
@@ -114,6 +112,9 @@ def main(args: cli.Args) -> None:
                 checkpoints.save(0, {'params': params}, meta)
             finally:
                 checkpoints.close()
+            if args.flags.arpa:  # last: a disk that it fills loses nothing else
+                results |= _write_arpa(tables, workdir)
+                results_lib.write(workdir, results)
     _log.info('counted %s n-grams in %.1f s: %s', f'{sum(entries):,}', secs, json.dumps(results))
 
 

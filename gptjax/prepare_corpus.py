@@ -46,7 +46,7 @@ def _main(args: cli.Args) -> None:
         jobs = collecting.jobs(config, own)
         pieces = workers.in_order(collecting.Job.run, jobs, cores, lambda done: None)
         with contextlib.closing(pieces):  # no process writes into the folder when it goes
-            left_out = documents.write(folder, pieces, config, source, bar.advance)
+            left_out = collecting.write(folder, pieces, config, source, bar.advance)
     shards = documents.shards(folder)
     _log.info(
         'corpus %s: %s documents, %s bytes of text',

@@ -8,7 +8,7 @@ import pytest
 
 from gptjax import prepare_corpus, prepare_tokens, train
 from gptjax.configs import errors
-from gptjax.data import documents, staging, tokens
+from gptjax.data import collecting, documents, staging, tokens
 from gptjax.storage import documents as documents_lib
 from gptjax.storage import files
 from tests import helpers
@@ -118,7 +118,7 @@ def test_a_damaged_corpus_shard_and_a_stop_mix_no_documents(tmp_path, corpus_fil
     victim = folder / 'documents-00001.jsonl'
     victim.write_bytes(victim.read_bytes()[:-9])
     larger = helpers.args(config, workdir, '--config.corpus.shard_bytes=6000')
-    real, left = documents._Writer._begin, [1]
+    real, left = collecting._ShardWriter._begin, [1]
 
     def stopped(*args):
         if not left:
@@ -126,7 +126,7 @@ def test_a_damaged_corpus_shard_and_a_stop_mix_no_documents(tmp_path, corpus_fil
         left.pop()
         return real(*args)
 
-    monkeypatch.setattr(documents._Writer, '_begin', stopped)
+    monkeypatch.setattr(collecting._ShardWriter, '_begin', stopped)
     with pytest.raises(KeyboardInterrupt):
         prepare_corpus.main(larger)
     monkeypatch.undo()

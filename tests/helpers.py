@@ -231,7 +231,7 @@ def collect(
     """Writes a corpus of what a set gives."""
     with scratch.own_folder(folder) as own:
         pieces = collecting.pieces(found, own / 'x')
-        return documents.write(folder, pieces, config, source, lambda amount: None)
+        return collecting.write(folder, pieces, config, source, lambda amount: None)
 
 
 def ngram_tables(

@@ -261,13 +261,34 @@ def test_the_number_of_ngrams_is_known_before(monkeypatch):
 
 def test_what_does_not_fit_is_said_before_it_is_counted(tmp_path, monkeypatch):
     with pytest.raises(errors.InputError, match=r'GB of disk at .* are free: make room, or lower'):
-        grams.Size(10**15, 50257, (50257, 10**9, 10**9)).check(tmp_path)
+        grams.Size(10**15, 50257, (50257, 10**9, 10**9)).check(tmp_path, 10**6)
     with pytest.raises(errors.InputError, match='about 2,147,483,648 different n-grams, and at'):
-        grams.Size(3 * 10**9, 50257, (50257, 2**31)).check(tmp_path)
+        grams.Size(3 * 10**9, 50257, (50257, 2**31)).check(tmp_path, 10**6)
     monkeypatch.setattr(grams, 'MOST', 1000)
     with pytest.raises(errors.InputError, match='at most 1,000 can be numbered; lower model.order'):
         kneser_ney.estimate([[text(20_000, 500)]], 4, 500, 2000, tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('order', 'n_vocab', 'memory'), [(5, 50, 2000), (3, 3000, 700), (1, 99, 500), (6, 9, 10**6)]
+)
+def test_the_disk_that_is_asked_for_is_about_what_is_used(order, n_vocab, memory, tmp_path):
+    used = [0]
+
+    @contextlib.contextmanager
+    def stage(what, total, unit):
+        def look(done):
+            used[0] = max(used[0], sum(p.stat().st_size for p in tmp_path.iterdir()))
+
+        yield look
+
+    tokens = text(20_000, n_vocab)
+    size = grams.survey([[tokens]], order, n_vocab, kneser_ney._quiet)
+    tables = kneser_ney.estimate([[tokens]], order, n_vocab, memory, tmp_path, stage)
+    tables = sum(array.nbytes for table in tables.values() for array in table.values())
+    assert max(used[0], 2 * tables) <= 1.01 * size.disk_bytes(memory)
+    assert size.disk_bytes(memory) < 2.5 * max(used[0], 2 * tables)
 
 
 def test_wide_vocabularies_take_several_words():

@@ -39,10 +39,11 @@ class Keys:
         """Of n-grams with one token less."""
         return Keys(self.order - 1, self.boundary)
 
-    def pack(self, joined: np.ndarray) -> columns.Keys:
+    def pack(self, joined: np.ndarray) -> columns.Rows:
         """The n-grams that end at each token but the first order - 1."""
         found, column = [], 0
-        for dtype, tokens in zip(self.dtypes, self._tokens(), strict=True):
+        sizes = [self._in_first] + [self._full] * (len(self.dtypes) - 1)
+        for dtype, tokens in zip(self.dtypes, sizes, strict=True):
             word = np.zeros(len(joined) - self.order + 1, dtype)
             for place in range(tokens):
                 part = joined[column : column + len(word)].astype(dtype)
@@ -51,14 +52,14 @@ class Keys:
             found.append(word)
         return tuple(found)
 
-    def without_first(self, rows: Sequence[np.ndarray]) -> columns.Keys:
+    def without_first(self, rows: Sequence[np.ndarray]) -> columns.Rows:
         """The last k - 1 tokens of each."""
         if self._in_first == 1:
             return tuple(rows[1:])
         rest = rows[0] & ((1 << self._bits * (self._in_first - 1)) - 1)
         return rest.astype(self.shorter().dtypes[0]), *rows[1:]
 
-    def without_last(self, rows: Sequence[np.ndarray]) -> columns.Keys:
+    def without_last(self, rows: Sequence[np.ndarray]) -> columns.Rows:
         """The first k - 1 tokens of each."""
         found = [rows[0] >> self._bits]
         for before, word in zip(rows, rows[1:], strict=False):
@@ -79,9 +80,6 @@ class Keys:
     @property
     def _token(self) -> int:
         return (1 << self._bits) - 1
-
-    def _tokens(self) -> list[int]:
-        return [self._in_first] + [self._full] * (len(self.dtypes) - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,28 +103,35 @@ class Size:
         """Of counts."""
         return np.dtype(np.uint32 if self.tokens < 2**32 else np.uint64)
 
-    def disk_bytes(self) -> int:
-        """About what counting takes at its peak, and then a checkpoint of the tables."""
-        widths = [sum(d.itemsize for d in Keys(k, self.n_vocab).dtypes) for k in range(1, 65)]
-        count = self.dtype.itemsize
-        stages, kept = [self.tokens * (widths[self.order - 1] + count)], 0
-        for k in range(self.order, 0, -1):
-            n, rows = self.n_grams[k - 1], self.n_grams[k - 1] * widths[k - 1]
-            kept += n * (4 + count)  # token, count
-            if k < self.order:
-                above = self.n_grams[k]
-                kept += 4 * above + 4 * n  # above, first
-                stages[-1] += kept + rows
-            stages.append(n * (widths[k - 2] + 4 if k > 1 else 0) + rows)
-        stages[0] += self.n_grams[-1] * (widths[self.order - 1] + 4 + count)
-        tables = 16 * sum(self.n_grams) - 8 * self.n_grams[-1]
-        return max(*stages, kept + 24 * self.n_grams[-1], 2 * tables)
+    def disk_bytes(self, held: int) -> int:
+        """About what counting takes at its peak, and then a checkpoint of the tables.
 
-    def check(self, folder: pathlib.Path) -> None:
+        Args:
+          held: n-grams in memory at once.
+        """
+        keys = [sum(d.itemsize for d in Keys(k, self.n_vocab).dtypes) for k in range(1, 65)]
+        order, count, n_top = self.order, self.dtype.itemsize, self.n_grams[-1]
+
+        def runs(rows: int, distinct: int, width: int) -> int:
+            number = -(-rows // held)
+            return width * min(rows, number * distinct) if number > 1 else 0
+
+        kept = n_top * (4 + count)  # token and count of every order so far, above, first
+        peaks = [runs(self.tokens, n_top, keys[order - 1] + count) + kept + n_top * keys[order - 1]]
+        for k in range(order - 1, 0, -1):
+            n, above = self.n_grams[k - 1], self.n_grams[k]
+            kept += n * (4 + 4 + 4) + above * 4
+            rows = above * keys[k] + n * keys[k - 1]
+            peaks.append(runs(above, above, keys[k - 1] + 4) + kept + rows)
+        tables = 16 * sum(self.n_grams) - 8 * n_top
+        smoothing = kept + 24 * n_top  # probabilities, those sent to them, and their shares
+        return max(*peaks, smoothing, 2 * tables)
+
+    def check(self, folder: pathlib.Path, held: int) -> None:
         """Raises InputError where there are too many, or the disk will not do."""
         for n in self.n_grams:
             check_number(n, 'about ')
-        needed, free = self.disk_bytes(), shutil.disk_usage(folder).free
+        needed, free = self.disk_bytes(held), shutil.disk_usage(folder).free
         if needed > free:
             raise errors.InputError(
                 f'counting {self.tokens:,} tokens up to order {self.order}, with about '
@@ -147,7 +152,7 @@ def check_number(n: int, about: str = '') -> None:
 
 def rows(
     sequences: Iterable[Iterable[np.ndarray]], keys: Keys, most: int
-) -> Iterator[columns.Keys]:
+) -> Iterator[columns.Rows]:
     """The n-gram that ends at each token, so many at a time at most."""
     return map(keys.pack, _joined(sequences, keys.order, keys.boundary, most))
 

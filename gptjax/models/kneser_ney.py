@@ -70,7 +70,7 @@ def estimate(
         can be numbered, or they do not fit on the disk: said before they are counted.
     """
     size = grams.survey(sequences, order, n_vocab, stages)
-    size.check(folder)
+    size.check(folder, memory_tokens)
     counter = _counted(sequences, size, memory_tokens, folder, stages)
     with stages('sort', sum(size.n_grams[1:]) + size.n_grams[-1], ' n-grams') as advance:
         top = _Level(grams.Keys(order, n_vocab), folder, size.dtype)
@@ -118,7 +118,7 @@ class _Level:
         self.first: columns.Column | None = None
         self._t = np.zeros(5, np.int64)
 
-    def extend(self, blocks: Iterable[tuple[columns.Keys, np.ndarray]]) -> None:
+    def extend(self, blocks: Iterable[tuple[columns.Rows, np.ndarray]]) -> None:
         """Adds distinct k-grams, sorted, and their counts; unigrams that are missing count 0."""
         if self.keys.order == 1:
             blocks = [self._filled(blocks)]
@@ -135,7 +135,7 @@ class _Level:
         """Of counts of 0, 1, 2, and 3 or more."""
         return np.array([0.0, *discounts(self._t[1:])])
 
-    def _filled(self, blocks: Iterable[tuple[columns.Keys, np.ndarray]]) -> tuple:
+    def _filled(self, blocks: Iterable[tuple[columns.Rows, np.ndarray]]) -> tuple:
         everything = np.zeros(self.keys.boundary, self.count.dtype)
         for (token,), counts in blocks:
             everything[token] = counts

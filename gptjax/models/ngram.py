@@ -249,6 +249,5 @@ def _with_children(
         chosen = (place, higher['token'][row])
         return done + _ROWS, found_PxV.at[chosen].set(higher['log_prob'][row], mode='drop')
 
-    return jax.lax.while_loop(lambda state: state[0] < ends_P[-1], put, (jnp.int32(0), found_PxV))[
-        1
-    ]
+    start = (jnp.int32(0), found_PxV)
+    return jax.lax.while_loop(lambda state: state[0] < ends_P[-1], put, start)[1]

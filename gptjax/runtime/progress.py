@@ -86,7 +86,7 @@ class Progress:
         since, done = self._begun or (0.0, self._done)
         rest = None if self._total is None else self._total - self._done
         eta = ''
-        if rest and rest > 0 and self._done > done:  # a total may be an estimate
+        if rest is not None and rest > 0 and self._done > done:  # a total may be an estimate
             eta = f', {rest * (self._logged - since) / (self._done - done):.0f} s left'
         note = f', {self._note}' if self._note else ''
         _log.info('%s: %s%s%s%s%s', self._what, f'{self._done:,}', of, self._unit, note, eta)

@@ -7,6 +7,7 @@ Signals are this process's to hear: in the others they are blocked from the star
 import collections
 import contextlib
 import ctypes
+import functools
 import itertools
 import multiprocessing
 import os
@@ -45,7 +46,7 @@ def each(
         yield from (work(job, advance) for job in jobs)
         return
     left = iter(jobs)
-    with contextlib.closing(_Pool(work, processes)) as pool:
+    with contextlib.closing(_Pool(functools.partial(_one, work), processes)) as pool:
         while True:
             for job in itertools.islice(left, len(pool.idle)):
                 pool.give(job)
@@ -172,6 +173,11 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _one(work: Callable, job: object, advance: Callable[[int], None]) -> Iterator[Any]:
+    """A job that gives one result, as one that gives any number."""
+    yield work(job, advance)
+
+
 def _work(work: Callable, place: connection.Connection, parent: int) -> None:
     _die_with(parent)
     while True:
@@ -181,8 +187,7 @@ def _work(work: Callable, place: connection.Connection, parent: int) -> None:
             return
         told = _Told(place)
         try:
-            found = work(job, told.advance)
-            for one in found if isinstance(found, Iterator) else (found,):
+            for one in work(job, told.advance):
                 told.say()
                 place.send(_Result(one))
             told.say()

@@ -13,7 +13,7 @@ import numpy as np
 
 from gptjax.storage import files
 
-Keys = tuple[np.ndarray, ...]  # of unsigned integers: rows compare by the first, then by the next
+Rows = tuple[np.ndarray, ...]  # of unsigned integers: they compare by the first, then by the next
 
 
 class Column:
@@ -99,14 +99,14 @@ class Sorter:
         self._n_held = 0
         self._runs: list[Table] = []
 
-    def put(self, keys: Keys, values: np.ndarray) -> None:
+    def put(self, keys: Rows, values: np.ndarray) -> None:
         """Takes rows; each call at most as many as are held at once."""
         self._held.append((*keys, values))
         self._n_held += len(values)
         if self._n_held >= self._rows:
             self._write()
 
-    def blocks(self) -> Iterator[tuple[Keys, np.ndarray]]:
+    def blocks(self) -> Iterator[tuple[Rows, np.ndarray]]:
         """All rows, sorted; equal keys are never in two blocks. What was on disk is removed."""
         if not self._runs:
             if self._held:
@@ -137,19 +137,18 @@ class Sorter:
             run.remove()
         self._runs.clear()
 
-    def _sorted(self) -> tuple[Keys, np.ndarray]:
+    def _sorted(self) -> tuple[Rows, np.ndarray]:
         columns = [np.concatenate(parts) for parts in zip(*self._held, strict=True)]
         self._held.clear()
         self._n_held = 0
-        order = order_of(columns[:-1])
+        order = _order_of(columns[:-1])
         for number, column in enumerate(columns):
             columns[number] = column[order]
         *keys, values = columns
         if self._add:
             first = np.flatnonzero(is_new(keys))
-            return tuple(key[first] for key in keys), np.add.reduceat(
-                values, first, dtype=values.dtype
-            )
+            keys = [key[first] for key in keys]
+            values = np.add.reduceat(values, first, dtype=values.dtype)
         return tuple(keys), values
 
     def _write(self) -> None:
@@ -158,14 +157,6 @@ class Sorter:
         run = Table(path, *(key.dtype for key in keys), values.dtype)
         run.append(*keys, values)
         self._runs.append(run)
-
-
-def order_of(keys: Sequence[np.ndarray]) -> np.ndarray:
-    """The order in which rows are sorted."""
-    order = np.argsort(keys[-1])
-    for key in keys[-2::-1]:
-        order = order[np.argsort(key[order], kind='stable')]
-    return order
 
 
 def is_new(keys: Sequence[np.ndarray]) -> np.ndarray:
@@ -204,6 +195,14 @@ def pieces(ends: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
         stop = max(start + 1, int(np.searchsorted(ends, begun + most, side='right')))
         yield start, stop
         start, begun = stop, int(ends[stop - 1])
+
+
+def _order_of(keys: Sequence[np.ndarray]) -> np.ndarray:
+    """The order in which rows are sorted."""
+    order = np.argsort(keys[-1])
+    for key in keys[-2::-1]:
+        order = order[np.argsort(key[order], kind='stable')]
+    return order
 
 
 def _before(block: Sequence[np.ndarray], key: tuple[int, ...]) -> int:

@@ -237,6 +237,7 @@ class Gpt1(cuts.OneByOne, Subwords):
         backend.decoder = decoders.BPEDecoder(suffix='</w>')
         super().__init__(backend)
         self._vocabulary, self._merges, self.described = vocabulary, merges, said
+        self.cut_before = ''  # words are cut elsewhere
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         text = unicode.check(text)
