@@ -68,6 +68,13 @@ step = jax.jit(jax.grad(loss, (0, 1, 2)))
 if length:
     jax.block_until_ready(step(*arrays))
 """
+OVERLAPS = """
+import sys
+from gptjax.evals import contamination
+if __name__ == '__main__':
+    items = [f'{i} some words that stand nowhere in a corpus, eight of them' for i in range(2000)]
+    contamination.Overlaps([items], sys.argv[1])
+"""
 ROWS = """
 import pathlib, sys
 from gptjax.runtime import metrics
@@ -94,13 +101,13 @@ def program(name: str, folder: pathlib.Path, path: pathlib.Path) -> list[str]:
     return [sys.executable, '-m', f'gptjax.{name}', *flags]
 
 
-def prepared(size: int, document: int, folder: pathlib.Path, last: str) -> list[str]:
+def prepared(size: int, document: int, folder: pathlib.Path, last: str, *flags: str) -> list[str]:
     """What is to be measured, all before it done; of an empty corpus, a few words."""
     path = text(folder, max(size, 20_000), document)
-    before = {'prepare_corpus': (), 'prepare_tokens': ('prepare_corpus', 'train_tokenizer')}
-    for name in before[last]:
+    before = ('prepare_corpus', 'train_tokenizer', 'prepare_tokens')
+    for name in before[: before.index(last)]:
         subprocess.run(program(name, folder, path), check=True, capture_output=True)
-    return program(last, folder, path)
+    return [*program(last, folder, path), *flags]
 
 
 def shards(count: int, folder: pathlib.Path) -> list[str]:
@@ -118,6 +125,14 @@ def counted(count: int, folder: pathlib.Path) -> list[str]:
         for _ in range(count // MB):
             f.write((np.minimum(drawn.zipf(1.3, MB), 50257) - 1).astype('<u2').tobytes())
     return [sys.executable, '-c', COUNT, str(folder / 'tokens')]
+
+
+def overlaps(size: int, folder: pathlib.Path) -> list[str]:
+    """2,000 items looked for in a corpus."""
+    prepared(size, 2000, folder, 'train_tokenizer')
+    code = folder / 'overlaps.py'  # which its processes import
+    code.write_text(OVERLAPS)
+    return [sys.executable, str(code), str(folder / 'corpus')]
 
 
 def rows(count: int, folder: pathlib.Path) -> list[str]:
@@ -155,6 +170,19 @@ CASES = {
         'bytes',
         lambda n, f: prepared(n, 2000, f, 'prepare_tokens'),
     ),
+    'vocabulary, byte-level BPE': (
+        2 * MB,
+        'bytes',
+        lambda n, f: prepared(n, 2000, f, 'train_tokenizer'),
+    ),
+    'vocabulary, SentencePiece': (
+        2 * MB,
+        'bytes',
+        lambda n, f: prepared(
+            n, 2000, f, 'train_tokenizer', '--config.tokenizer.kind=sentencepiece'
+        ),
+    ),
+    'overlaps with evaluation items': (2 * MB, 'bytes', overlaps),
     'windows of token shards': (40, 'shards', shards),
     'metrics.jsonl at a start': (4000, 'rows', rows),
     'n-grams of order 5': (2 * MB, 'tokens', counted),
