@@ -133,6 +133,27 @@ def test_an_online_softmax_in_bfloat16(monkeypatch):
     agree(with_gradients(scaled(online.attend, mask_of(40), halve=True), *found), expected, 0.05)
 
 
+@pytest.mark.parametrize('axes_', [(8, 1, 1, 1), (2, 2, 2, 1)])
+@pytest.mark.parametrize('mask', [masks.Dense(), masks.Banded(40)])
+def test_an_online_softmax_on_meshes(mask, axes_, monkeypatch):
+    """Blocks are of every device's own rows and heads: nothing travels in the loops."""
+    monkeypatch.setattr(online, '_BLOCK', 32)
+    monkeypatch.setattr(online, 'FROM', 64)
+    found = arrays((8, 96, 4, 16), 2)
+    expected = with_gradients(functools.partial(plain, mask=mask), *found)
+    mesh = mesh_lib.Mesh(mesh_lib.Config(*axes_, slices=1, across='data'))
+    attend = functools.partial(flash.attend, mask=mask)
+    with mesh.scope():
+        split = axes.spec('batch', 'length', 'act_heads', 'act_head_dim')
+        sharding = jax.sharding.NamedSharding(mesh.mesh, split)
+        spread = [jax.device_put(x, sharding) for x in found]
+        compiled = jax.jit(functools.partial(with_gradients, attend)).lower(*spread).compile()
+        agree(compiled(*spread), expected)
+    text = compiled.as_text()
+    assert 'all-to-all' not in text
+    assert 'all-gather' not in text
+
+
 def long_gradients(length: int, n_heads: int):
     """A compiled loss of attention over a long window, with its gradients."""
     query, key, value = arrays((1, length, n_heads, 8), 1)

@@ -161,13 +161,7 @@ def write(
     if not left_out['bad']:
         (folder / documents.BAD).unlink()
     if not shards:
-        why = ''
-        if left_out['bad']:
-            first = documents_lib.read_lines(folder / documents.BAD, ('where', 'why')).rows[0]
-            why = f'; {first["where"]} {first["why"]}'
-        raise errors.InputError(
-            f'the corpus is empty: no text in {source.get("path") or source.get("set")!r}{why}'
-        )
+        raise errors.InputError(_no_text(folder, left_out, source))
     manifest = {'source': source, 'left_out': left_out}
     documents_lib.write(
         folder / documents.MANIFEST, manifest | {'shards': msgspec.to_builtins(shards)}
@@ -180,8 +174,7 @@ class _PieceWriter:
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path, self.bad, self._empty = path, [], 0
-        with files.naming(path):
-            self.file = path.open('xb')
+        self.file = files.open_(path, 'xb')
         self._digests: list[bytes] = []
         self._sizes: list[int] = []
         self._ends = [0]
@@ -227,6 +220,15 @@ class _PieceWriter:
         digests = np.frombuffer(b''.join(self._digests), np.uint64).reshape(-1, 2)
         numbers = (np.array(x, np.int64) for x in (self._sizes, self._ends[1:]))
         return Piece(self._path, digests, *numbers, self.bad, self._empty)
+
+
+def _no_text(folder: pathlib.Path, left_out: dict[str, int], source: dict) -> str:
+    """Why a corpus is empty."""
+    why = ''
+    if left_out['bad']:
+        first = documents_lib.read_lines(folder / documents.BAD, ('where', 'why')).rows[0]
+        why = f'; {first["where"]} {first["why"]}'
+    return f'the corpus is empty: no text in {source.get("path") or source.get("set")!r}{why}'
 
 
 def _begun_from(folder: pathlib.Path) -> dict[str, Any]:
