@@ -54,8 +54,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def sweep() -> Iterator[sweep_lib.Overrides]:
-    """Three learning rates by two seeds."""
+def sweep(arg: str | None = None) -> Iterator[sweep_lib.Overrides]:
+    """Three learning rates by two seeds, of any argument."""
+    del arg
     return sweep_lib.product(
         sweep_lib.values('optim.peak_lr', (5e-4, 1e-3, 2e-3)), sweep_lib.values('seed', range(2))
     )

@@ -36,7 +36,8 @@ class Args:
       workdir: the run's folder.
       flags: the other flags.
       path: of the config file.
-      module: the config file as a module: its get_config(arg), and sweep() where it has one.
+      module: the config file as a module: its get_config(arg), and sweep(arg) where it has one.
+      arg: that of the config file, behind the colon; None = none.
       overridden: fields that the command line names.
       of_run: whether the config is what a run has written, and not the user's.
     """
@@ -46,6 +47,7 @@ class Args:
     flags: flags.FlagValues
     path: str
     module: types.ModuleType
+    arg: str | None = None
     overridden: frozenset[str] = frozenset()
     of_run: bool = False
 
@@ -69,6 +71,7 @@ def parse(
     default_config: str = '',
     reads: Iterable[str] | None = None,
     where: written.Where = written.HERE,
+    needs_workdir: bool = True,
 ) -> Args:
     """Parses `--config=FILE[:arg] [--config.field=value ...] --workdir=DIR [...]`.
 
@@ -111,18 +114,20 @@ def parse(
         raise errors.UsageError(mistakes.explain(e, argv, values, named, config)) from e
     if rest:
         raise errors.UsageError(f'unexpected argument {rest[0]!r}; flags look like --name=value')
-    errors.require(bool(values.workdir), 'give --workdir=<folder of the run>')
+    errors.require(bool(values.workdir) or not needs_workdir, 'give --workdir=<folder of the run>')
     if reads is not None:
         _check_read(argv, tuple(reads))
     errors.require(0 <= config.seed < 2**31, f'seed = {config.seed} must be from 0 to 2**31 - 1')
-    workdir = pathlib.Path(where.workdir(values.workdir))
+    workdir = pathlib.Path(where.workdir(values.workdir or ''))
     for folder in (workdir, *workdir.parents):
         errors.require(
             not folder.exists() or folder.is_dir(),
             f'--workdir={workdir}: {folder} is a file, not a folder',
         )
     overridden = frozenset(mistakes.overridden(argv[1:]))
-    return Args(config.lock(), str(workdir), values, path, module, overridden, bool(of_run))
+    arg = named.partition(':')[2] if ':' in named else None
+    config = config.lock()
+    return Args(config, str(workdir), values, path, module, arg, overridden, bool(of_run))
 
 
 def load(named: str) -> tuple[str, types.ModuleType, ml_collections.ConfigDict]:

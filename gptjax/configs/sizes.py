@@ -157,6 +157,18 @@ def model(size: str, **overrides: Any) -> ml_collections.ConfigDict:
     return _with(section, overrides)
 
 
+def gpt2_of(d_model: int, n_layers: int, **overrides: Any) -> ml_collections.ConfigDict:
+    """The model section of a GPT-2 of any width and depth, for sweeps over sizes.
+
+    Heads are 16 wide, 8 where the width is no multiple of 16, 64 from 768 on, as in GPT-2.
+    """
+    d_head = 64 if d_model >= 768 else 16 if d_model % 16 == 0 else 8
+    errors.require(d_model % d_head == 0, f'd_model = {d_model} must be a multiple of {d_head}')
+    shape = Shape(n_layers, d_model, d_model // d_head, d_head)
+    scaled = {'d_ff': 4 * d_model, 'residual_init_std': 0.02 / math.sqrt(2 * n_layers)}
+    return _with(fields.values(models.GPT), shape._asdict() | scaled | overrides)
+
+
 def rnn(cell: str, **overrides: Any) -> ml_collections.ConfigDict:
     """The model section of an RNN baseline, cell 'lstm' or 'gru'."""
     return _with(fields.values(models.RNN), {'cell': cell} | overrides)

@@ -65,6 +65,7 @@ def run(
     define: Callable[[flags.FlagValues], None] = lambda values: None,
     default_config: str = '',
     uses_jax: bool = True,
+    needs_workdir: bool = True,
 ) -> None:
     """Runs a program's main(args) and exits with its code; mistakes are told in one line.
 
@@ -75,6 +76,7 @@ def run(
       define: adds the program's own flags.
       default_config: the config file where the command line names none, as cli.parse() takes it.
       uses_jax: whether to set JAX up.
+      needs_workdir: whether --workdir must be given.
     """
     signals.install()
     streams.set_up()
@@ -85,7 +87,7 @@ def run(
     if asks_help:
         code = _exit_code(lambda: _help(doc, reads, told, default_config))
     else:
-        code = _exit_code(lambda: _main(main, reads, told, default_config, uses_jax))
+        code = _exit_code(lambda: _main(main, reads, told, default_config, uses_jax, needs_workdir))
     streams.settle()
     signals.ended(code)
     agreed = code in (0, PREEMPTED)
@@ -115,9 +117,10 @@ def _main(
     define: Callable[[flags.FlagValues], None],
     default_config: str,
     uses_jax: bool,
+    needs_workdir: bool,
 ) -> None:
     signals.at_end(mirror.leave)
-    args = cli.parse(sys.argv, define, default_config, reads, scratch.WHERE)
+    args = cli.parse(sys.argv, define, default_config, reads, scratch.WHERE, needs_workdir)
     if default_config == base.OF_RUN:
         _log.info('config: %s', args.path)
     if uses_jax:

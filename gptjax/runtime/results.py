@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run ended with: WORKDIR/results.json."""
+"""What a run ended with: WORKDIR/results.json; diverged.json where its loss blew up."""
 
 import pathlib
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from gptjax.storage import documents
 
-NAME = 'results.json'
+NAME, DIVERGED = 'results.json', 'diverged.json'
 _NEEDS = ('steps', 'tokens', 'parameters', 'train_secs')
 
 
@@ -27,3 +27,11 @@ def is_whole(workdir: pathlib.Path) -> bool:
         return bool(read(workdir))
     except documents.Damaged:
         return False
+
+
+def diverged(workdir: pathlib.Path) -> dict[str, Any]:
+    """The step and the cause, where a spike of the loss has ended the run; else {}."""
+    try:
+        return documents.read(workdir / DIVERGED, dict, '', ('step', 'why'))
+    except documents.Damaged:
+        return {}

@@ -88,6 +88,21 @@ def _leased(lease: '_Lease') -> Iterator[None]:
             lease.release()
 
 
+def is_held(folder: buckets.Anywhere) -> bool:
+    """Whether a process is at work in a folder now, as far as can be seen without waiting."""
+    if not isinstance(folder, buckets.Path):
+        with contextlib.suppress(FileNotFoundError), (folder / LOCK).open('r') as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except OSError as e:
+                if e.errno not in NO_LOCKS:
+                    raise
+    found = (folder / LEASE).stat() if (folder / LEASE).exists() else None
+    return found is not None and time.time() - found.st_mtime < LEASE_SECS
+
+
 def is_ours(name: str) -> bool:
     """Whether a file of this name in a folder is what holds it."""
     return name == LOCK or name.startswith(LEASE)

@@ -109,7 +109,11 @@ class Run:
             _log.info('training in %s is done already', self._workdir)
             return None
         if not self._spikes and hosts.is_first():
-            (self._workdir / results_lib.NAME).unlink(missing_ok=True)  # of a shorter run
+            for name in (
+                results_lib.NAME,
+                results_lib.DIVERGED,
+            ):  # of a shorter run, or another end
+                (self._workdir / name).unlink(missing_ok=True)
             params = step_lib.items(recipe.target)['params']
             frozen = recipe.options.frozen
             table = inventory.describe(recipe.target, params, frozen, self.total_steps)
@@ -195,6 +199,9 @@ class Run:
         """
         self._spikes += 1
         if self._train.on_spike != 'rollback' or self._spikes > _MOST_ROLLBACKS:
+            if hosts.is_first():
+                said = {'step': spike.step, 'why': str(spike)}
+                documents.write(self._workdir / results_lib.DIVERGED, said)
             raise errors.InputError(
                 f'{spike}; nothing of it was saved. {reader_lib.advice(self._train.on_spike)}'
             ) from spike
