@@ -15,7 +15,7 @@ from gptjax.configs import base, cli, sizes, sweep
 from gptjax.scaling import flops as flops_lib
 
 VARIANTS = ('',)
-N_CTX, N_VOCAB, BATCH_TOKENS = 128, 512, 2048
+N_CTX, N_VOCAB, BATCH_TOKENS = 128, 512, 1024
 _PEAK_LR, _UP_TO_WIDTH = 6e-3, 64
 _WARMUP = 0.1  # of the run
 
@@ -37,9 +37,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
 def size(d_model: int, n_layers: int, tokens: float = 0.0, flops: float = 0.0) -> sweep.Overrides:
     """A GPT of a width and depth, so many tokens or FLOPs long."""
-    model = sizes.gpt2_of(
-        d_model, n_layers, n_ctx=N_CTX, n_vocab=N_VOCAB, position_init_std=0.02, scan_layers=False
-    )
+    model = sizes.gpt2_of(d_model, n_layers, n_ctx=N_CTX, n_vocab=N_VOCAB, scan_layers=False)
     return {
         'model': model,
         **length(tokens or flops / flops_lib.of_gpt(model).flops_per_token),

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A law fitted to runs: its numbers, how they were found, and whether the runs support them.
+
+Objectives, of the residuals r = log L - log loss:
+- 'huber_sum': the sum of Huber's function with delta 1e-3 (Hoffmann et al. 2022, section 3.3; a
+  mean in its place made optimisers stop early: Besiroglu et al. 2024, section 4);
+- 'huber_scaled': minus the log likelihood of the density that belongs to it, its scale fitted too,
+  as Besiroglu et al. maximise it.
+
+Methods, which agree: 'lbfgs', all numbers at once by L-BFGS from a grid of starts, its last digits
+by Newton's method; 'projection' (of chinchilla), E, A and B inside by non-negative least squares, a
+search over alpha and beta outside (Golub and Pereyra 1973).
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import optimize
+
+from gptjax.configs import errors
+from gptjax.scaling import laws, logsum
+
+DELTA = 1e-3
+OBJECTIVES = ('huber_sum', 'huber_scaled')
+Objective = Literal['huber_sum', 'huber_scaled']
+Method = Literal['lbfgs', 'projection']
+# Of starts (Hoffmann et al. 2022, section D.3): a, b, e, alpha, beta.
+GRID = (
+    (0, 5, 10, 15, 20, 25),
+    (0, 5, 10, 15, 20, 25),
+    (-1, -0.5, 0, 0.5, 1),
+    (0, 0.5, 1, 1.5, 2),
+    (0, 0.5, 1, 1.5, 2),
+)
+_ROUNDS = 20  # of delta and scale of 'huber_scaled'
+_NORM = math.sqrt(2 * math.pi) * math.erf(DELTA / math.sqrt(2)) + 2 / DELTA * math.exp(
+    -(DELTA**2) / 2
+)
+
+
+class Fit(NamedTuple):
+    """A law's numbers, and how they were found.
+
+    Attributes:
+      value: of the objective.
+      gradient: its norm at the end, as a share of the most it can be: at most logsum.CONVERGED.
+      scale: of the residuals, fitted; 0 of 'huber_sum'.
+      at_bounds: numbers that ran to the end of where they may be: the data do not hold them.
+      residual_R: log L - log loss.
+    """
+
+    law: str
+    numbers: dict[str, float]
+    objective: str
+    method: str
+    value: float
+    gradient: float
+    scale: float
+    n_points: int
+    at_bounds: list[str]
+    residual_R: np.ndarray
+    x_P: np.ndarray  # as it was fitted
+
+    def loss(self, *columns: np.ndarray) -> np.ndarray:
+        """Nats a token, of other columns."""
+        return laws.LAWS[self.law].loss(self.numbers, *columns)
+
+
+def fit(law: laws.Law, objective: Objective = 'huber_sum', method: Method = 'lbfgs') -> Fit:
+    """The minimum of an objective for a law on its data.
+
+    Raises:
+      InputError: there are fewer runs than numbers, or the fit did not converge.
+    """
+    runs, numbers = len(law.log_loss_R), len(law.names)
+    if runs < numbers + 1:
+        raise errors.InputError(
+            f'{runs} runs do not support a law of {numbers} numbers; {numbers + 1} are the least'
+        )
+    search = _by_lbfgs if method == 'lbfgs' else _by_projection
+    delta, scale = DELTA, 0.0
+    x = search(law, delta)
+    if objective == 'huber_scaled':
+        x, scale = _scaled(law, x, search)
+        delta *= scale
+    gradient = logsum.gradient(law.form, law.log_loss_R, x, delta)
+    residual = law.form.log_loss(x) - law.log_loss_R
+    _check_converged(law, x, delta, gradient)
+    value = _value(residual, scale)
+    named = {name: float(value_S[0]) for name, value_S in law.named(x[None]).items()}
+    name = next(name for name, kind in laws.LAWS.items() if isinstance(law, kind))
+    return Fit(
+        name, named, objective, method, value, gradient, scale, runs, law.at_bounds(x), residual, x
+    )
+
+
+def _value(residual: np.ndarray, scale: float) -> float:
+    """Of the objective."""
+    rho, _, _ = logsum.huber(residual / (scale or 1.0), DELTA)
+    return float(rho.sum() + (len(residual) * math.log(scale * _NORM) if scale else 0.0))
+
+
+def _scaled(
+    law: laws.Law, x: np.ndarray, search: Callable[..., np.ndarray]
+) -> tuple[np.ndarray, float]:
+    """The minimum where the scale is fitted, too: each in turn until both stay."""
+    scale = 0.0
+    for _ in range(_ROUNDS):
+        before = scale
+        residual = law.form.log_loss(x) - law.log_loss_R
+        scale = max(logsum.scale_of(residual, DELTA), 1e-300)
+        if abs(scale - before) <= 1e-12 * scale:
+            break
+        x = search(law, DELTA * scale, x)
+    return x, scale
+
+
+def _by_lbfgs(law: laws.Law, delta: float, x: np.ndarray | None = None) -> np.ndarray:
+    """From the grid of starts, or from one, to the lowest minimum."""
+    form, y = law.form, law.log_loss_R
+
+    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
+        fitted, slope, _ = form.derivatives(x[None])
+        rho, by, _ = logsum.huber(fitted[0] - y, delta)
+        return float(rho.sum()) / delta, by @ slope[0] / delta
+
+    bounds = list(zip(form.low_P, form.high_P, strict=True))
+    options = {'maxiter': 2_000, 'maxfun': 5_000, 'ftol': 0.0, 'gtol': 1e-10, 'maxcor': 20}
+    ends = [
+        optimize.minimize(
+            objective, start, jac=True, method='L-BFGS-B', bounds=bounds, options=options
+        )
+        for start in (_starts(law, delta) if x is None else x[None])
+    ]
+    # Its line search gives up early in narrow valleys: Newton's method goes on from every end.
+    found = logsum.minimise(form, y, np.array([end.x for end in ends]), delta)
+    return found.x_SxP[np.argmin(found.value_S)]
+
+
+def _starts(law: laws.Law, delta: float) -> np.ndarray:
+    """The law's own; of chinchilla the paper's grid: the best of it for each alpha and beta."""
+    own = law.starts()
+    if not isinstance(law, laws.Chinchilla):
+        return own
+    log_n, log_d, log_loss = law.at
+    a, b, e, alpha, beta = np.array(list(itertools.product(*GRID)), np.float64).T
+    centred = (a - alpha * log_n - log_loss, b - beta * log_d - log_loss, e - log_loss, alpha, beta)
+    grid = np.clip(np.stack(centred, axis=1), law.form.low_P, law.form.high_P)
+    values = np.concatenate(
+        [
+            logsum.huber(law.form.log_loss(part) - law.log_loss_R, delta)[0].sum(axis=1)
+            for part in np.array_split(grid, 1 + grid.size * len(law.log_loss_R) // 2**21)
+        ]
+    )
+    best: dict[tuple[float, float], int] = {}
+    for row in np.argsort(values, kind='stable'):
+        best.setdefault((alpha[row], beta[row]), int(row))
+    return np.concatenate([grid[list(best.values())], own[::4]])
+
+
+def _by_projection(law: laws.Law, delta: float, x: np.ndarray | None = None) -> np.ndarray:
+    """Over alpha and beta alone; the three scales are at their minimum for each pair."""
+    if not isinstance(law, laws.Chinchilla):
+        raise errors.UsageError('--method=projection is of the law chinchilla')
+    inside = _Inside(law, delta)
+    low, high = law.form.low_P[3:], law.form.high_P[3:]
+    if x is None:
+        grid = itertools.product((0.1, 0.2, 0.35, 0.6, 1.0), repeat=2)
+        pair = min((np.array(each) for each in grid), key=lambda each: inside.best(each)[0])
+    else:
+        pair = x[3:]
+    options = {'gtol': 1e-12, 'ftol': 0.0, 'maxiter': 500}
+    simplex = {'xatol': 1e-12, 'fatol': 0.0, 'maxiter': 600}
+    bounds = list(zip(low, high, strict=True))
+    value = np.inf
+    while inside.best(pair)[0] < value * (1 - 1e-14):
+        value = inside.best(pair)[0]
+        pair = optimize.minimize(
+            inside.slope, pair, jac=True, method='L-BFGS-B', bounds=bounds, options=options
+        ).x
+        pair = optimize.minimize(
+            lambda x: inside.best(x)[0], pair, method='Nelder-Mead', bounds=bounds, options=simplex
+        ).x
+    return np.concatenate([inside.best(pair)[1], pair])
+
+
+class _Inside:
+    """E, A and B for given alpha and beta: non-negative, where the objective is least."""
+
+    def __init__(self, law: laws.Chinchilla, delta: float) -> None:
+        self._form, self._y, self._delta = law.form, law.log_loss_R, delta
+
+    def best(self, pair: np.ndarray) -> tuple[float, np.ndarray]:
+        """The objective, over delta, and the logarithms of the three."""
+        terms = self._form.terms_KxRxP
+        known = np.einsum('krp,p->kr', terms[:, :, 3:], pair)
+        columns, loss = np.exp(known).T, np.exp(self._y)
+        weights = 1 / loss  # least squares of relative residuals
+        held, _ = optimize.nnls(columns * weights[:, None], loss * weights)
+        low = self._form.low_P[:3]
+        start = np.log(np.maximum(held, np.exp(low)))
+        three = logsum.Form(terms[:, :, :3], known, -1, low, self._form.high_P[:3])
+        found = logsum.minimise(three, self._y, start[None], self._delta)
+        return float(found.value_S[0]) / self._delta, found.x_SxP[0]
+
+    def slope(self, pair: np.ndarray) -> tuple[float, np.ndarray]:
+        """The objective and its gradient: the three are at their minimum, and add nothing."""
+        value, three = self.best(pair)
+        fitted, slope, _ = self._form.derivatives(np.concatenate([three, pair])[None])
+        _, by, _ = logsum.huber(fitted[0] - self._y, self._delta)
+        return value, (by @ slope[0])[3:] / self._delta
+
+
+def _check_converged(law: laws.Law, x: np.ndarray, delta: float, gradient: float) -> None:
+    """Raises InputError where a fit stopped before its minimum, that is, not at rest.
+
+    A fit without residuals is at its minimum though rounding is all of its gradient.
+    """
+    spread = float(np.abs(law.form.log_loss(x) - law.log_loss_R).max())
+    if gradient > logsum.CONVERGED and spread > 1e-12:
+        raise errors.InputError(
+            f'the fit did not converge: its gradient is {gradient:.1e} of the most it can be, '
+            f'{logsum.CONVERGED:.0e} are allowed; --objective=huber_sum is easier than huber_scaled'
+        )
