@@ -21,7 +21,9 @@ from gptjax.scaling import logsum
 Numbers = Mapping[str, float]  # a law's, by name
 _RANGE = (1e-3, 4.0)  # of exponents
 _LEAST = -20.0  # of the logarithm of a term, beside the loss: what is as good as nothing
-EXPONENTS = frozenset({'alpha', 'beta', 'alpha_N', 'alpha_D'})
+# Where a term would be 1 nat, far from all data: no more than a name for the height of the curve
+# (Kaplan et al. 2020, section 1.2: they "do not have a fundamental meaning").
+SCALES = frozenset({'A', 'B', 'N_c', 'D_c', 'x_c'})
 
 
 class Law(abc.ABC):

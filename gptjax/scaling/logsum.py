@@ -27,7 +27,7 @@ class Form:
 
     Attributes:
       terms_KxRxP: t = terms @ parameters + known.
-      known_KxR: what of the terms is given.
+      known_KxR: what of the terms is given; (S, K, R) where every start has its own.
       power: which parameter is s; -1: s is 1.
       low_P, high_P: where parameters may be.
     """
@@ -37,6 +37,11 @@ class Form:
     power: int
     low_P: np.ndarray
     high_P: np.ndarray
+
+    def of(self, some: Array) -> 'Form':
+        """Of some of the starts."""
+        own = self.known_KxR.ndim == 3
+        return dataclasses.replace(self, known_KxR=self.known_KxR[some]) if own else self
 
     def log_loss(self, x_xP: Array) -> Array:
         """log L at every run, (..., R)."""
@@ -119,12 +124,10 @@ def minimise(
     if weights_SxR is None:
         weights_SxR = np.ones((starts, runs))
     at_once = max(1, _CHUNK // (runs * form.terms_KxRxP.shape[0] * form.terms_KxRxP.shape[2]))
-    parts = [
-        _minimised(
-            form, log_loss_R, starts_SxP[i : i + at_once], delta, weights_SxR[i : i + at_once]
-        )
-        for i in range(0, starts, at_once)
-    ]
+    parts = []
+    for some in (slice(i, i + at_once) for i in range(0, starts, at_once)):
+        given = starts_SxP[some], delta, weights_SxR[some]
+        parts.append(_minimised(form.of(some), log_loss_R, *given))
     return Found(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
@@ -172,7 +175,7 @@ class _Problem(NamedTuple):
         return (weights * rho).sum(axis=1), gradient, curved
 
     def of(self, some: Array) -> '_Problem':
-        return self._replace(weights_SxR=self.weights_SxR[some])
+        return self._replace(form=self.form.of(some), weights_SxR=self.weights_SxR[some])
 
 
 def _descended(

@@ -35,6 +35,8 @@ GRID = (
     (0, 0.5, 1, 1.5, 2),
     (0, 0.5, 1, 1.5, 2),
 )
+_SIDE, _FINEST = 9, 1e-7  # of the grids over alpha and beta, each around the best of the last
+_EXACT = 1e-12  # of residuals: there are none but by rounding
 _ROUNDS = 20  # of delta and scale of 'huber_scaled'
 _NORM = math.sqrt(2 * math.pi) * math.erf(DELTA / math.sqrt(2)) + 2 / DELTA * math.exp(
     -(DELTA**2) / 2
@@ -111,8 +113,8 @@ def _scaled(
     for _ in range(_ROUNDS):
         before = scale
         residual = law.form.log_loss(x) - law.log_loss_R
-        scale = max(logsum.scale_of(residual, DELTA), 1e-300)
-        if abs(scale - before) <= 1e-12 * scale:
+        scale = logsum.scale_of(residual, DELTA)
+        if np.abs(residual).max() < _EXACT or abs(scale - before) <= 1e-9 * scale:
             break
         x = search(law, DELTA * scale, x)
     return x, scale
@@ -165,53 +167,41 @@ def _by_projection(law: laws.Law, delta: float, x: np.ndarray | None = None) -> 
     """Over alpha and beta alone; the three scales are at their minimum for each pair."""
     if not isinstance(law, laws.Chinchilla):
         raise errors.UsageError('--method=projection is of the law chinchilla')
-    inside = _Inside(law, delta)
     low, high = law.form.low_P[3:], law.form.high_P[3:]
-    if x is None:
-        grid = itertools.product((0.1, 0.2, 0.35, 0.6, 1.0), repeat=2)
-        pair = min((np.array(each) for each in grid), key=lambda each: inside.best(each)[0])
-    else:
-        pair = x[3:]
-    options = {'gtol': 1e-12, 'ftol': 0.0, 'maxiter': 500}
-    simplex = {'xatol': 1e-12, 'fatol': 0.0, 'maxiter': 600}
-    bounds = list(zip(low, high, strict=True))
-    value = np.inf
-    while inside.best(pair)[0] < value * (1 - 1e-14):
-        value = inside.best(pair)[0]
-        pair = optimize.minimize(
-            inside.slope, pair, jac=True, method='L-BFGS-B', bounds=bounds, options=options
-        ).x
-        pair = optimize.minimize(
-            lambda x: inside.best(x)[0], pair, method='Nelder-Mead', bounds=bounds, options=simplex
-        ).x
-    return np.concatenate([inside.best(pair)[1], pair])
+    middle, width = (np.array([0.6, 0.6]), 0.55) if x is None else (x[3:], 1e-3)
+    steps = np.array(list(itertools.product(np.linspace(-1, 1, _SIDE), repeat=2)))
+    while width > _FINEST:
+        pairs = np.clip(middle + width * steps, low, high)
+        best = int(np.argmin(_inside(law, delta, pairs).value_S))
+        middle = pairs[best]
+        if np.abs(steps[best]).max() < 1:  # else the minimum may lie outside
+            width *= 2.5 / (_SIDE - 1)
+    # The slope has digits where the objective has none any more.
+    ended = optimize.root(lambda pair: _slope(law, delta, pair), middle, options={'xtol': 1e-13})
+    ends = np.clip([middle, ended.x], low, high)
+    sizes = [np.linalg.norm(_slope(law, delta, pair)) for pair in ends]
+    pair = ends[int(np.argmin(sizes))]
+    return np.concatenate([_inside(law, delta, pair[None]).x_SxP[0], pair])
 
 
-class _Inside:
-    """E, A and B for given alpha and beta: non-negative, where the objective is least."""
+def _inside(law: laws.Chinchilla, delta: float, pairs_Sx2: np.ndarray) -> logsum.Found:
+    """The logarithms of A, B and E, none of them negative, where each alpha and beta is given."""
+    terms, bounds = law.form.terms_KxRxP, (law.form.low_P[:3], law.form.high_P[:3])
+    known = np.einsum('krp,sp->skr', terms[:, :, 3:], pairs_Sx2)
+    loss = np.exp(law.log_loss_R)  # least squares of residuals as shares of it
+    held = [optimize.nnls(np.exp(each).T / loss[:, None], np.ones_like(loss))[0] for each in known]
+    starts = np.log(np.maximum(held, np.exp(bounds[0])))
+    form = logsum.Form(terms[:, :, :3], known, -1, *bounds)
+    return logsum.minimise(form, law.log_loss_R, starts, delta)
 
-    def __init__(self, law: laws.Chinchilla, delta: float) -> None:
-        self._form, self._y, self._delta = law.form, law.log_loss_R, delta
 
-    def best(self, pair: np.ndarray) -> tuple[float, np.ndarray]:
-        """The objective, over delta, and the logarithms of the three."""
-        terms = self._form.terms_KxRxP
-        known = np.einsum('krp,p->kr', terms[:, :, 3:], pair)
-        columns, loss = np.exp(known).T, np.exp(self._y)
-        weights = 1 / loss  # least squares of relative residuals
-        held, _ = optimize.nnls(columns * weights[:, None], loss * weights)
-        low = self._form.low_P[:3]
-        start = np.log(np.maximum(held, np.exp(low)))
-        three = logsum.Form(terms[:, :, :3], known, -1, low, self._form.high_P[:3])
-        found = logsum.minimise(three, self._y, start[None], self._delta)
-        return float(found.value_S[0]) / self._delta, found.x_SxP[0]
-
-    def slope(self, pair: np.ndarray) -> tuple[float, np.ndarray]:
-        """The objective and its gradient: the three are at their minimum, and add nothing."""
-        value, three = self.best(pair)
-        fitted, slope, _ = self._form.derivatives(np.concatenate([three, pair])[None])
-        _, by, _ = logsum.huber(fitted[0] - self._y, self._delta)
-        return value, (by @ slope[0])[3:] / self._delta
+def _slope(law: laws.Chinchilla, delta: float, pair: np.ndarray) -> np.ndarray:
+    """Of the objective by alpha and beta: the three scales, at their minimum, add nothing."""
+    pair = np.clip(pair, law.form.low_P[3:], law.form.high_P[3:])
+    three = _inside(law, delta, pair[None]).x_SxP[0]
+    fitted, slope, _ = law.form.derivatives(np.concatenate([three, pair])[None])
+    _, by, _ = logsum.huber(fitted[0] - law.log_loss_R, delta)
+    return (by @ slope[0])[3:] / delta
 
 
 def _check_converged(law: laws.Law, x: np.ndarray, delta: float, gradient: float) -> None:
@@ -220,7 +210,7 @@ def _check_converged(law: laws.Law, x: np.ndarray, delta: float, gradient: float
     A fit without residuals is at its minimum though rounding is all of its gradient.
     """
     spread = float(np.abs(law.form.log_loss(x) - law.log_loss_R).max())
-    if gradient > logsum.CONVERGED and spread > 1e-12:
+    if gradient > logsum.CONVERGED and spread > _EXACT:
         raise errors.InputError(
             f'the fit did not converge: its gradient is {gradient:.1e} of the most it can be, '
             f'{logsum.CONVERGED:.0e} are allowed; --objective=huber_sum is easier than huber_scaled'
