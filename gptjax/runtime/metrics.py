@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptjax.configs import errors
-from gptjax.storage import documents, files, scratch
+from gptjax.storage import buckets, documents, files, scratch
 
 FILE = 'metrics.jsonl'
 _MOST_NAMED = 20  # lines
@@ -224,7 +224,7 @@ class Silent:
         pass
 
 
-def rows(workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
+def rows(workdir: buckets.Anywhere) -> Iterator[dict[str, Any]]:
     """The rows of a run, one at a time.
 
     Lines that are damaged are said and left out, as is one cut by a crash.
@@ -240,12 +240,12 @@ def rows(workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
         _log.warning('%s: damaged lines are left out: %s', workdir / FILE, said)
 
 
-def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def read(workdir: buckets.Anywhere) -> list[dict[str, Any]]:
     """rows(), all at once."""
     return list(rows(workdir))
 
 
-def _each_line(path: pathlib.Path) -> Iterator[documents.Line]:
+def _each_line(path: buckets.Anywhere) -> Iterator[documents.Line]:
     """The lines of a file, those of which are rows that hold numbers, of rising steps."""
     last = -1
     for line in documents.each_line(path, ('step',)):

@@ -6,7 +6,8 @@ the law's numbers, their intervals, and the bootstrap samples that predictions a
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,9 @@ class Options:
       law: of approaches n, d and c: power, or offset with an irreducible loss.
       unit: what the bootstrap draws: points, rows by themselves; or runs, all rows of a name.
       budgets: FLOPs at which the frontier is told.
-      allow_wide: give numbers whose intervals are wide, too.
+      allow_wide: give exponents and irreducible losses whose intervals are wide, too. Scales (A, B,
+        N_c, ...) are given in any case, with a warning: they stand for the height of the curve, and
+        are as wide as their exponents make them.
     """
 
     approach: str
@@ -133,19 +136,20 @@ def _of_law(runs: runs_lib.Runs, options: Options, law: laws.Law) -> dict[str, A
     samples = bootstrap.numbers(law, found, _draws(runs, options))
     lost = float(np.isnan(samples[law.names[0]]).mean())
     _check_lost(lost)
-    _wide({name: samples[name] for name in law.names if name not in laws.SCALES}, options)
+    held = {name: samples[name] for name in law.names if name not in laws.SCALES}
+    warnings = _wide(held, options)
     scales = {name: samples[name] for name in law.names if name in laws.SCALES}
-    wide = _wide(scales, dataclasses.replace(options, allow_wide=True))
-    unknown = {name for name in scales if _is_wide(samples[name]) and not options.allow_wide}
+    warnings += _wide(scales, dataclasses.replace(options, allow_wide=True))
     two = options.approach in _OF_TWO
-    told: Callable = lambda c: frontier.optimum(found.law, samples, c)  # noqa: E731
-    best = frontier.optimum(found.law, found.numbers, 1.0) if two else None
-    more = {}
+    more: dict[str, Any] = {}
     if two:
-        more['exponents'] = _exponents(best.exponent, frontier.optimum(found.law, samples, 1.0))
-        more['flops'] = '6 N D'
-        point = lambda c: frontier.optimum(found.law, found.numbers, c)  # noqa: E731
-        more['frontier'] = [_place(c, point(c), told(c), options) for c in options.budgets]
+        best, of_samples = (
+            functools.partial(frontier.optimum, found.law, numbers)
+            for numbers in (found.numbers, samples)
+        )
+        places = [_place(c, best(c), of_samples(c), options) for c in options.budgets]
+        exponents = _exponents(best(1.0).exponent, of_samples(1.0).exponent)
+        more = {'exponents': exponents, 'flops': '6 N D', 'frontier': places}
     return {
         'law': found.law,
         'objective': found.objective,
@@ -154,11 +158,10 @@ def _of_law(runs: runs_lib.Runs, options: Options, law: laws.Law) -> dict[str, A
         'value': found.value,
         'gradient': found.gradient,
         'scale': found.scale,
-        **{name: None if name in unknown else x for name, x in found.numbers.items()},
-        'curve': found.numbers,
+        **found.numbers,
         'intervals': bootstrap.intervals(samples),
         'lost_samples': lost,
-        'warnings': wide,
+        'warnings': warnings,
         **more,
         'residuals': found.residual_R.tolist(),
         'samples': {name: _rounded(values) for name, values in samples.items()},
@@ -229,11 +232,10 @@ def _pareto(runs: runs_lib.Runs) -> runs_lib.Runs:
     return runs.of(order[first])
 
 
-def _exponents(n: np.ndarray, samples: frontier.Optimum) -> dict[str, Any]:
-    """N* over C and D* over C."""
-    n = float(n)
-    of_samples = {'n': samples.exponent, 'd': 1 - samples.exponent}
-    return {'n': n, 'd': 1 - n, 'intervals': bootstrap.intervals(of_samples)}
+def _exponents(n: np.ndarray, samples: np.ndarray) -> dict[str, Any]:
+    """Of N* over C, and of D*: together they are 1."""
+    of_samples = {'n': samples, 'd': 1 - samples}
+    return {'n': float(n), 'd': 1 - float(n), 'intervals': bootstrap.intervals(of_samples)}
 
 
 def _place(

@@ -40,7 +40,16 @@ def look(root: buckets.Anywhere, name: str, wanted: Mapping[str, Any]) -> Look:
     Args:
       wanted: what sweep.json says of it.
     """
-    workdir = points_lib.folder(root, name)
+    return look_at(points_lib.folder(root, name), failure(root, name), wanted)
+
+
+def look_at(workdir: buckets.Anywhere, failed: str, wanted: Mapping[str, Any]) -> Look:
+    """A run as it is in its workdir.
+
+    Args:
+      failed: why it did when it was last run; '' = it did not.
+      wanted: 'tokens', the length that makes it done.
+    """
     row = _last_row(workdir / metrics.FILE)
     tokens = int(row.get('tokens', 0))
     loss, speed = row.get('train/loss', math.nan), row.get('perf/tokens_per_sec', 0.0)
@@ -53,8 +62,8 @@ def look(root: buckets.Anywhere, name: str, wanted: Mapping[str, Any]) -> Look:
         return Look(jobs.RUNNING, tokens, loss, speed)
     if ended := results.diverged(workdir):
         return Look(DIVERGED, tokens, loss, speed, ended['why'])
-    if why := failure(root, name):
-        return Look(jobs.FAILED, tokens, loss, speed, why)
+    if failed:
+        return Look(jobs.FAILED, tokens, loss, speed, failed)
     return Look(STOPPED if row else jobs.WAITING, tokens, loss, speed)
 
 

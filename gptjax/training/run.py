@@ -262,6 +262,8 @@ class Run:
             if not self._spikes:
                 self._plan.restore(meta['step'], meta['data'])
         if hosts.is_first():
+            if meta is None:
+                results_lib.begin(self._workdir)
             documents.write(self._workdir / base.OF_RUN, self._said)
 
     def _prepare(self, step: int, meta: Mapping[str, Any]) -> None:
