@@ -38,7 +38,7 @@ from gptjax.storage import documents, files, scratch
 from gptjax.training import claim
 from gptjax.training import step as step_lib
 
-READS = ('tokenizer', 'data', 'model', 'ngram', 'evaluate')
+READS = ('seed', 'tokenizer', 'data', 'model', 'ngram', 'evaluate')
 ARPA = 'model.arpa'
 _ARPA_SUM = 'arpa_sha256'
 _PIECE = 1 << 20  # tokens read at once
@@ -85,7 +85,8 @@ def main(args: cli.Args) -> None:
             return
         began = time.monotonic()
         with scratch.own_folder(workdir) as folder:
-            texts = [_Text(token_set) for token_set in data.train]
+            texts = _texts(data.train, config, counting.total_tokens)
+            counted_tokens = sum(len(text) for text in texts)
             sizes = (model_config.order, model_config.n_vocab, counting.memory_tokens)
             tables = kneser_ney.estimate(texts, *sizes, folder, _stage)
             secs = time.monotonic() - began
@@ -94,7 +95,7 @@ def main(args: cli.Args) -> None:
             mesh = mesh_lib.one_device()
             # The files themselves, where the device has the memory of the host.
             params = jax.device_put(ngram.params_of(tables), mesh.replicated(), may_alias=True)
-            results = {'steps': 0, 'tokens': sum(map(len, data.train)), 'parameters': sum(entries)}
+            results = {'steps': 0, 'tokens': counted_tokens, 'parameters': sum(entries)}
             results |= {'train_secs': round(secs, 3)} | _scores(model, params, data, scoring, mesh)
             results['commit'] = program.commit()
             if noted := perplexity.notes(data.held_out, scoring):
@@ -119,14 +120,35 @@ def main(args: cli.Args) -> None:
 
 
 class _Text:
-    """A token set as a text in pieces."""
+    """Tokens of a set, from one to before another, as a text in pieces."""
 
-    def __init__(self, token_set: tokens.TokenSet) -> None:
-        self.token_set = token_set
+    def __init__(self, token_set: tokens.TokenSet, start: int, stop: int) -> None:
+        self._set, self._start, self._stop = token_set, start, stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for start in range(0, len(self.token_set), _PIECE):
-            yield self.token_set.read(start, _PIECE)
+        for start in range(self._start, self._stop, _PIECE):
+            yield self._set.read(start, min(_PIECE, self._stop - start))
+
+
+def _texts(
+    sets: list[tokens.TokenSet], config: ml_collections.ConfigDict, total: int
+) -> list[_Text]:
+    """What is counted: whole sets, or the windows that training reads first; neighbours joined."""
+    if not total:
+        return [_Text(token_set, 0, len(token_set)) for token_set in sets]
+    n_ctx = config.model.n_ctx
+    count = max(1, total // n_ctx)
+    chosen = loader.first_windows(sets, config.data.weights, n_ctx, config.seed, count)
+    texts = []
+    for token_set, windows in zip(sets, chosen, strict=True):
+        for joined in np.split(windows, np.flatnonzero(np.diff(windows) > 1) + 1):
+            if len(joined):
+                first, last = int(joined[0]), int(joined[-1])
+                texts.append(_Text(token_set, first * n_ctx, (last + 1) * n_ctx))
+    return texts
 
 
 @contextlib.contextmanager

@@ -88,12 +88,13 @@ def status(args: cli.Args) -> None:
 def collect(args: cli.Args) -> None:
     """Makes one table, CSV and Parquet, of all runs of a sweep, finished or not.
 
-    --runs adds workdirs that are no points of it, each by the name of its folder.
+    --runs adds other sweeps, and workdirs by themselves, each by the name of its folder.
     """
     root = _root(args)
     runs = collecting.workdirs(root)
     for name in args.flags.runs:
-        runs[pathlib.PurePath(name).name] = scratch.origin(scratch.here(name))
+        more = scratch.origin(scratch.here(name))
+        runs |= collecting.workdirs(more) or {pathlib.PurePath(name).name: more}
     errors.require(
         bool(runs), f'{root} holds no sweep, and --runs names no workdirs: nothing to collect'
     )
@@ -124,7 +125,7 @@ def fit(args: cli.Args) -> None:
         given.allow_wide,
     )
     result = fitting.fit(_source(args, count), options, given.drop_highest, count)
-    out = pathlib.Path(given.out) if given.out else _root(args) / f'fit_{approach}.json'
+    out = pathlib.Path(given.out) if given.out else fitting.path_of(_root(args), approach)
     fitting.write(result, out)
     print(told.of_fit(result))
     for warning in result['warnings']:
@@ -138,7 +139,7 @@ def predict(args: cli.Args) -> None:
     Of --n and --d, or of the run that --config describes.
     """
     given, root = args.flags, _root(args)
-    fitted = fitting.read(pathlib.Path(given.fit) if given.fit else root / 'fit_3.json')
+    fitted = fitting.read(pathlib.Path(given.fit) if given.fit else fitting.path_of(root, '3'))
     count = fitted.get('parameters_counted') or 'all'
     if given.n or given.d:
         errors.require(given.n > 0 and given.d > 0, 'give both --n and --d, or --config of a run')
@@ -176,6 +177,17 @@ def score(args: cli.Args) -> None:
     print(predictions.table([predictions.score(root, said, outcome, run)]), end='')
 
 
+def plot(args: cli.Args) -> None:
+    """Draws the sweep, its fits and its predictions as PNG and SVG, and writes report.md.
+
+    Of everything there are data for, or of what --pictures names.
+    """
+    from gptjax.sweeps import report  # matplotlib is slow to begin
+
+    root = _root(args)
+    _log.info('written in %s: %s', root, ', '.join(report.write(root, args.flags.pictures)))
+
+
 def _root(args: cli.Args) -> buckets.Anywhere:
     """The folder of the sweep, where it really is."""
     return scratch.origin(args.workdir)
@@ -197,7 +209,8 @@ def _source(args: cli.Args, count: str) -> fitting.Source:
     errors.require(
         local.exists(), f'{local} is missing: python -m gptjax.scale collect makes it, or --table'
     )
-    columns = {'name': 'point', 'n': fitting.COUNTS[count], 'd': 'd', 'c': 'flops', 'loss': 'loss'}
+    c, loss = ('loss', 'noise_scale_tokens') if given.approach == 'batch' else ('flops', 'loss')
+    columns = {'name': 'point', 'n': fitting.COUNTS[count], 'd': 'd', 'c': c, 'loss': loss}
     return fitting.Source(local, columns, where, own=True, allow_mixed=given.allow_mixed)
 
 
@@ -276,6 +289,10 @@ def _define_score(values: flags.FlagValues) -> None:
     _define_label(values)
 
 
+def _define_plot(values: flags.FlagValues) -> None:
+    flags.DEFINE_list('pictures', [], 'Some of them by name; all by default.', flag_values=values)
+
+
 _ATTRIBUTES = {'all': 'parameters', 'non_embedding': 'non_embedding', 'with_head': 'with_head'}
 _ANY = base.__file__  # where no experiment is wanted
 VERBS = {
@@ -286,6 +303,7 @@ VERBS = {
     'fit': verbs.Verb(fit, _define_fit, default_config=_ANY, needs_workdir=False),
     'predict': verbs.Verb(predict, _define_predict, READS, _ANY),
     'score': verbs.Verb(score, _define_score, default_config=_ANY),
+    'plot': verbs.Verb(plot, _define_plot, default_config=_ANY),
 }
 
 if __name__ == '__main__':

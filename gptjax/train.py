@@ -258,6 +258,12 @@ def _check_batches(
     n_ctx = sections.model.n_ctx
     for windows in plan.sizes():
         mesh.check_batch(windows, n_ctx)
+        pieces = replicas.count() * windows // _at_once(sections, mesh, windows)
+        errors.require(
+            pieces > 1 or not sections.train.noise_scale,
+            f'train.noise_scale compares microbatches, and a batch of {windows} windows is one; '
+            f'set --config.batch.device_windows={max(1, windows // 2)} or lower',
+        )
     scored_ctx = sections.evaluate.n_ctx or n_ctx
     mesh.check_batch(sections.evaluate.batch_windows, scored_ctx, field='evaluate.batch_windows')
     for token_set in data.held_out.values():
@@ -343,6 +349,7 @@ def _options(sections: Sections, described: parameters.Described) -> step_lib.Op
         frozen=optim.frozen(sections.optim, described),
         deterministic=sections.train.deterministic,
         dropout_bits=sections.train.dropout_bits,
+        measure_noise=sections.train.noise_scale,
     )
 
 

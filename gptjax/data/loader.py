@@ -181,9 +181,42 @@ def windows(
             )
         dataset = grain.MapDataset.source(source)
         number, offset = order.numbers[index], order.offsets[index]
-        endless = dataset.shuffle(seed=(seed * 1009 + number) % 2**31).repeat()
+        endless = dataset.shuffle(seed=_seed_of(seed, number)).repeat()
         mixed.append(endless[offset:] if offset else endless)
     return grain.MapDataset.mix(mixed, list(weights))
+
+
+def first_windows(
+    sets: Sequence[tokens.TokenSet], weights: Sequence[float], n_ctx: int, seed: int, count: int
+) -> list[np.ndarray]:
+    """Which windows of each set are among the first so many of windows(), in the set's order.
+
+    Raises:
+      InputError: a set is to be read a second time before they are so many.
+    """
+    sizes = [len(_Windows(token_set, n_ctx, slice(None))) for token_set in sets]
+    mixed = [
+        grain.MapDataset.range(size)
+        .shuffle(seed=_seed_of(seed, number))
+        .repeat()
+        .map(functools.partial(_label, number))
+        for number, size in enumerate(sizes)
+    ]
+    mixture = grain.MapDataset.mix(mixed, list(weights))
+    found = np.array([mixture[i] for i in range(count)], np.int64).reshape(count, 2)
+    chosen = [np.sort(found[found[:, 0] == number, 1]) for number in range(len(sets))]
+    for token_set, places, size in zip(sets, chosen, sizes, strict=True):
+        if len(places) > size:
+            raise errors.InputError(
+                f'{token_set.folder} holds {size:,} windows of {n_ctx} tokens, and '
+                f'{len(places):,} are wanted; ask for fewer tokens'
+            )
+    return chosen
+
+
+def _seed_of(seed: int, number: int) -> int:
+    """Of the shuffle of the set with a number."""
+    return (seed * 1009 + number) % 2**31
 
 
 def batches(

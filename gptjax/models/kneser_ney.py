@@ -36,9 +36,11 @@ class Config:
     """The ngram section of configs/base.py."""
 
     memory_tokens: int
+    total_tokens: int
 
     def __post_init__(self) -> None:
         errors.require_positive(self, 'memory_tokens')
+        errors.require_between(self, 0, 2**60, 'total_tokens')
 
 
 def _quiet(

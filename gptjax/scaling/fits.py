@@ -21,9 +21,10 @@ APPROACHES = {
     '2': 'isoFLOP profiles',
     '3': 'E + A / N^alpha + B / D^beta',
     'kaplan': '((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D',
-    'n': 'loss over parameters',
-    'd': 'loss over tokens',
+    'n': 'lowest loss over parameters',
+    'd': 'lowest loss over tokens',
     'c': 'lowest loss over FLOPs',
+    'batch': 'gradient noise scale in tokens over the loss, (x_c / L)^alpha',
 }
 _OF_TWO = {'3': laws.Chinchilla, 'kaplan': laws.Kaplan}
 _OF_ONE = {'power': laws.Power, 'offset': laws.Offset}
@@ -49,6 +50,7 @@ class Options:
       approach: one of APPROACHES.
       law: of approaches n, d and c: power, or offset with an irreducible loss.
       unit: what the bootstrap draws: points, rows by themselves; or runs, all rows of a name.
+        Approach 1 draws runs, approach 2 residuals.
       budgets: FLOPs at which the frontier is told.
       allow_wide: give exponents and irreducible losses whose intervals are wide, too. Scales (A, B,
         N_c, ...) are given in any case, with a warning: they stand for the height of the curve, and
@@ -80,17 +82,36 @@ class Options:
 def fit(runs: runs_lib.Runs, options: Options) -> dict[str, Any]:
     """The result of an approach.
 
+    Args:
+      runs: of approach batch, `c` is the loss and `loss` the noise scale.
+
     Raises:
       Unsupported: too few runs or sizes, a number at the end of where it may be, an interval wider
         than a factor of 10. InputError: what the approach says.
     """
-    common = {
+    if options.approach == 'batch':
+        return _common(runs, options) | _of_law(runs, options, laws.Power(runs.c, runs.loss))
+    runs_lib.check_units(runs)
+    common = _common(runs, options)
+    if options.approach in ('1', '2'):
+        return common | _of_optima(runs, options)
+    if options.approach in _OF_TWO:
+        return common | _of_law(runs, options, _OF_TWO[options.approach](*_columns(runs, 'nd')))
+    runs = _pareto(runs) if options.approach == 'c' else _lowest(runs, options.approach)
+    common['n_points'] = len(runs)
+    column = _columns(runs, options.approach)
+    return common | _of_law(runs, options, _OF_ONE[options.law](*column))
+
+
+def _common(runs: runs_lib.Runs, options: Options) -> dict[str, Any]:
+    """What every result says of what was fitted."""
+    return {
         'approach': options.approach,
         'form': APPROACHES[options.approach],
         'n_points': len(runs),
         'data_digest': runs.digest,
         'bootstrap': {
-            'unit': options.unit,
+            'unit': {'1': 'runs', '2': 'residuals'}.get(options.approach, options.unit),
             'samples': options.samples,
             'seed': options.seed,
         },
@@ -99,15 +120,6 @@ def fit(runs: runs_lib.Runs, options: Options) -> dict[str, Any]:
             for name, column in zip(('n', 'd', 'c', 'loss'), runs[1:], strict=True)
         },
     }
-    if options.approach in ('1', '2'):
-        return common | _of_optima(runs, options)
-    if options.approach in _OF_TWO:
-        return common | _of_law(runs, options, _OF_TWO[options.approach](*_columns(runs, 'nd')))
-    if options.approach == 'c':
-        runs = _pareto(runs)
-        common['n_points'] = len(runs)
-    column = _columns(runs, options.approach)
-    return common | _of_law(runs, options, _OF_ONE[options.law](*column))
 
 
 def _columns(runs: runs_lib.Runs, names: str) -> list[np.ndarray]:
@@ -133,7 +145,9 @@ def _of_law(runs: runs_lib.Runs, options: Options, law: laws.Law) -> dict[str, A
             f'the fit runs to where {" and ".join(found.at_bounds)} may not go further: the '
             f'{len(runs)} runs do not hold it; add sizes or lengths farther apart'
         )
-    samples = bootstrap.numbers(law, found, _draws(runs, options))
+    groups = runs.names if options.unit == 'runs' else np.arange(len(runs)).astype(str)
+    drawn = bootstrap.draws(groups, options.samples, options.seed)
+    samples = bootstrap.numbers(law, found, drawn)
     lost = float(np.isnan(samples[law.names[0]]).mean())
     _check_lost(lost)
     held = {name: samples[name] for name in law.names if name not in laws.SCALES}
@@ -169,13 +183,14 @@ def _of_law(runs: runs_lib.Runs, options: Options, law: laws.Law) -> dict[str, A
 
 
 def _of_optima(runs: runs_lib.Runs, options: Options) -> dict[str, Any]:
-    weights = np.concatenate([np.ones((1, len(runs))), _draws(runs, options)])
     said: list[str] = []
     if options.approach == '2':
-        optima, said = profiles.vertices(runs, weights)
+        optima, said = profiles.vertices(runs, options.samples, options.seed)
         said = [f'left out: {each}' for each in said] + [BIAS]
     else:
-        optima = profiles.envelope(runs, weights)
+        groups = runs.names  # a curve is one run
+        drawn = bootstrap.draws(groups, options.samples, options.seed)
+        optima = profiles.envelope(runs, np.concatenate([np.ones((1, len(runs))), drawn]))
     n = profiles.power_law(optima.c_B, optima.n_SxB)
     d = profiles.power_law(optima.c_B, optima.d_SxB)
     loss = profiles.power_law(optima.c_B, optima.loss_SxB)
@@ -213,15 +228,12 @@ def _of_optima(runs: runs_lib.Runs, options: Options) -> dict[str, Any]:
     }
 
 
-def _draws(runs: runs_lib.Runs, options: Options) -> np.ndarray:
-    """How often each row counts in each sample; of isoFLOP profiles each budget by itself."""
-    groups = runs.names if options.unit == 'runs' else np.arange(len(runs)).astype(str)
-    if options.approach != '2':
-        return bootstrap.draws(groups, options.samples, options.seed)
-    found = np.zeros((options.samples, len(runs)))
-    for number, rows in enumerate(profiles.budgets(runs)):
-        found[:, rows] = bootstrap.draws(groups[rows], options.samples, options.seed + number)
-    return found
+def _lowest(runs: runs_lib.Runs, column: str) -> runs_lib.Runs:
+    """Of each size, or of each length, the run with the lowest loss."""
+    x = getattr(runs, column)
+    order = np.lexsort((runs.loss, x))
+    first = np.concatenate([[True], np.diff(x[order]) > 0])
+    return runs.of(order[first])
 
 
 def _pareto(runs: runs_lib.Runs) -> runs_lib.Runs:
@@ -232,7 +244,7 @@ def _pareto(runs: runs_lib.Runs) -> runs_lib.Runs:
     return runs.of(order[first])
 
 
-def _exponents(n: np.ndarray, samples: np.ndarray) -> dict[str, Any]:
+def _exponents(n: laws.Values, samples: np.ndarray) -> dict[str, Any]:
     """Of N* over C, and of D*: together they are 1."""
     of_samples = {'n': samples, 'd': 1 - samples}
     return {'n': float(n), 'd': 1 - float(n), 'intervals': bootstrap.intervals(of_samples)}

@@ -6,7 +6,6 @@ G = (alpha A / (beta B))^(1 / (alpha + beta)) (Hoffmann et al. 2022, equation 4)
 form likewise, by its derivative.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -23,13 +22,13 @@ class Optimum(NamedTuple):
       n: parameters. d: tokens. loss: nats a token. exponent: of N* over C; D*'s is 1 less it.
     """
 
-    n: np.ndarray
-    d: np.ndarray
-    loss: np.ndarray
-    exponent: np.ndarray
+    n: laws.Values
+    d: laws.Values
+    loss: laws.Values
+    exponent: laws.Values
 
 
-def optimum(law: str, numbers: Mapping[str, np.ndarray], c: float) -> Optimum:
+def optimum(law: str, numbers: laws.Numbers, c: float) -> Optimum:
     """The best size and length at c FLOPs.
 
     Args:

@@ -12,14 +12,16 @@ Losses are in nats a token; N in parameters, D in tokens, x in either or in FLOP
 import abc
 import itertools
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gptjax.scaling import logsum
 
-Numbers = Mapping[str, float]  # a law's, by name
+Values = np.ndarray | np.floating | float
+Numbers = Mapping[str, Any]  # a law's, by name: Values, one or one a sample
 _RANGE = (1e-3, 4.0)  # of exponents
+_STEEPEST = 30.0  # of a power law: that of the critical batch over the loss is 1 / 0.21
 _LEAST = -20.0  # of the logarithm of a term, beside the loss: what is as good as nothing
 # Where a term would be 1 nat, far from all data: no more than a name for the height of the curve
 # (Kaplan et al. 2020, section 1.2: they "do not have a fundamental meaning").
@@ -50,7 +52,7 @@ class Law(abc.ABC):
 
     @staticmethod
     @abc.abstractmethod
-    def loss(numbers: Mapping[str, np.ndarray], *columns: np.ndarray) -> np.ndarray:
+    def loss(numbers: Numbers, *columns: Values) -> Values:
         """Nats a token; numbers and columns broadcast."""
 
     def at_bounds(self, x_P: np.ndarray) -> list[str]:
@@ -100,7 +102,7 @@ class Chinchilla(Law):
         return dict(zip(self.names, (*map(np.exp, scales), alpha, beta), strict=True))
 
     @staticmethod
-    def loss(numbers: Mapping[str, np.ndarray], *columns: np.ndarray) -> np.ndarray:
+    def loss(numbers: Numbers, *columns: Values) -> Values:
         n, d = columns
         e, a, b, alpha, beta = (numbers[name] for name in Chinchilla.names)
         return e + a * n**-alpha + b * d**-beta
@@ -143,7 +145,7 @@ class Kaplan(Law):
         return dict(zip(self.names, (ratio * s, s, *scales), strict=True))
 
     @staticmethod
-    def loss(numbers: Mapping[str, np.ndarray], *columns: np.ndarray) -> np.ndarray:
+    def loss(numbers: Numbers, *columns: Values) -> Values:
         n, d = columns
         of_n, of_d, n_c, d_c = (numbers[name] for name in Kaplan.names)
         return ((n_c / n) ** (of_n / of_d) + d_c / d) ** of_d
@@ -160,7 +162,7 @@ class Power(Law):
         self.at = np.log(x).mean()
         u = np.log(x) - self.at
         terms = np.stack([np.ones_like(u), -u], axis=-1)[None]
-        low, high = np.array([-1e3, _RANGE[0]]), np.array([1e3, _RANGE[1]])
+        low, high = np.array([-1e3, _RANGE[0]]), np.array([1e3, _STEEPEST])
         self.form = logsum.Form(terms, np.zeros((1, len(u))), -1, low, high)
         self.log_loss_R = np.log(loss)
 
@@ -172,7 +174,7 @@ class Power(Law):
         return {'alpha': alpha, 'x_c': np.exp(a / alpha + self.at)}
 
     @staticmethod
-    def loss(numbers: Mapping[str, np.ndarray], *columns: np.ndarray) -> np.ndarray:
+    def loss(numbers: Numbers, *columns: Values) -> Values:
         return (numbers['x_c'] / columns[0]) ** numbers['alpha']
 
 
@@ -202,7 +204,7 @@ class Offset(Law):
         return {'E': np.exp(e + self.at[1]), 'A': scale, 'alpha': alpha}
 
     @staticmethod
-    def loss(numbers: Mapping[str, np.ndarray], *columns: np.ndarray) -> np.ndarray:
+    def loss(numbers: Numbers, *columns: Values) -> Values:
         return numbers['E'] + numbers['A'] * columns[0] ** -numbers['alpha']
 
 

@@ -11,9 +11,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
-Array = Float[np.ndarray, '...']
+Array = np.ndarray
 _FIRST_DELTA, _SHRINK = 0.1, 0.2
 _MOST_STEPS = 60  # of one delta
 _FLAT = 1e-9  # of the gradient: a fit has converged, and may be called so up to CONVERGED
@@ -38,7 +37,7 @@ class Form:
     low_P: np.ndarray
     high_P: np.ndarray
 
-    def of(self, some: Array) -> 'Form':
+    def of(self, some: np.ndarray | slice) -> 'Form':
         """Of some of the starts."""
         own = self.known_KxR.ndim == 3
         return dataclasses.replace(self, known_KxR=self.known_KxR[some]) if own else self
@@ -174,7 +173,7 @@ class _Problem(NamedTuple):
         curved = outer + self.form.curvature(second, weights * by)
         return (weights * rho).sum(axis=1), gradient, curved
 
-    def of(self, some: Array) -> '_Problem':
+    def of(self, some: np.ndarray | slice) -> '_Problem':
         return self._replace(form=self.form.of(some), weights_SxR=self.weights_SxR[some])
 
 

@@ -66,7 +66,7 @@ class Fit(NamedTuple):
     residual_R: np.ndarray
     x_P: np.ndarray  # as it was fitted
 
-    def loss(self, *columns: np.ndarray) -> np.ndarray:
+    def loss(self, *columns: laws.Values) -> laws.Values:
         """Nats a token, of other columns."""
         return laws.LAWS[self.law].loss(self.numbers, *columns)
 

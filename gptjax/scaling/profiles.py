@@ -49,32 +49,68 @@ def budgets(runs: runs_lib.Runs) -> list[np.ndarray]:
     return np.split(order, ends)
 
 
-def vertices(runs: runs_lib.Runs, weights_SxR: np.ndarray) -> tuple[Optima, list[str]]:
+def vertices(runs: runs_lib.Runs, samples: int, seed: int) -> tuple[Optima, list[str]]:
     """Approach 2: the vertex of each budget's parabola, and what is wrong with budgets left out.
 
+    Samples have the same sizes, and losses of the parabolas with residuals drawn from those of all
+    budgets, as shares of the loss and widened for what the parabolas took up: five sizes, drawn
+    again as they are, would often be too few for a parabola.
+
     Args:
-      weights_SxR: how often each run counts in each sample; the first are those of all runs.
+      samples: behind the first, which is of the losses as they are.
 
     Raises:
       InputError: fewer than three budgets have a vertex among their sizes.
     """
-    kept, columns, said = [], [], []
+    kept, said = [], []
     for rows in budgets(runs):
-        budget = f'{np.exp(np.log(runs.c[rows]).mean()):.3g} FLOPs'
-        sizes = len(np.unique(runs.n[rows]))
-        if sizes < _LEAST:
-            said.append(f'{budget}: {sizes} sizes, a parabola wants {_LEAST}')
-            continue
-        log_n, log_d = np.log(runs.n[rows]), np.log(runs.d[rows])
-        n, loss = _vertex(log_n, runs.loss[rows], weights_SxR[:, rows])
-        d, _ = _vertex(log_d, runs.loss[rows], weights_SxR[:, rows])
-        if not (log_n.min() <= n[0] <= log_n.max()):
-            said.append(f'{budget}: the lowest loss is at an end of its sizes, or beyond')
-            continue
-        kept.append(np.exp(np.log(runs.c[rows]).mean()))
-        columns.append((np.exp(n), np.exp(d), loss))
+        profile = _Profile(runs.of(rows))
+        why = profile.wrong()
+        said += [f'{profile.c:.3g} FLOPs: {why}'] if why else []
+        kept += [] if why else [profile]
     _check_enough(len(kept), 'budgets have a vertex among their sizes', said)
-    return Optima(np.array(kept), *(np.stack(x, axis=1) for x in zip(*columns, strict=True))), said
+    pool = np.concatenate([profile.residuals() for profile in kept])
+    free = max(sum(len(profile.runs) - 3 for profile in kept), 3)
+    pool *= np.sqrt(free / (free - 2))  # their own spread is known from few: Student's t
+    rng = np.random.default_rng(seed)
+    columns = []
+    for profile in kept:
+        drawn = rng.choice(pool, (samples, len(profile.runs)))
+        losses = np.concatenate([profile.runs.loss[None], profile.fitted * (1 + drawn)])
+        columns.append(profile.optimum(losses))
+    places = (np.stack(x, axis=1) for x in zip(*columns, strict=True))
+    return Optima(np.array([profile.c for profile in kept]), *places), said
+
+
+class _Profile:
+    """The runs of a budget, and a parabola through their losses over log N."""
+
+    def __init__(self, runs: runs_lib.Runs) -> None:
+        self.runs, self.c = runs, float(np.exp(np.log(runs.c).mean()))
+        self._powers = _powers(np.log(runs.n))
+        self._hat = self._powers @ np.linalg.pinv(self._powers)
+        self.fitted = self._hat @ runs.loss
+
+    def wrong(self) -> str:
+        """Why it has no vertex; '' = it has one."""
+        sizes = len(np.unique(self.runs.n))
+        if sizes < _LEAST:
+            return f'{sizes} sizes, and a parabola wants {_LEAST}'
+        n = self.optimum(self.runs.loss[None])[0][0]
+        inside = self.runs.n.min() <= n <= self.runs.n.max()
+        return '' if inside else 'the lowest loss is at an end of its sizes, or beyond'
+
+    def residuals(self) -> np.ndarray:
+        """As shares of the loss, and as wide as those of new runs are (leverages taken out)."""
+        free = np.maximum(1 - np.diag(self._hat), 1e-9)
+        rest = (self.runs.loss - self.fitted) / self.fitted
+        return np.where(free > 1e-6, rest / np.sqrt(free), 0.0)
+
+    def optimum(self, losses_SxR: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Size, length and loss at the vertex of parabolas through losses; nan of hills."""
+        n, loss = _vertex(np.log(self.runs.n), losses_SxR)
+        d, _ = _vertex(np.log(self.runs.d), losses_SxR)
+        return np.exp(n), np.exp(d), loss
 
 
 def envelope(runs: runs_lib.Runs, weights_SxR: np.ndarray) -> Optima:
@@ -123,8 +159,8 @@ def envelope(runs: runs_lib.Runs, weights_SxR: np.ndarray) -> Optima:
 
 def power_law(x_B: np.ndarray, y_SxB: np.ndarray) -> PowerLaw:
     """Least squares of log y over log x, sample by sample; of what is there of each."""
-    log_x, log_y = np.log(x_B), np.log(y_SxB)
-    there = np.isfinite(log_y)
+    there = np.isfinite(y_SxB) & (y_SxB > 0)
+    log_x, log_y = np.log(x_B), np.log(np.where(there, y_SxB, 1.0))
     count = np.maximum(there.sum(axis=1), 1)
     x = np.where(there, log_x, 0.0)
     y = np.where(there, log_y, 0.0)
@@ -136,20 +172,18 @@ def power_law(x_B: np.ndarray, y_SxB: np.ndarray) -> PowerLaw:
     return PowerLaw(slope, y_mean - slope * x_mean)
 
 
-def _vertex(x_R: np.ndarray, y_R: np.ndarray, weights_SxR: np.ndarray) -> tuple:
-    """(place, height) of the lowest point of weighted parabolas, each (S,); nan of hills."""
+def _powers(x_R: np.ndarray) -> np.ndarray:
     x = x_R - x_R.mean()
-    powers = np.stack([np.ones_like(x), x, x * x], axis=1)
-    normal = np.einsum('sr,rp,rq->spq', weights_SxR, powers, powers)
-    right = np.einsum('sr,rp,r->sp', weights_SxR, powers, y_R)
-    distinct = np.array([len(np.unique(x_R[w > 0])) for w in weights_SxR])
-    fine = distinct >= _LEAST
-    normal[~fine] = np.eye(3)
-    c0, c1, c2 = np.linalg.solve(normal, right[..., None])[..., 0].T
-    fine &= c2 > 0
+    return np.stack([np.ones_like(x), x, x * x], axis=1)
+
+
+def _vertex(x_R: np.ndarray, y_SxR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Place and height of the lowest points of parabolas, each (S,); nan of hills."""
+    c0, c1, c2 = (y_SxR @ np.linalg.pinv(_powers(x_R)).T).T
+    fine = c2 > 0
     c2 = np.where(fine, c2, 1.0)
-    place, height = -c1 / (2 * c2), c0 - c1 * c1 / (4 * c2)
-    return np.where(fine, place + x_R.mean(), np.nan), np.where(fine, height, np.nan)
+    place, height = x_R.mean() - c1 / (2 * c2), c0 - c1 * c1 / (4 * c2)
+    return np.where(fine, place, np.nan), np.where(fine, height, np.nan)
 
 
 def _along(places: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

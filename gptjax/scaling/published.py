@@ -63,7 +63,7 @@ LAWS = {
 }
 
 
-def loss(name: str, *columns: np.ndarray) -> np.ndarray:
+def loss(name: str, *columns: laws.Values) -> laws.Values:
     """What a published law says: nats a token, or tokens of kaplan_batch."""
     found = LAWS[name]
     return laws.LAWS[found.law].loss(found.numbers, *columns)

@@ -51,7 +51,7 @@ def make(
 
     Raises:
       InputError: a number is missing, not finite or not above 0; two rows are the same run at the
-        same moment; losses of one column look like two units.
+        same moment.
     """
     columns = {'n': n, 'd': d, 'loss': loss} | ({} if c is None else {'c': c})
     for name, column in columns.items():
@@ -64,7 +64,6 @@ def make(
     given = (n, d, 6.0 * n * d if c is None else c, loss)
     found = Runs(np.asarray(names, dtype=str), *(np.asarray(x, np.float64) for x in given))
     _check_repeated(found)
-    _check_units(found)
     return found
 
 
@@ -89,7 +88,7 @@ def _check_repeated(runs: Runs) -> None:
         seen[key] = row
 
 
-def _check_units(runs: Runs) -> None:
+def check_units(runs: Runs) -> None:
     """Raises InputError where losses are in nats and in bits side by side.
 
     A rough law explains all of them far better, once some are taken for bits.

@@ -21,10 +21,10 @@ from gptjax.runtime import jobs, listing, manifest, metrics, results
 from gptjax.storage import buckets, documents, files
 from gptjax.sweeps import points as points_lib
 from gptjax.sweeps import states
+from gptjax.training import noise
 
 CSV, PARQUET = 'table.csv', 'table.parquet'
 _HELD_OUT = re.compile(r'eval/([^/]+)/nats_per_token$')
-_NOISE = 'opt/noise_scale_tokens'
 _LATER_HALF = 0.5  # of training: where the noise scale is read
 _log = logging.getLogger('gptjax')
 
@@ -131,8 +131,7 @@ def _rows(
         there = points_lib.config_path(root, name)
     config = upgrade.config(documents.read(there, dict, 'this is no run', ('model',)))
     config['model'] = upgrade.section('model', config['model'])
-    wanted = {'tokens': config['train']['total_tokens']}
-    look = states.look_at(workdir, states.failure(root, name), wanted)
+    look = states.look_at(workdir, states.failure(root, name), points_lib.least_tokens(config))
     meta, ended = _newest_meta(workdir), _ended(workdir)
     if entries := meta.get('config', {}).get('model', {}).get('entries'):
         config['model']['entries'] = tuple(entries)
@@ -207,7 +206,7 @@ def _secs(rows: list[dict[str, Any]], step: int) -> float:
 
 def _noise(rows: list[dict[str, Any]]) -> float:
     """The noise scale of the later half of training: the ratio of the means of its two parts."""
-    parts = [(r['opt/noise_trace'], r['opt/noise_square']) for r in rows if 'opt/noise_trace' in r]
+    parts = [(r[noise.TRACE], r[noise.SQUARE]) for r in rows if noise.TRACE in r]
     parts = parts[int(len(parts) * _LATER_HALF) :]
     square = sum(part[1] for part in parts)
     return sum(part[0] for part in parts) / square if parts and square > 0 else math.nan

@@ -52,6 +52,7 @@ class Source:
                 _log.warning('not fitted: %s', ', '.join(f'{k} ({v})' for k, v in left_out.items()))
             where += [f'state={jobs.DONE}', 'loss!=']
             where += [] if approach == _ALONG else ['final=True']
+            where += ['noise_scale_tokens!='] if approach == 'batch' else []
             said['allowed'] = self._allowed(columns, where)
         if self._where:
             said['where'] = self._where
@@ -88,6 +89,11 @@ def fit(source: Source, options: fits.Options, drop_highest: int, count: str) ->
     result = fits.fit(runs, options)
     made = {'made': results.now(), 'commit': program.commit()}
     return {**result, **said, **made}
+
+
+def path_of(root: buckets.Anywhere, approach: str) -> Any:
+    """Where the result of an approach stands in a sweep."""
+    return root / f'fit_{approach}.json'
 
 
 def write(result: Mapping[str, Any], path: buckets.Anywhere) -> None:

@@ -104,6 +104,7 @@ def write(root: buckets.Anywhere, points: Mapping[str, Point], made_by: Mapping[
     said = {
         name: {
             'tokens': point.tokens,
+            'least': least_tokens(point.config),
             'begins': point.begins,
             'flops': point.flops,
             'after': sorted(point.after),
@@ -112,6 +113,19 @@ def write(root: buckets.Anywhere, points: Mapping[str, Point], made_by: Mapping[
         for name, point in points.items()
     }
     _write_new(root / SWEEP, {**made_by, 'commit': program.commit(), 'points': said})
+
+
+def least_tokens(config: ml_collections.ConfigDict | Mapping[str, Any]) -> int:
+    """What a run of a config has read at its end, at least: it ends after a whole step."""
+    counted = config['model']['family'] == 'ngram'
+    a_step = config['model']['n_ctx'] if counted else config['batch']['batch_tokens']
+    return max(1, total_tokens(config) - a_step + 1)
+
+
+def total_tokens(config: ml_collections.ConfigDict | Mapping[str, Any]) -> int:
+    """The length of its training; of an n-gram model what is counted, 0 = all there is."""
+    counted = config['model']['family'] == 'ngram'
+    return config['ngram' if counted else 'train']['total_tokens']
 
 
 def read(root: buckets.Anywhere) -> dict[str, Any]:
@@ -165,7 +179,7 @@ def _point(
         name,
         changed.lock(),
         counts.of(model),
-        changed.train.total_tokens,
+        total_tokens(changed),
         began.step * batch if began and whole else 0,
         counts.memory(model, batch),
         frozenset({began.point} if began else ()),

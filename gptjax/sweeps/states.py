@@ -40,21 +40,21 @@ def look(root: buckets.Anywhere, name: str, wanted: Mapping[str, Any]) -> Look:
     Args:
       wanted: what sweep.json says of it.
     """
-    return look_at(points_lib.folder(root, name), failure(root, name), wanted)
+    return look_at(points_lib.folder(root, name), failure(root, name), wanted['least'])
 
 
-def look_at(workdir: buckets.Anywhere, failed: str, wanted: Mapping[str, Any]) -> Look:
+def look_at(workdir: buckets.Anywhere, failed: str, least: int) -> Look:
     """A run as it is in its workdir.
 
     Args:
       failed: why it did when it was last run; '' = it did not.
-      wanted: 'tokens', the length that makes it done.
+      least: tokens that make it done.
     """
     row = _last_row(workdir / metrics.FILE)
     tokens = int(row.get('tokens', 0))
     loss, speed = row.get('train/loss', math.nan), row.get('perf/tokens_per_sec', 0.0)
     found = _results(workdir)
-    if found and found['tokens'] >= wanted['tokens']:
+    if found and found['tokens'] >= least:
         nats = (v for k, v in found.items() if k.endswith('/nats_per_token'))
         speed = found['tokens'] / max(found['train_secs'], 1e-9)
         return Look(jobs.DONE, found['tokens'], next(nats, loss), speed)

@@ -16,11 +16,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from gptjax.runtime import replicas
-from gptjax.training import losses
+from gptjax.training import losses, noise
 
 
 def make(
-    loss: losses.Loss, merge: Callable, device_windows: int, reduce_dtype: str
+    loss: losses.Loss,
+    merge: Callable,
+    device_windows: int,
+    reduce_dtype: str,
+    measure_noise: bool = False,
 ) -> Callable[..., tuple]:
     """(trained, frozen, batch, key, specs, into) -> (objective, sums, gradients), of a batch.
 
@@ -28,6 +32,7 @@ def make(
       merge: (trained, frozen) -> the parameters that the loss takes.
       device_windows: rows of a microbatch on every device, at most; 0 = all.
       reduce_dtype: in which gradients travel between groups of devices.
+      measure_noise: whether the sums get those of training/noise.py.
 
     specs: the trained parameters' PartitionSpecs; None = every device holds them whole. into: those
     that gradients get, which may split them over the groups, too. Gradients are float32.
@@ -45,7 +50,7 @@ def make(
             specs = into = jax.tree.map(lambda _: PartitionSpec(), params)
 
         def of_rows(*arguments: Any) -> tuple:
-            total, sums, grads = _summed(loss, merge, device_windows, *arguments)
+            total, sums, grads = _summed(loss, merge, device_windows, measure_noise, *arguments)
             return total, sums, _placed(grads, specs)
 
         def of_group(*arguments: Any) -> tuple:
@@ -74,6 +79,7 @@ def _summed(
     loss: losses.Loss,
     merge: Callable,
     device_windows: int,
+    measure_noise: bool,
     params: Any,
     frozen: Any,
     batch: Mapping[str, jax.Array],
@@ -86,6 +92,8 @@ def _summed(
             return loss(merge(params, frozen), batch, rng)
 
         (total, sums), grads = jax.value_and_grad(merged, has_aux=True)(params)
+        if measure_noise:
+            sums = {**sums, **noise.of_piece(grads, sums['weight'])}
         return total, sums, grads
 
     rows = len(batch[losses.ROWS])

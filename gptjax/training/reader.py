@@ -11,6 +11,7 @@ import numpy as np
 from gptjax.runtime import by_host, compiled
 from gptjax.runtime import clock as clock_lib
 from gptjax.runtime import metrics as metrics_lib
+from gptjax.training import noise
 from gptjax.training import plan as plan_lib
 
 MOST_SKIPS = 20  # in a row: then the weights are lost, not the batches
@@ -111,7 +112,8 @@ class Reader:
         row = {'opt/lr': values['opt/lr'], 'batch/windows': self._plan.size(step - 1)}
         row['train/skipped_steps'] = self._skipped
         if self._means:  # nothing but spikes: no number is better than one of them
-            row |= values | {name: sum(some) / len(some) for name, some in self._means.items()}
+            means = {name: sum(some) / len(some) for name, some in self._means.items()}
+            row |= values | means | noise.scale(means)
         row |= _flat(norms)
         row = {name: value for name, value in row.items() if math.isfinite(value)}
         self._writer.write(step, tokens, row | perf)

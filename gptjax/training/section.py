@@ -24,6 +24,7 @@ class Config:
     spike_sigmas: float
     rollback_steps: int
     layer_norms: bool
+    noise_scale: bool
     profile_at_step: int
     profile_steps: int
     profile_hosts: profiler.Hosts

@@ -14,7 +14,7 @@ from gptjax.configs import errors
 from gptjax.runtime import replicas
 from gptjax.training import gradients as gradients_lib
 from gptjax.training import guard as guard_lib
-from gptjax.training import losses, optim, parameters
+from gptjax.training import losses, noise, optim, parameters
 
 
 class State(NamedTuple):
@@ -46,6 +46,8 @@ class Options:
     frozen: paths of parameters that are not trained: without moments, clipping and decay.
     deterministic: whether GPUs compute the same bits each time; what cannot is not compiled.
     dropout_bits: what draws them: threefry, or rbg, XLA's own generator, which differs by platform.
+    measure_noise: whether the gradient noise scale is measured (training/noise.py); it takes a
+      batch of several microbatches, or several groups of devices.
     """
 
     device_windows: int = 0
@@ -59,6 +61,7 @@ class Options:
     frozen: frozenset[str] = frozenset()
     deterministic: bool = False
     dropout_bits: str = 'threefry'
+    measure_noise: bool = False
 
 
 _PLAIN = Options()
@@ -163,7 +166,8 @@ def make_train_step(
       target: from abstract(), for states on a mesh: the new state keeps its shardings.
       merge: (trained, frozen) -> the parameters that the loss takes.
     """
-    gradients = gradients_lib.make(loss, merge, options.device_windows, options.reduce_dtype)
+    how = (options.device_windows, options.reduce_dtype, options.measure_noise)
+    gradients = gradients_lib.make(loss, merge, *how)
     fetched, put_away = (_on_device, _on_host) if options.offload else (_unchanged, _unchanged)
     averaged = _averaging(options.ema_decay) if options.ema_decay else lambda average, _: average
     settled = _unless_spiked if options.skip_spikes else lambda spike, old, new: new
@@ -183,6 +187,7 @@ def make_train_step(
         taken = ', '.join(sums.keys() & _OUR_NAMES)
         errors.require(not taken, f'a loss reports {taken}, which is logged by itself; rename it')
         weight = jnp.maximum(sums['weight'], 1.0)
+        pieces = {name: sums.pop(name) for name in (noise.SQUARES, noise.PIECES) if name in sums}
         means = {name: value / weight for name, value in sums.items() if name != 'weight'}
         grads = jax.tree.map(lambda g: g / weight, grads)
         grad_norm = optax.tree.norm(grads)
@@ -202,6 +207,7 @@ def make_train_step(
             'opt/grad_norm': grad_norm,
             'opt/update_norm': optax.tree.norm(updates),
         }
+        metrics |= noise.measured(pieces, weight, grad_norm) if pieces else {}
         metrics |= norms(param=params, grad=grads, update=updates)
         return new._replace(opt_state=put_away(new.opt_state)), metrics
 

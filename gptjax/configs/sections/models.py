@@ -79,5 +79,8 @@ NGRAM = {
 }
 FAMILIES = {'gpt': GPT, 'rnn': RNN, 'ngram': NGRAM}
 COUNTING = {
+    'total_tokens': fixed(
+        0, 'tokens counted: of the windows that training reads first by the seed; 0 = all', was=0
+    ),
     'memory_tokens': free(50_000_000, 'n-grams counted in memory; more are sorted on disk'),
 }

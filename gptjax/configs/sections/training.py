@@ -88,6 +88,11 @@ TRAIN = {
     'spike_sigmas': free(0.0, 'deviations above the usual loss; 0 = only what is not finite'),
     'rollback_steps': free(100, 'steps that a rollback goes back at least'),
     'layer_norms': free(False, "log every layer's norms of weights, gradients, updates"),
+    'noise_scale': free(
+        False,
+        'log the gradient noise scale, in tokens; batch.device_windows must cut the batch',
+        was=False,
+    ),
     'profile_at_step': free(0, 'write a profile from this step on; 0 = only on SIGUSR1'),
     'profile_steps': free(5, 'steps that it covers'),
     'profile_hosts': free('first', 'whose steps: of the first host, or of all', was='first'),
