@@ -115,14 +115,14 @@ def fit(args: cli.Args) -> None:
     count = '' if given.table else given.count or _usual_count(approach)
     options = fits.Options(
         approach,
-        given.objective,
-        given.method,
-        given.law,
-        given.unit,
-        given.samples,
-        args.config.seed if given.draw is None else given.draw,
-        tuple(float(c) for c in given.budgets),
-        given.allow_wide,
+        objective=given.objective,
+        method=given.method,
+        law=given.law,
+        unit=given.unit,
+        samples=given.samples,
+        seed=given.seed,
+        budgets=_numbers('budgets', given.budgets),
+        allow_wide=given.allow_wide,
     )
     result = fitting.fit(_source(args, count), options, given.drop_highest, count)
     out = pathlib.Path(given.out) if given.out else fitting.path_of(_root(args), approach)
@@ -142,7 +142,8 @@ def predict(args: cli.Args) -> None:
     fitted = fitting.read(pathlib.Path(given.fit) if given.fit else fitting.path_of(root, '3'))
     count = fitted.get('parameters_counted') or 'all'
     if given.n or given.d:
-        errors.require(given.n > 0 and given.d > 0, 'give both --n and --d, or --config of a run')
+        whole = 0 < given.n < float('inf') and 0 < given.d < float('inf')
+        errors.require(whole, 'give both --n and --d, above 0, or --config of a run')
         n, d = given.n, given.d
     else:
         errors.require(args.path != base.__file__, 'give --n and --d, or --config of a run')
@@ -188,6 +189,20 @@ def plot(args: cli.Args) -> None:
     _log.info('written in %s: %s', root, ', '.join(report.write(root, args.flags.pictures)))
 
 
+def _numbers(flag: str, given: list[str]) -> tuple[float, ...]:
+    """The numbers of a flag. Raises UsageError where one is none, or not above 0."""
+    found = []
+    for text in given:
+        try:
+            found.append(float(text))
+        except ValueError:
+            found.append(0.0)
+        errors.require(
+            0 < found[-1] < float('inf'), f'--{flag}: {text!r} is no number above 0, as 1e18'
+        )
+    return tuple(found)
+
+
 def _root(args: cli.Args) -> buckets.Anywhere:
     """The folder of the sweep, where it really is."""
     return scratch.origin(args.workdir)
@@ -200,7 +215,7 @@ def _usual_count(approach: str) -> str:
 
 def _source(args: cli.Args, count: str) -> fitting.Source:
     given = args.flags
-    where = [condition for text in given.where for condition in [text] if condition]
+    where = [condition for condition in given.where if condition]
     if given.table:
         columns = table.parse_columns(given.columns)
         return fitting.Source(pathlib.Path(given.table), columns, where, own=False)
@@ -268,7 +283,7 @@ def _define_fit(values: flags.FlagValues) -> None:
     whole('drop_highest', 0, 'Rows of the highest losses left out.', flag_values=values)
     one('unit', 'points', bootstrap.UNITS, 'What the bootstrap draws.', flag_values=values)
     whole('samples', 1000, 'Of the bootstrap.', flag_values=values)
-    whole('draw', None, 'Seed of the bootstrap.', flag_values=values)
+    whole('seed', 0, 'Of the bootstrap.', flag_values=values)
     flags.DEFINE_list('budgets', [], 'FLOPs to tell the optimum at.', flag_values=values)
     flags.DEFINE_bool('allow_wide', False, 'Numbers known to no factor of 10.', flag_values=values)
     flags.DEFINE_bool('allow_mixed', False, 'Runs of different commits.', flag_values=values)

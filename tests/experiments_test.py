@@ -12,6 +12,7 @@ from gptjax import train
 from gptjax.configs import cli, sweep
 from gptjax.models import heads
 from gptjax.runtime import mesh as mesh_lib
+from gptjax.sweeps import points
 from gptjax.training import optim
 from gptjax.training import plan as plan_lib
 from gptjax.training import step as step_lib
@@ -103,11 +104,13 @@ def test_tiny_keeps_the_structure(name, variant):
 @pytest.mark.parametrize('name', MODULES)
 def test_sweep_points_build(name):
     module = importlib.import_module(name)
-    points = list(module.sweep()) if hasattr(module, 'sweep') else []
-    names = {sweep.name(point) for point in points}
-    assert len(names) == len(points)
-    for point in points:
-        train.Sections(sweep.apply(module.get_config(), point))
+    for variant in module.VARIANTS if hasattr(module, 'sweep') else ():
+        found = sweep.points(module, name, variant)
+        swept = points.of_sweep(module.get_config(variant), found, 'root')
+        assert swept.keys() == found.keys()
+        for point in swept.values():
+            if not point.is_counted:
+                train.Sections(point.config)
 
 
 def _plain(boxed):

@@ -117,14 +117,19 @@ def apply(config: ml_collections.ConfigDict, point: Overrides) -> ml_collections
     """A locked copy of `config` with the overrides of one point.
 
     Raises:
-      UsageError: there is no such field.
+      UsageError: there is no such field, or its values are of another type.
     """
     changed = config.copy_and_resolve_references()
     for field, value in point.items():
         *sections, leaf = field.split('.')
         node = functools.reduce(_section, sections, changed)
         errors.require(leaf in node, f'a sweep names the field {field!r}, which does not exist')
-        node[leaf] = value
+        try:
+            node[leaf] = value
+        except TypeError as e:
+            kind = type(node[leaf]).__name__
+            said = f'a sweep sets {field} = {value!r}, which must be of type {kind}'
+            raise errors.UsageError(said) from e
     return changed.lock()
 
 

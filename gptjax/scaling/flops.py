@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """FLOPs of training a GPT, counted from its shape."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from gptjax.configs import fields
 
 
 def per_token(n_params: int, attention_width: int, seen: float) -> float:
@@ -37,7 +38,7 @@ class Size(NamedTuple):
     flops_per_token: float
 
 
-def of_gpt(section: Mapping[str, Any]) -> Size:
+def of_gpt(section: fields.Values) -> Size:
     """The size of a GPT by arithmetic, from its model section; without JAX, for sweeps.
 
     Args:
@@ -63,6 +64,6 @@ def of_gpt(section: Mapping[str, Any]) -> Size:
     return Size(parameters, per_token(parameters - looked_up, own, seen))
 
 
-def _heads(section: Mapping[str, Any]) -> tuple[int, int]:
+def _heads(section: fields.Values) -> tuple[int, int]:
     """Query heads, and those with keys and values of their own."""
     return section['n_heads'], section['n_kv_heads'] or section['n_heads']

@@ -143,14 +143,6 @@ def _minimised(form: Form, log_loss_R: Array, x: Array, delta: float, weights: A
     return Found(x, value, np.linalg.norm(_free(form, x, slope), axis=1) / most)
 
 
-def gradient(form: Form, log_loss_R: Array, x_P: Array, delta: float) -> float:
-    """Its norm at a place, as a share of the most it can be; parameters at a bound aside."""
-    runs = len(log_loss_R)
-    problem = _Problem(form, log_loss_R, delta, np.ones((1, runs)))
-    slope = _free(form, x_P[None], problem.derivatives(x_P[None])[1])
-    return float(np.linalg.norm(slope)) / (delta * runs)
-
-
 class _Problem(NamedTuple):
     form: Form
     log_loss_R: np.ndarray

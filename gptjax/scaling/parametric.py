@@ -7,11 +7,13 @@ Objectives, of the residuals r = log L - log loss:
 - 'huber_scaled': minus the log likelihood of the density that belongs to it, its scale fitted too,
   as Besiroglu et al. maximise it.
 
-Methods, which agree: 'lbfgs', all numbers at once by L-BFGS from a grid of starts, its last digits
-by Newton's method; 'projection' (of chinchilla), E, A and B inside by non-negative least squares, a
-search over alpha and beta outside (Golub and Pereyra 1973).
+Methods, which agree: 'lbfgs', all numbers at once by L-BFGS from a grid of starts; 'projection' (of
+chinchilla), E, A and B inside, from non-negative least squares on, and a search over alpha and beta
+outside (Golub and Pereyra 1973). Newton's method gives the last digits of both, and no more: a
+search that stopped before its minimum is an error.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -35,7 +37,10 @@ GRID = (
     (0, 0.5, 1, 1.5, 2),
     (0, 0.5, 1, 1.5, 2),
 )
-_SIDE, _FINEST = 9, 1e-7  # of the grids over alpha and beta, each around the best of the last
+_DESCENTS = 8  # by L-BFGS
+_SIDE, _FINEST = 7, 1e-5  # of the grids over alpha and beta, each around the best of the last
+_KINKED = 1e-6  # a delta below which the objective is one of absolute values in effect
+_SAME = 1e-8  # of the objective, between the end of a search and the minimum
 _EXACT = 1e-12  # of residuals: there are none but by rounding
 _ROUNDS = 20  # of delta and scale of 'huber_scaled'
 _NORM = math.sqrt(2 * math.pi) * math.erf(DELTA / math.sqrt(2)) + 2 / DELTA * math.exp(
@@ -88,9 +93,8 @@ def fit(law: laws.Law, objective: Objective = 'huber_sum', method: Method = 'lbf
     if objective == 'huber_scaled':
         x, scale = _scaled(law, x, search)
         delta *= scale
-    gradient = logsum.gradient(law.form, law.log_loss_R, x, delta)
+    x, gradient = _settled(law, x, delta)
     residual = law.form.log_loss(x) - law.log_loss_R
-    _check_converged(law, x, delta, gradient)
     value = _value(residual, scale)
     named = {name: float(value_S[0]) for name, value_S in law.named(x[None]).items()}
     name = next(name for name, kind in laws.LAWS.items() if isinstance(law, kind))
@@ -138,15 +142,17 @@ def _by_lbfgs(law: laws.Law, delta: float, x: np.ndarray | None = None) -> np.nd
         for start in (_starts(law, delta) if x is None else x[None])
     ]
     # Its line search gives up early in narrow valleys: Newton's method goes on from every end.
-    found = logsum.minimise(form, y, np.array([end.x for end in ends]), delta)
+    places = np.array([end.x for end in ends])
+    if x is None:
+        places = np.concatenate([places, law.starts()])
+    found = logsum.minimise(form, y, places, delta)
     return found.x_SxP[np.argmin(found.value_S)]
 
 
 def _starts(law: laws.Law, delta: float) -> np.ndarray:
-    """The law's own; of chinchilla the paper's grid: the best of it for each alpha and beta."""
-    own = law.starts()
+    """Some of the law's own; of chinchilla the best of the paper's grid, unlike in exponents."""
     if not isinstance(law, laws.Chinchilla):
-        return own
+        return law.starts()[::4]
     log_n, log_d, log_loss = law.at
     a, b, e, alpha, beta = np.array(list(itertools.product(*GRID)), np.float64).T
     centred = (a - alpha * log_n - log_loss, b - beta * log_d - log_loss, e - log_loss, alpha, beta)
@@ -160,28 +166,37 @@ def _starts(law: laws.Law, delta: float) -> np.ndarray:
     best: dict[tuple[float, float], int] = {}
     for row in np.argsort(values, kind='stable'):
         best.setdefault((alpha[row], beta[row]), int(row))
-    return np.concatenate([grid[list(best.values())], own[::4]])
+    return grid[list(best.values())[:_DESCENTS]]
 
 
 def _by_projection(law: laws.Law, delta: float, x: np.ndarray | None = None) -> np.ndarray:
     """Over alpha and beta alone; the three scales are at their minimum for each pair."""
     if not isinstance(law, laws.Chinchilla):
         raise errors.UsageError('--method=projection is of the law chinchilla')
+    kinked = delta < _KINKED
+    pair = _searched(law, delta, x, _FINEST * (1e-6 if kinked else 1.0))
+    if not kinked:  # the slope has digits where the objective has none any more
+        slope = functools.partial(_slope, law, delta)
+        ended = optimize.root(slope, pair, options={'xtol': 1e-13}).x
+        ends = [pair, np.clip(ended, law.form.low_P[3:], law.form.high_P[3:])]
+        pair = min(ends, key=lambda end: np.linalg.norm(slope(end)))
+    return np.concatenate([_inside(law, delta, pair[None]).x_SxP[0], pair])
+
+
+def _searched(
+    law: laws.Chinchilla, delta: float, x: np.ndarray | None, finest: float
+) -> np.ndarray:
+    """Grids of alpha and beta, each finer and around the best of the last; x: where to begin."""
     low, high = law.form.low_P[3:], law.form.high_P[3:]
-    middle, width = (np.array([0.6, 0.6]), 0.55) if x is None else (x[3:], 1e-3)
+    middle, width = (np.array([0.6, 0.6]), 0.55) if x is None else (x[3:], 1e-4)
     steps = np.array(list(itertools.product(np.linspace(-1, 1, _SIDE), repeat=2)))
-    while width > _FINEST:
+    while width > finest:
         pairs = np.clip(middle + width * steps, low, high)
         best = int(np.argmin(_inside(law, delta, pairs).value_S))
         middle = pairs[best]
         if np.abs(steps[best]).max() < 1:  # else the minimum may lie outside
             width *= 2.5 / (_SIDE - 1)
-    # The slope has digits where the objective has none any more.
-    ended = optimize.root(lambda pair: _slope(law, delta, pair), middle, options={'xtol': 1e-13})
-    ends = np.clip([middle, ended.x], low, high)
-    sizes = [np.linalg.norm(_slope(law, delta, pair)) for pair in ends]
-    pair = ends[int(np.argmin(sizes))]
-    return np.concatenate([_inside(law, delta, pair[None]).x_SxP[0], pair])
+    return middle
 
 
 def _inside(law: laws.Chinchilla, delta: float, pairs_Sx2: np.ndarray) -> logsum.Found:
@@ -204,14 +219,23 @@ def _slope(law: laws.Chinchilla, delta: float, pair: np.ndarray) -> np.ndarray:
     return (by @ slope[0])[3:] / delta
 
 
-def _check_converged(law: laws.Law, x: np.ndarray, delta: float, gradient: float) -> None:
-    """Raises InputError where a fit stopped before its minimum, that is, not at rest.
+def _settled(law: laws.Law, x: np.ndarray, delta: float) -> tuple[np.ndarray, float]:
+    """The minimum that a search has come to, in its last digits, and the gradient there.
 
-    A fit without residuals is at its minimum though rounding is all of its gradient.
+    Raises:
+      InputError: the search has stopped before it: the objective falls further, or is not flat.
     """
-    spread = float(np.abs(law.form.log_loss(x) - law.log_loss_R).max())
-    if gradient > logsum.CONVERGED and spread > _EXACT:
+
+    def height(x: np.ndarray) -> float:
+        return float(logsum.huber(law.form.log_loss(x) - law.log_loss_R, delta)[0].sum())
+
+    found = logsum.minimise(law.form, law.log_loss_R, x[None], delta)
+    end, gradient = found.x_SxP[0], float(found.gradient_S[0])
+    if np.abs(law.form.log_loss(end) - law.log_loss_R).max() < _EXACT:
+        return end, gradient  # rounding is all that it is of
+    if height(end) < height(x) * (1 - _SAME) or gradient > logsum.CONVERGED:
         raise errors.InputError(
             f'the fit did not converge: its gradient is {gradient:.1e} of the most it can be, '
             f'{logsum.CONVERGED:.0e} are allowed; --objective=huber_sum is easier than huber_scaled'
         )
+    return end, gradient

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib import colors
 from matplotlib import figure as figure_lib
 
 from gptjax.scaling import frontier, laws, published
@@ -107,7 +108,7 @@ def isoflop(sweep: Sweep) -> figure_lib.Figure:
     groups = profiles.budgets(sweep.runs)
     for rows, colour in zip(groups, _ordered(len(groups)), strict=True):
         some = sweep.runs.of(rows[np.argsort(sweep.runs.n[rows])])
-        left.plot(some.n, some.loss, 'o', color=colour, label=f'{some.c.mean():.2g}')
+        left.plot(some.n, some.loss, 'o', color=colour, label=f'{some.c.mean():.3g}')
         if len(np.unique(some.n)) >= 3:
             bend = np.polyfit(np.log(some.n), some.loss, 2)
             x = np.geomspace(some.n.min(), some.n.max(), 100)
@@ -158,11 +159,13 @@ def parametric(sweep: Sweep) -> figure_lib.Figure:
     whole_c, whole_n = np.meshgrid(c, n)
     height = laws.Chinchilla.loss(result, whole_n, whole_c / (frontier.FLOPS * whole_n))
     levels = np.geomspace(*np.quantile(height, [0.002, 0.9]), 14)
-    lines = left.contour(whole_c, whole_n, height, levels, cmap='viridis')
+    scale = colors.Normalize(levels[0], levels[-1])
+    lines = left.contour(whole_c, whole_n, height, levels, cmap='viridis', norm=scale)
     left.clabel(lines, lines.levels[::3], fmt='%.2f', fontsize=10)
     best = np.array([frontier.optimum('chinchilla', result, each).n for each in c])
     left.plot(c, best, color=_COLOURS['3'], linewidth=2, label='efficient frontier')
-    shown = left.scatter(sweep.runs.c, sweep.runs.n, c=sweep.runs.loss, cmap='viridis', zorder=3)
+    drawn_as = {'c': sweep.runs.loss, 'cmap': 'viridis', 'norm': scale, 'zorder': 3}
+    shown = left.scatter(sweep.runs.c, sweep.runs.n, edgecolors='white', s=45, **drawn_as)
     drawn.colorbar(shown, ax=left, label=LOSS)
     left.set(xlabel=C, ylabel=N, xscale='log', yscale='log', ylim=(n[0], n[-1]))
     left.legend(loc='upper left', fontsize=10)
@@ -225,7 +228,7 @@ def predicted(found: Sequence[Mapping[str, Any]]) -> figure_lib.Figure:
 _NO_DATE = {'svg': {'Date': None}}
 
 
-def _figure(columns: int, size: tuple[float, float]) -> tuple[figure_lib.Figure, Sequence[Any]]:
+def _figure(columns: int, size: tuple[float, float]) -> tuple[figure_lib.Figure, np.ndarray]:
     with matplotlib.rc_context(_STYLE):
         drawn = figure_lib.Figure(figsize=size, layout='constrained')
         axes = drawn.subplots(1, columns, squeeze=False)[0]

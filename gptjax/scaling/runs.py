@@ -95,12 +95,15 @@ def check_units(runs: Runs) -> None:
     """
     if len(runs) < 8:
         return
-    x = np.stack([np.ones(len(runs)), np.log(runs.n), np.log(runs.d)], axis=1)
+    u, v = (np.log(x) - np.log(x).mean() for x in (runs.n, runs.d))
+    x = np.stack(
+        [np.ones(len(runs)), u, v, u * u, v * v, u * v][: 6 if len(runs) >= 12 else 3], axis=1
+    )
     y = np.log(runs.loss)
     plain = _spread(x, y)
     found = [(_spread(x, y - _BITS * bits), bits) for bits in _splits(x, y)]
     spread, bits = min(found, key=lambda each: each[0])
-    if plain > 0.05 and spread < 0.25 * plain and 0 < bits.sum() < len(runs):
+    if plain > 0.05 and spread < 0.35 * plain and 0 < bits.sum() < len(runs):
         name = runs.names[bits][0]
         raise errors.InputError(
             f'{int(bits.sum())} of {len(runs)} losses look like bits a token among nats, 1.44 '
