@@ -77,13 +77,17 @@ def test_programs_exit_with_their_codes(tmp_path):
             r"'engine' is read by generate, quickstart; leave it out",
         ),
         (train, '--config.ngram.memory_tokens=3', "'ngram' is read by count_ngrams, quickstart"),
-        (generate, '--config.optim.peak_lr=1.0', "'optim' is read by quickstart, train"),
-        (generate, '--noconfig.suite.download', "'suite' is read by evaluate, quickstart, train"),
-        (evaluate, '--config.seed=1', "'seed' is read by quickstart, train"),
+        (generate, '--config.optim.peak_lr=1.0', "'optim' is read by quickstart, scale, train"),
+        (
+            generate,
+            '--noconfig.suite.download',
+            "'suite' is read by evaluate, quickstart, scale, train",
+        ),
+        (evaluate, '--config.seed=1', "'seed' is read by count_ngrams, quickstart, scale, train"),
         (
             convert,
             '--config.model.n_layers=1',
-            "'model' is read by count_ngrams, quickstart, train",
+            "'model' is read by count_ngrams, quickstart, scale, train",
         ),
     ],
 )

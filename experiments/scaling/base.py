@@ -11,7 +11,8 @@ Expected number: none; see isoflop.py
 
 import ml_collections
 
-from gptjax.configs import base, cli, sizes, sweep
+from gptjax.configs import base, cli, sizes
+from gptjax.configs import sweep as sweep_lib
 from gptjax.scaling import flops as flops_lib
 
 VARIANTS = ('',)
@@ -32,10 +33,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.train.update(eval_every_steps=0, eval_max_tokens=200_000)
     config.evaluate.batch_windows = 64
     config.checkpoint.update(every_steps=0, every_secs=120.0)
-    return sweep.apply(config, size(64, 3, tokens=1_000_000))
+    return sweep_lib.apply(config, size(64, 3, tokens=1_000_000))
 
 
-def size(d_model: int, n_layers: int, tokens: float = 0.0, flops: float = 0.0) -> sweep.Overrides:
+def size(
+    d_model: int, n_layers: int, tokens: float = 0.0, flops: float = 0.0
+) -> sweep_lib.Overrides:
     """A GPT of a width and depth, so many tokens or FLOPs long."""
     model = sizes.gpt2_of(d_model, n_layers, n_ctx=N_CTX, n_vocab=N_VOCAB, scan_layers=False)
     return {
@@ -50,7 +53,7 @@ def rate(d_model: int) -> float:
     return _PEAK_LR * min(1.0, (_UP_TO_WIDTH / d_model) ** 0.5)
 
 
-def length(tokens: float) -> sweep.Overrides:
+def length(tokens: float) -> sweep_lib.Overrides:
     """A run of so many tokens, in whole steps, with its warm-up."""
     steps = max(2, round(tokens / BATCH_TOKENS))
     return {

@@ -40,7 +40,7 @@ def points(module: types.ModuleType, path: str, arg: str | None) -> dict[str, Ov
         point begins with another that there is not, or with one that begins with it.
     """
     errors.require(
-        hasattr(module, 'sweep'),
+        callable(getattr(module, 'sweep', None)),
         f'{path} has no sweep(); experiments/scaling/isoflop.py shows one',
     )
     given = module.sweep(arg) if arg is not None else module.sweep()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How large a model is, as scaling laws count it: from shapes alone."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -24,8 +25,12 @@ class Counts(NamedTuple):
     flops_per_token: float  # of training: forward and backward, causal
 
 
+@functools.lru_cache(4096)
 def of(config: heads.Config) -> Counts:
-    """The counts of a model; of an n-gram model its entries. No array is made."""
+    """The counts of a model; of an n-gram model its n-grams. No array is made."""
+    if config.family == 'ngram':  # whose arrays are tables beside its n-grams
+        entries = sum(config.entries)
+        return Counts(entries, entries, entries, 0.0)
     model = heads.LanguageModel(config)
     boxed = jax.eval_shape(model.init_params, jax.random.key(0))
     leaves = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, axes.Boxed))

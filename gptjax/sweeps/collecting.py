@@ -133,8 +133,8 @@ def _rows(
     config['model'] = upgrade.section('model', config['model'])
     look = states.look_at(workdir, states.failure(root, name), points_lib.least_tokens(config))
     meta, ended = _newest_meta(workdir), _ended(workdir)
-    if entries := meta.get('config', {}).get('model', {}).get('entries'):
-        config['model']['entries'] = tuple(entries)
+    if meta and 'entries' in config['model']:  # which a run's config knows not, and its model does
+        config['model']['entries'] = tuple(meta['config']['model']['entries'])
     size = counts.of(heads.configure(config['model']))
     rows = list(metrics.rows(workdir))
     common = {

@@ -53,10 +53,21 @@ class Source:
             where += [f'state={jobs.DONE}', 'loss!=']
             where += [] if approach == _ALONG else ['final=True']
             where += ['noise_scale_tokens!='] if approach == 'batch' else []
+            where += self._of_one_family(columns, where)
             said['allowed'] = self._allowed(columns, where)
-        if self._where:
-            said['where'] = self._where
+        if where:
+            said['where'] = where
         return table.runs(columns, self._columns, where, self.path), said
+
+    def _of_one_family(self, columns: table.Columns, where: list[str]) -> list[str]:
+        """The condition that leaves GPTs alone, where other models stand beside them."""
+        kept = table.kept(columns, where, self.path)
+        families = {str(columns['family'][i]) for i in kept}
+        if len(families) < 2:
+            return []
+        chosen = 'gpt' if 'gpt' in families else min(families)
+        _log.info('%s alone is fitted, of %s', chosen, ', '.join(sorted(families)))
+        return [f'family={chosen}']
 
     def _allowed(self, columns: table.Columns, where: list[str]) -> list[str]:
         """What differs between the runs though it should not, where that is allowed."""
