@@ -141,3 +141,31 @@ def test_a_fit_of_another_table_says_what_it_is_of(tmp_path):
     assert found['outlier_rule'] == 'the 2 highest losses dropped'
     assert found['method'] == 'projection'
     assert found['where'] == ['d>2e7']
+
+
+def test_over_trained_models_of_others_are_predicted_from_the_rest(real_data, tmp_path):
+    """34 models on C4 (arXiv 2403.08540): those of over 80 tokens a parameter from the others."""
+    path = real_data / 'scaling_testbed' / 'models.csv'
+    if not path.exists():
+        pytest.skip('no testbed')
+    columns = '--columns=name=name,n=params,d=tokens,loss=c4_val'
+    where = '--where=dataset=c4_original,chinchilla_multiplier<=4'
+    flags = (f'--table={path}', columns, '--samples=200', '--allow_wide')
+    call('fit', *flags, where, f'--out={tmp_path / "fit.json"}')
+    fitted = documents.read(tmp_path / 'fit.json', dict, '')
+    assert fitted['n_points'] == 23
+    with path.open() as f:
+        rows = [row for row in csv.DictReader(f) if row['dataset'] == 'c4_original']
+    far = [row for row in rows if float(row['chinchilla_multiplier']) > 4]
+    off, inside = [], 0
+    for row in far:
+        said = predictions.predict(
+            fitted, float(row['params']), float(row['tokens']), row['name'], None
+        )
+        low, high = said['intervals']['90']
+        inside += low <= float(row['c4_val']) <= high
+        off.append(abs(said['value'] / float(row['c4_val']) - 1))
+    print(f'{len(far)} models: {np.mean(off):.3f} off on average, {inside} inside 90 %')
+    assert len(far) == 11
+    assert np.mean(off) < 0.04
+    assert inside >= 8

@@ -15,7 +15,8 @@ import numpy as np
 Array = np.ndarray
 _FIRST_DELTA, _SHRINK = 0.1, 0.2
 _MOST_STEPS = 60  # of one delta
-_FLAT = 1e-9  # of the gradient: a fit has converged, and may be called so up to CONVERGED
+_ON_THE_WAY = 1e-6  # of the gradient, where a smaller delta comes next
+FLAT = 1e-9  # of the gradient: nothing is left to do; a fit may be called converged from here on:
 CONVERGED = 1e-6
 _CHUNK = 2**21  # numbers in the largest temporary
 
@@ -111,13 +112,19 @@ def huber(residual: Array, delta: float) -> tuple[Array, Array, Array]:
 
 
 def minimise(
-    form: Form, log_loss_R: Array, starts_SxP: Array, delta: float, weights_SxR: Array | None = None
+    form: Form,
+    log_loss_R: Array,
+    starts_SxP: Array,
+    delta: float,
+    weights_SxR: Array | None = None,
+    flat: float = FLAT,
 ) -> Found:
     """The minimum near each start.
 
     Args:
       delta: Huber's.
       weights_SxR: of the runs, for each start; None = 1.
+      flat: the gradient, as a share of the most it can be, at which a start has come to its end.
     """
     runs, starts = len(log_loss_R), len(starts_SxP)
     if weights_SxR is None:
@@ -125,18 +132,22 @@ def minimise(
     at_once = max(1, _CHUNK // (runs * form.terms_KxRxP.shape[0] * form.terms_KxRxP.shape[2]))
     parts = []
     for some in (slice(i, i + at_once) for i in range(0, starts, at_once)):
-        given = starts_SxP[some], delta, weights_SxR[some]
+        given = starts_SxP[some], delta, weights_SxR[some], flat
         parts.append(_minimised(form.of(some), log_loss_R, *given))
     return Found(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
-def _minimised(form: Form, log_loss_R: Array, x: Array, delta: float, weights: Array) -> Found:
+def _minimised(
+    form: Form, log_loss_R: Array, x: Array, delta: float, weights: Array, flat: float
+) -> Found:
     x = np.clip(x, form.low_P, form.high_P)
     deltas = [delta]
     while deltas[-1] < _FIRST_DELTA:
         deltas.append(min(deltas[-1] / _SHRINK, _FIRST_DELTA))
     for each in reversed(deltas):
-        x = _descended(form, log_loss_R, x, each, weights, _MOST_STEPS * (1 + 4 * (each == delta)))
+        steps = _MOST_STEPS * (5 if each == delta else 1)
+        problem = _Problem(form, log_loss_R, each, weights)
+        x = _descended(problem, x, steps, flat if each == delta else _ON_THE_WAY)
     problem = _Problem(form, log_loss_R, delta, weights)
     value, slope, _ = problem.derivatives(x)
     most = delta * weights.sum(axis=1)
@@ -169,13 +180,11 @@ class _Problem(NamedTuple):
         return self._replace(form=self.form.of(some), weights_SxR=self.weights_SxR[some])
 
 
-def _descended(
-    form: Form, log_loss_R: Array, x: Array, delta: float, weights: Array, steps: int
-) -> Array:
+def _descended(whole: _Problem, x: Array, steps: int, flat: float) -> Array:
     """Damped Newton steps, each start by itself, until none moves."""
+    form, delta = whole.form, whole.delta
     x, damping = x.copy(), np.full(len(x), 1e-3)
     active = np.arange(len(x))
-    whole = _Problem(form, log_loss_R, delta, weights)
     for _ in range(steps):
         problem = whole.of(active)
         here = x[active]
@@ -189,7 +198,7 @@ def _descended(
         damping[active] = np.where(better, damping[active] * 0.2, damping[active] * 5)
         size = np.linalg.norm(free, axis=1) / (delta * problem.weights_SxR.sum(axis=1))
         # Where even the smallest steps are no better, numbers have no more digits.
-        goes_on = (size > _FLAT) & (damping[active] < 1e12)
+        goes_on = (size > flat) & (damping[active] < 1e12)
         active = active[goes_on]
         if not len(active):
             break

@@ -38,6 +38,7 @@ GRID = (
     (0, 0.5, 1, 1.5, 2),
 )
 _DESCENTS = 8  # by L-BFGS
+_COARSE = 1e-5  # of the gradient inside a grid
 _SIDE, _FINEST = 7, 1e-5  # of the grids over alpha and beta, each around the best of the last
 _KINKED = 1e-6  # a delta below which the objective is one of absolute values in effect
 _SAME = 1e-8  # of the objective, between the end of a search and the minimum
@@ -112,16 +113,25 @@ def _value(residual: np.ndarray, scale: float) -> float:
 def _scaled(
     law: laws.Law, x: np.ndarray, search: Callable[..., np.ndarray]
 ) -> tuple[np.ndarray, float]:
-    """The minimum where the scale is fitted, too: each in turn until both stay."""
-    scale = 0.0
+    """The minimum where the scale is fitted, too: each in turn until both stay.
+
+    The second search is of a delta so small that absolute values are summed in effect, and their
+    minimum hardly moves with the scale any more.
+    """
+    scale, found = 0.0, search
     for _ in range(_ROUNDS):
         before = scale
         residual = law.form.log_loss(x) - law.log_loss_R
         scale = logsum.scale_of(residual, DELTA)
         if np.abs(residual).max() < _EXACT or abs(scale - before) <= 1e-9 * scale:
             break
-        x = search(law, DELTA * scale, x)
+        x = found(law, DELTA * scale, x)
+        found = _refined
     return x, scale
+
+
+def _refined(law: laws.Law, delta: float, x: np.ndarray) -> np.ndarray:
+    return logsum.minimise(law.form, law.log_loss_R, x[None], delta).x_SxP[0]
 
 
 def _by_lbfgs(law: laws.Law, delta: float, x: np.ndarray | None = None) -> np.ndarray:
@@ -188,18 +198,20 @@ def _searched(
 ) -> np.ndarray:
     """Grids of alpha and beta, each finer and around the best of the last; x: where to begin."""
     low, high = law.form.low_P[3:], law.form.high_P[3:]
-    middle, width = (np.array([0.6, 0.6]), 0.55) if x is None else (x[3:], 1e-4)
+    middle, width = (np.array([0.6, 0.6]), 0.55) if x is None else (x[3:], 0.05)
     steps = np.array(list(itertools.product(np.linspace(-1, 1, _SIDE), repeat=2)))
     while width > finest:
         pairs = np.clip(middle + width * steps, low, high)
-        best = int(np.argmin(_inside(law, delta, pairs).value_S))
+        best = int(np.argmin(_inside(law, delta, pairs, _COARSE).value_S))
         middle = pairs[best]
-        if np.abs(steps[best]).max() < 1:  # else the minimum may lie outside
-            width *= 2.5 / (_SIDE - 1)
+        inside = np.abs(steps[best]).max() < 1  # else the minimum may lie outside
+        width *= 2.5 / (_SIDE - 1) if inside else 1.5
     return middle
 
 
-def _inside(law: laws.Chinchilla, delta: float, pairs_Sx2: np.ndarray) -> logsum.Found:
+def _inside(
+    law: laws.Chinchilla, delta: float, pairs_Sx2: np.ndarray, flat: float = logsum.FLAT
+) -> logsum.Found:
     """The logarithms of A, B and E, none of them negative, where each alpha and beta is given."""
     terms, bounds = law.form.terms_KxRxP, (law.form.low_P[:3], law.form.high_P[:3])
     known = np.einsum('krp,sp->skr', terms[:, :, 3:], pairs_Sx2)
@@ -207,7 +219,7 @@ def _inside(law: laws.Chinchilla, delta: float, pairs_Sx2: np.ndarray) -> logsum
     held = [optimize.nnls(np.exp(each).T / loss[:, None], np.ones_like(loss))[0] for each in known]
     starts = np.log(np.maximum(held, np.exp(bounds[0])))
     form = logsum.Form(terms[:, :, :3], known, -1, *bounds)
-    return logsum.minimise(form, law.log_loss_R, starts, delta)
+    return logsum.minimise(form, law.log_loss_R, starts, delta, flat=flat)
 
 
 def _slope(law: laws.Chinchilla, delta: float, pair: np.ndarray) -> np.ndarray:
