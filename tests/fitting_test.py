@@ -93,6 +93,15 @@ def test_fits_predicts_and_scores(tmp_path, capsys, monkeypatch):
         assert f'{name}.png' in report
         assert (root / f'{name}.png').stat().st_size > 5000
         assert (root / f'{name}.svg').read_text().startswith('<?xml')
+    assert 'rates.png' not in report
+    rates = {
+        'rows': {row: {'peak_lr': 0.001 * (row + 1), 'batch_tokens': 512} for row in range(30)}
+    }
+    other = synthetic(tmp_path / 'other', **rates)
+    call('plot', f'--workdir={other}')
+    assert 'rates.png' in (other / 'report.md').read_text()
+    call('plot', f'--workdir={other}', '--pictures=batches')
+    assert (other / 'batches.svg').exists()
     with pytest.raises(errors.UsageError, match='isoflop wants a fit'):
         call('plot', f'--workdir={root}', '--pictures=isoflop')
     with pytest.raises(errors.UsageError, match="no picture 'nothing'"):

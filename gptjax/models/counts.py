@@ -16,7 +16,7 @@ class Counts(NamedTuple):
 
     The papers differ in what N is. Kaplan et al. 2020 (section 2.1) leave embeddings out, Hoffmann
     et al. 2022 count all; what multiplies is the transformer with what gives the logits. In small
-    models the choice moves the exponents (Pearce and Song 2024, section 3).
+    models the choice moves the exponents (Pearce and Song 2024).
     """
 
     parameters: int

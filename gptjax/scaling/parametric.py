@@ -3,7 +3,7 @@
 
 Objectives, of the residuals r = log L - log loss:
 - 'huber_sum': the sum of Huber's function with delta 1e-3 (Hoffmann et al. 2022, section 3.3; a
-  mean in its place made optimisers stop early: Besiroglu et al. 2024, section 4);
+  mean in its place made an optimiser stop early: Besiroglu et al. 2024);
 - 'huber_scaled': minus the log likelihood of the density that belongs to it, its scale fitted too,
   as Besiroglu et al. maximise it.
 

@@ -30,6 +30,8 @@ class Sweep(NamedTuple):
 
     Attributes:
       runs: that are done, of the family that is fitted. curves: all of their evaluations.
+      settings: column -> a number a run: peak_lr, batch_tokens, noise_scale_tokens (nan = not
+        measured).
       others: family -> runs of other models, on the same axes.
       unfinished: state -> (n, d, c, loss) of runs that did not get to their end; loss of training.
       fits: approach -> result.
@@ -37,6 +39,7 @@ class Sweep(NamedTuple):
 
     runs: runs_lib.Runs
     curves: runs_lib.Runs
+    settings: Mapping[str, np.ndarray]
     others: Mapping[str, runs_lib.Runs]
     unfinished: Mapping[str, np.ndarray]
     fits: Mapping[str, Mapping[str, Any]]
@@ -205,6 +208,42 @@ def optima(sweep: Sweep) -> figure_lib.Figure:
         )
         axis.set(xlabel=C, ylabel=label, xscale='log', yscale='log')
         axis.legend(fontsize=10)
+    return drawn
+
+
+def rates(sweep: Sweep) -> figure_lib.Figure:
+    """Loss over learning rates, a line a size, the best of each marked (Yang et al., figure 1)."""
+    drawn, (axis,) = _figure(1, (8, 5.2))
+    sizes = np.unique(sweep.runs.n)
+    for size, colour in zip(sizes, _ordered(len(sizes)), strict=True):
+        rows = np.flatnonzero(sweep.runs.n == size)
+        rows = rows[np.argsort(sweep.settings['peak_lr'][rows])]
+        x, y = sweep.settings['peak_lr'][rows], sweep.runs.loss[rows]
+        axis.plot(x, y, 'o-', color=colour, label=f'{_short(size)} parameters')
+        axis.plot(x[np.argmin(y)], y.min(), '*', color='#D55E00', markersize=14)
+    axis.plot([], [], '*', color='#D55E00', markersize=12, label='best')
+    axis.set(xlabel='peak learning rate', ylabel=LOSS, xscale='log')
+    axis.legend(fontsize=10)
+    return drawn
+
+
+def batches(sweep: Sweep) -> figure_lib.Figure:
+    """Loss over the batch; the noise scale over the loss, beside Kaplan's critical batch."""
+    drawn, (left, right) = _figure(2, (12, 5))
+    order = np.argsort(sweep.settings['batch_tokens'])
+    batch, loss = sweep.settings['batch_tokens'][order], sweep.runs.loss[order]
+    left.plot(batch, loss, 'o-', color=_COLOURS['3'])
+    left.set(xlabel='batch, tokens', ylabel=LOSS, xscale='log')
+    noise = sweep.settings['noise_scale_tokens'][order]
+    there = np.isfinite(noise) & (noise > 0)
+    right.plot(loss[there], noise[there], 'o', color=_COLOURS['3'], label='gradient noise scale')
+    line = np.linspace(loss.min(), loss.max(), 50)
+    if 'batch' in sweep.fits:
+        right.plot(line, laws.Power.loss(sweep.fits['batch'], line), color='black', label='fit')
+    kaplan = published.loss('kaplan_batch', line)
+    right.plot(line, kaplan, ':', color=_GREY, label='Kaplan et al., critical batch')
+    right.set(xlabel=LOSS, ylabel='tokens', yscale='log')
+    right.legend(fontsize=10)
     return drawn
 
 

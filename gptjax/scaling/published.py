@@ -58,7 +58,7 @@ LAWS = {
     'besiroglu': Published(
         'chinchilla',
         {'E': 1.81686, 'A': 482.006, 'B': 2085.434, 'alpha': 0.34781, 'beta': 0.36585},
-        'Besiroglu et al. 2024, table 1',
+        'Besiroglu et al. 2024 (arXiv 2404.10102v2)',
     ),
 }
 

@@ -34,8 +34,8 @@ def predict(
     """The prediction of a fit for a model of n parameters trained on d tokens.
 
     Its spread is that of the fit's bootstrap samples, and of runs around the law: each sample gets
-    a residual, drawn from those of the fit (Efron and Tibshirani 1993, section 25.4, is the same
-    for regressions), which are widened by the root of R / (R - P).
+    a residual, drawn from those of the fit and widened by the root of R / (R - P). It is as wide as
+    the law allows; that the law is another one, where no run was, is not in it.
 
     Args:
       run: the workdir it is for; None = not known yet.

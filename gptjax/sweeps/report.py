@@ -26,8 +26,11 @@ PICTURES: dict[str, tuple[str, Callable[[plots.Sweep], figure_lib.Figure], tuple
     'isoflop': ('isoFLOP profiles', plots.isoflop, ('2',)),
     'curves': ('losses along training', plots.curves, ('1',)),
     'parametric': ('the parametric loss', plots.parametric, ('3',)),
+    'rates': ('loss over learning rates', plots.rates, ()),
+    'batches': ('batch sizes and the gradient noise scale', plots.batches, ()),
     'optima': ('best size and length, by approach', plots.optima, ('1', '2', '3', 'kaplan')),
 }
+_VARIED = {'rates': 'peak_lr', 'batches': 'batch_tokens'}  # what a picture wants to differ
 _PREDICTED = 'predictions'
 _log = logging.getLogger('gptjax')
 
@@ -57,7 +60,7 @@ def write(root: buckets.Anywhere, asked: Sequence[str]) -> list[str]:
                 name not in asked, f'{name} wants a fit: python -m gptjax.scale fit {flag}'
             )
             continue
-        if name in asked or not asked:
+        if name in asked or (not asked and _is_shown(name, sweep)):
             plots.save(draw(sweep), root, name)
             drawn[name] = about
     if said and (_PREDICTED in asked or not asked):
@@ -65,6 +68,15 @@ def write(root: buckets.Anywhere, asked: Sequence[str]) -> list[str]:
         drawn[_PREDICTED] = 'predictions and what came out'
     files.replace(root / REPORT, _text(columns, fits, said, drawn))
     return [REPORT, *(f'{name}.{kind}' for name in drawn for kind in ('png', 'svg'))]
+
+
+def _is_shown(name: str, sweep: plots.Sweep) -> bool:
+    """Whether a picture that was not asked for shows anything: one size by several settings."""
+    if name not in _VARIED:
+        return True
+    values = sweep.settings[_VARIED[name]]
+    sizes = np.unique(sweep.runs.n)
+    return any(len(np.unique(values[sweep.runs.n == size])) > 2 for size in sizes)
 
 
 def sweep_of(columns: table.Columns, fits: Mapping[str, Mapping[str, Any]]) -> plots.Sweep:
@@ -82,6 +94,10 @@ def sweep_of(columns: table.Columns, fits: Mapping[str, Mapping[str, Any]]) -> p
 
     main = 'gpt' if 'gpt' in family else family[0]
     ended = final & scored
+    settings = {
+        name: _numbers(columns, name)[ended & (family == main)]
+        for name in ('peak_lr', 'batch_tokens', 'noise_scale_tokens')
+    }
     unfinished = {
         each: np.stack([n, d, c, train_loss], axis=1)[state == each]
         for each in sorted({*state} - {jobs.DONE})
@@ -89,6 +105,7 @@ def sweep_of(columns: table.Columns, fits: Mapping[str, Mapping[str, Any]]) -> p
     return plots.Sweep(
         some(ended & (family == main)),
         some(scored & (family == main) & (state == jobs.DONE)),
+        settings,
         {each: some(ended & (family == each)) for each in sorted({*family} - {main})},
         unfinished,
         fits,
