@@ -112,7 +112,6 @@ def fit(args: cli.Args) -> None:
     """
     given = args.flags
     approach = given.approach
-    count = '' if given.table else given.count or _usual_count(approach)
     options = fits.Options(
         approach,
         objective=given.objective,
@@ -124,7 +123,7 @@ def fit(args: cli.Args) -> None:
         budgets=_numbers('budgets', given.budgets),
         allow_wide=given.allow_wide,
     )
-    result = fitting.fit(_source(args, count), options, given.drop_highest, count)
+    result = fitting.fit(_given(args), options, given.drop_highest)
     out = pathlib.Path(given.out) if given.out else fitting.path_of(_root(args), approach)
     fitting.write(result, out)
     print(told.of_fit(result))
@@ -213,20 +212,19 @@ def _usual_count(approach: str) -> str:
     return 'non_embedding' if approach in ('kaplan', 'n') else 'all'
 
 
-def _source(args: cli.Args, count: str) -> fitting.Source:
+def _given(args: cli.Args) -> fitting.Given:
+    """What is to be fitted: a table that is named, or the sweep's."""
     given = args.flags
     where = [condition for condition in given.where if condition]
     if given.table:
-        columns = table.parse_columns(given.columns)
-        return fitting.Source(pathlib.Path(given.table), columns, where, own=False)
+        return fitting.others(pathlib.Path(given.table), table.parse_columns(given.columns), where)
     errors.require(not given.columns, '--columns are those of --table=<file>')
     local = scratch.need(pathlib.Path(args.workdir) / collecting.CSV)
     errors.require(
         local.exists(), f'{local} is missing: python -m gptjax.scale collect makes it, or --table'
     )
-    c, loss = ('loss', 'noise_scale_tokens') if given.approach == 'batch' else ('flops', 'loss')
-    columns = {'name': 'point', 'n': fitting.COUNTS[count], 'd': 'd', 'c': c, 'loss': loss}
-    return fitting.Source(local, columns, where, own=True, allow_mixed=given.allow_mixed)
+    count = given.count or _usual_count(given.approach)
+    return fitting.swept(local, given.approach, count, where, given.allow_mixed)
 
 
 def _counts(config: ml_collections.ConfigDict) -> counts.Counts:
@@ -272,18 +270,24 @@ def _define_label(values: flags.FlagValues) -> None:
 
 def _define_fit(values: flags.FlagValues) -> None:
     one, text, whole = flags.DEFINE_enum, flags.DEFINE_string, flags.DEFINE_integer
-    one('approach', '3', list(fits.APPROACHES), 'What is fitted.', flag_values=values)
-    one('objective', 'huber_sum', parametric.OBJECTIVES, 'What is minimised.', flag_values=values)
-    one('method', 'lbfgs', ['lbfgs', 'projection'], 'How.', flag_values=values)
-    one('law', 'power', ['power', 'offset'], 'Of approaches n, d and c.', flag_values=values)
+    one('approach', _USUAL.approach, list(fits.APPROACHES), 'What is fitted.', flag_values=values)
+    one(
+        'objective',
+        _USUAL.objective,
+        parametric.OBJECTIVES,
+        'What is minimised.',
+        flag_values=values,
+    )
+    one('method', _USUAL.method, parametric.METHODS, 'How.', flag_values=values)
+    one('law', _USUAL.law, fits.LAWS_OF_ONE, 'Of approaches n, d and c.', flag_values=values)
     text('table', '', "A CSV or Parquet file of runs; the sweep's by default.", flag_values=values)
     text('columns', '', 'Its columns: name=,n=,d=,c=,loss=, as d=c/6/n.', flag_values=values)
     flags.DEFINE_list('where', [], 'Rows: column=value, != < > <= >=.', flag_values=values)
     one('count', None, list(fitting.COUNTS), 'What N counts.', flag_values=values)
     whole('drop_highest', 0, 'Rows of the highest losses left out.', flag_values=values)
-    one('unit', 'points', bootstrap.UNITS, 'What the bootstrap draws.', flag_values=values)
-    whole('samples', 1000, 'Of the bootstrap.', flag_values=values)
-    whole('seed', 0, 'Of the bootstrap.', flag_values=values)
+    one('unit', _USUAL.unit, bootstrap.UNITS, 'What the bootstrap draws.', flag_values=values)
+    whole('samples', _USUAL.samples, 'Of the bootstrap.', flag_values=values)
+    whole('seed', _USUAL.seed, 'Of the bootstrap.', flag_values=values)
     flags.DEFINE_list('budgets', [], 'FLOPs to tell the optimum at.', flag_values=values)
     flags.DEFINE_bool('allow_wide', False, 'Numbers known to no factor of 10.', flag_values=values)
     flags.DEFINE_bool('allow_mixed', False, 'Runs of different commits.', flag_values=values)
@@ -309,6 +313,7 @@ def _define_plot(values: flags.FlagValues) -> None:
 
 
 _ATTRIBUTES = {'all': 'parameters', 'non_embedding': 'non_embedding', 'with_head': 'with_head'}
+_USUAL = fits.Options('3')
 _ANY = base.__file__  # where no experiment is wanted
 VERBS = {
     'points': verbs.Verb(points, reads=READS, needs_workdir=False),

@@ -220,6 +220,23 @@ def test_a_branch_behind_the_end_of_its_stem_is_refused():
             points.of_sweep(base.get_config(), {'stem': stem, 'branch': branch}, 'root')
 
 
+def test_tokens_of_another_corpus_are_not_taken_for_this_ones(tmp_path):
+    """They are made where there are none, and looked at again where what makes them has changed."""
+    config = base.get_config()
+    swept = points.of_sweep(config, {'a': {}}, str(tmp_path))
+
+    def preparing():
+        return [job.name for job in points.jobs_of(swept, tmp_path, config) if job.name != 'a']
+
+    assert len(preparing()) == 3
+    points.note_prepared(tmp_path, config)
+    assert preparing() == []
+    config.corpus.path = 'other'
+    assert len(preparing()) == 3
+    config.data.sets = ('/elsewhere/tokens',)
+    assert preparing() == []
+
+
 def test_the_board_tells_what_is_left():
     found = {
         name: {'train.total_tokens': tokens, 'model.d_model': width, 'model.d_head': width // 2}

@@ -25,12 +25,17 @@ def read(workdir: buckets.Anywhere) -> dict[str, Any]:
     return documents.read(workdir / NAME, dict, 'run the same command again', _NEEDS)
 
 
+def found(workdir: buckets.Anywhere) -> dict[str, Any]:
+    """What stands there; {} where read() would raise."""
+    try:
+        return read(workdir)
+    except documents.Damaged:
+        return {}
+
+
 def is_whole(workdir: pathlib.Path) -> bool:
     """Whether it is there as it was written."""
-    try:
-        return bool(read(workdir))
-    except documents.Damaged:
-        return False
+    return bool(found(workdir))
 
 
 def begin(workdir: pathlib.Path) -> None:

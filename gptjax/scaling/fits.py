@@ -28,6 +28,7 @@ APPROACHES = {
 }
 _OF_TWO = {'3': laws.Chinchilla, 'kaplan': laws.Kaplan}
 _OF_ONE = {'power': laws.Power, 'offset': laws.Offset}
+LAWS_OF_ONE = tuple(_OF_ONE)
 _WIDEST = 10.0  # an interval of 90 % whose ends differ by a larger factor holds no number
 _MOST_LOST = 0.2  # of bootstrap samples that give no fit
 _LEAST_SIZES = 3
@@ -71,8 +72,8 @@ class Options:
         for name, known in (
             ('approach', tuple(APPROACHES)),
             ('objective', parametric.OBJECTIVES),
-            ('method', ('lbfgs', 'projection')),
-            ('law', tuple(_OF_ONE)),
+            ('method', parametric.METHODS),
+            ('law', LAWS_OF_ONE),
             ('unit', bootstrap.UNITS),
         ):
             errors.require_choice(self, name, known)

@@ -26,7 +26,7 @@ from gptjax.configs import errors
 from gptjax.scaling import laws, logsum
 
 DELTA = 1e-3
-OBJECTIVES = ('huber_sum', 'huber_scaled')
+OBJECTIVES, METHODS = ('huber_sum', 'huber_scaled'), ('lbfgs', 'projection')
 Objective = Literal['huber_sum', 'huber_scaled']
 Method = Literal['lbfgs', 'projection']
 # Of starts (Hoffmann et al. 2022, section D.3): a, b, e, alpha, beta.

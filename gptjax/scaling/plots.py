@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from matplotlib import colors
+from matplotlib import colors, ticker
 from matplotlib import figure as figure_lib
 
-from gptjax.scaling import frontier, laws, published
+from gptjax.scaling import frontier, laws, profiles, published
 from gptjax.scaling import runs as runs_lib
 from gptjax.storage import buckets, files
 
@@ -105,8 +105,6 @@ def grid(sweep: Sweep) -> figure_lib.Figure:
 
 def isoflop(sweep: Sweep) -> figure_lib.Figure:
     """Profiles at each budget, and the best size and length over budgets (Hoffmann, figure 3)."""
-    from gptjax.scaling import profiles
-
     drawn, (left, middle, right) = _figure(3, (14, 4.6))
     groups = profiles.budgets(sweep.runs)
     for rows, colour in zip(groups, _ordered(len(groups)), strict=True):
@@ -344,8 +342,6 @@ def _short(number: float) -> str:
 
 def _plain_ticks(axis: Any) -> None:
     """Losses on a logarithmic axis as numbers, not powers of ten."""
-    from matplotlib import ticker
-
     low, high = axis.get_ylim()
     places = [x for x in ticker.MaxNLocator(5).tick_values(low, high) if low <= x <= high]
     axis.set_yticks(places, [f'{x:g}' for x in places])

@@ -67,9 +67,6 @@ class Row:
     why: str
 
 
-NUMBERS = tuple(name for name, kind in typing.get_type_hints(Row).items() if kind in (int, float))
-
-
 def collect(runs: Mapping[str, buckets.Anywhere], root: buckets.Anywhere, label: str) -> list[Row]:
     """The rows of runs.
 
@@ -132,7 +129,7 @@ def _rows(
     config = upgrade.config(documents.read(there, dict, 'this is no run', ('model',)))
     config['model'] = upgrade.section('model', config['model'])
     look = states.look_at(workdir, states.failure(root, name), points_lib.least_tokens(config))
-    meta, ended = _newest_meta(workdir), _ended(workdir)
+    meta, ended = _newest_meta(workdir), results.found(workdir)
     if meta and 'entries' in config['model']:  # which a run's config knows not, and its model does
         config['model']['entries'] = tuple(meta['config']['model']['entries'])
     size = counts.of(heads.configure(config['model']))
@@ -217,12 +214,6 @@ def _newest_meta(workdir: buckets.Anywhere) -> dict[str, Any]:
     for folder in reversed(listing.finished(workdir / listing.FOLDER)):
         with contextlib.suppress(OSError, ValueError):
             return manifest.read_meta(folder)
-    return {}
-
-
-def _ended(workdir: buckets.Anywhere) -> dict[str, Any]:
-    with contextlib.suppress(documents.Damaged):
-        return results.read(workdir)
     return {}
 
 

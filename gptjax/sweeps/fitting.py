@@ -4,7 +4,7 @@
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,86 +20,83 @@ _ALONG = '1'  # the approach that reads losses along training
 _log = logging.getLogger('gptjax')
 
 
-class Source:
-    """A table, and which of its rows and columns are fitted."""
+class Given(NamedTuple):
+    """Runs to be fitted, and what a result says of where they are from."""
 
-    def __init__(
-        self,
-        path: pathlib.Path,
-        columns: Mapping[str, str],
-        where: Sequence[str],
-        own: bool,
-        allow_mixed: bool = False,
-    ) -> None:
-        """Args: own: whether it is what collect wrote. allow_mixed: different commits may be."""
-        self.path, self._columns, self._where = path, dict(columns), list(where)
-        self._own, self._allow_mixed = own, allow_mixed
-
-    def runs(self, approach: str) -> tuple[runs_lib.Runs, dict[str, Any]]:
-        """The runs, and what a result says of where they are from.
-
-        Raises:
-          InputError: as table.read() and table.runs(); the runs were made by different code, or
-            are of different tokens.
-        """
-        columns = table.read(self.path)
-        said: dict[str, Any] = {'table': self.path.name, 'columns': self._columns}
-        where = list(self._where)
-        if self._own:
-            left_out = _unfinished(columns)
-            if left_out:
-                said['left_out'] = left_out
-                _log.warning('not fitted: %s', ', '.join(f'{k} ({v})' for k, v in left_out.items()))
-            where += [f'state={jobs.DONE}', 'loss!=']
-            where += [] if approach == _ALONG else ['final=True']
-            where += ['noise_scale_tokens!='] if approach == 'batch' else []
-            where += self._of_one_family(columns, where)
-            said['allowed'] = self._allowed(columns, where)
-        if where:
-            said['where'] = where
-        return table.runs(columns, self._columns, where, self.path), said
-
-    def _of_one_family(self, columns: table.Columns, where: list[str]) -> list[str]:
-        """The condition that leaves GPTs alone, where other models stand beside them."""
-        kept = table.kept(columns, where, self.path)
-        families = {str(columns['family'][i]) for i in kept}
-        if len(families) < 2:
-            return []
-        chosen = 'gpt' if 'gpt' in families else min(families)
-        _log.info('%s alone is fitted, of %s', chosen, ', '.join(sorted(families)))
-        return [f'family={chosen}']
-
-    def _allowed(self, columns: table.Columns, where: list[str]) -> list[str]:
-        """What differs between the runs though it should not, where that is allowed."""
-        kept = table.kept(columns, where, self.path)
-        found = []
-        for name in _SAME:
-            values = sorted({str(columns[name][i]) for i in kept})
-            if len(values) < 2:
-                continue
-            shown = ', '.join(value[:12] or 'none' for value in values)
-            if not self._allow_mixed:
-                raise errors.InputError(
-                    f'the runs were made with {len(values)} values of {name} ({shown}): losses do '
-                    'not compare; choose some with --where, or say --allow_mixed, and the result '
-                    'says so'
-                )
-            found.append(f'{name}: {shown}')
-        return found
+    runs: runs_lib.Runs
+    said: dict[str, Any]
 
 
-def fit(source: Source, options: fits.Options, drop_highest: int, count: str) -> dict[str, Any]:
-    """The result of a fit as it is written. Raises InputError as Source.runs() and fits.fit()."""
-    runs, said = source.runs(options.approach)
-    runs, dropped = runs_lib.without_highest(runs, drop_highest)
-    said['outlier_rule'] = f'the {drop_highest} highest losses dropped' if drop_highest else 'none'
-    if dropped:
-        said['dropped'] = dropped
-    if count:
-        said['parameters_counted'] = count
-    result = fits.fit(runs, options)
+def others(path: pathlib.Path, columns: Mapping[str, str], where: Sequence[str]) -> Given:
+    """The runs of anybody's table. Arguments and errors as table.read() and table.runs()."""
+    said = {'table': path.name, 'columns': dict(columns)} | (
+        {'where': list(where)} if where else {}
+    )
+    return Given(table.runs(table.read(path), columns, where, path), said)
+
+
+def swept(
+    path: pathlib.Path, approach: str, count: str, where: Sequence[str], allow_mixed: bool
+) -> Given:
+    """The runs of a table that collect wrote: those that are done, of one family of models.
+
+    Args:
+      count: of COUNTS. allow_mixed: whether runs may be of different commits, tokenizers, data.
+
+    Raises:
+      InputError: as others(); the runs were made by different code, or are of different tokens.
+    """
+    c, loss = ('loss', 'noise_scale_tokens') if approach == 'batch' else ('flops', 'loss')
+    named = {'name': 'point', 'n': COUNTS[count], 'd': 'd', 'c': c, 'loss': loss}
+    columns, more = table.read(path), {'parameters_counted': count}
+    if left_out := _unfinished(columns):
+        more['left_out'] = left_out
+        _log.warning('not fitted: %s', ', '.join(f'{k} ({v})' for k, v in left_out.items()))
+    where = [*where, f'state={jobs.DONE}', f'{loss}!=']
+    where += [] if approach == _ALONG else ['final=True']
+    where += _of_one_family(columns, where, path)
+    more['allowed'] = _mixed(columns, where, path, allow_mixed)
+    runs, said = others(path, named, where)
+    return Given(runs, said | more)
+
+
+def fit(given: Given, options: fits.Options, drop_highest: int) -> dict[str, Any]:
+    """The result of a fit as it is written. Raises InputError as fits.fit()."""
+    runs, dropped = runs_lib.without_highest(given.runs, drop_highest)
+    rule = f'the {drop_highest} highest losses dropped' if drop_highest else 'none'
+    said = given.said | {'outlier_rule': rule} | ({'dropped': dropped} if dropped else {})
     made = {'made': results.now(), 'commit': program.commit()}
-    return {**result, **said, **made}
+    return {**fits.fit(runs, options), **said, **made}
+
+
+def _of_one_family(columns: table.Columns, where: Sequence[str], path: pathlib.Path) -> list[str]:
+    """The condition that leaves GPTs alone, where other models stand beside them."""
+    families = {str(columns['family'][i]) for i in table.kept(columns, where, path)}
+    if len(families) < 2:
+        return []
+    chosen = 'gpt' if 'gpt' in families else min(families)
+    _log.info('%s alone is fitted, of %s', chosen, ', '.join(sorted(families)))
+    return [f'family={chosen}']
+
+
+def _mixed(
+    columns: table.Columns, where: Sequence[str], path: pathlib.Path, allowed: bool
+) -> list[str]:
+    """What differs between the runs though it should not. Raises InputError if not allowed."""
+    kept = table.kept(columns, where, path)
+    found = []
+    for name in _SAME:
+        values = sorted({str(columns[name][i]) for i in kept})
+        if len(values) < 2:
+            continue
+        shown = ', '.join(value[:12] or 'none' for value in values)
+        if not allowed:
+            raise errors.InputError(
+                f'the runs were made with {len(values)} values of {name} ({shown}): losses do not '
+                'compare; choose some with --where, or say --allow_mixed, and the result says so'
+            )
+        found.append(f'{name}: {shown}')
+    return found
 
 
 def path_of(root: buckets.Anywhere, approach: str) -> Any:

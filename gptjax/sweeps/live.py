@@ -35,7 +35,9 @@ class Board:
         self._shown, self._logged = 0.0, time.monotonic()
         self._said: dict[str, str] = {}
         console = rich.console.Console(file=sys.stderr)
-        self._live = rich.live.Live(console=console, auto_refresh=False) if _is_tty() else None
+        self._live = (
+            rich.live.Live(console=console, auto_refresh=False) if sys.stderr.isatty() else None
+        )
 
     def __enter__(self) -> 'Board':
         if self._live:
@@ -141,7 +143,3 @@ def _span(secs: float) -> str:
 def _loss_said(look: states.Look) -> str:
     said = f', loss {look.loss:.4f}' if look.loss == look.loss else ''
     return said + (f': {look.why}' if look.why else '')
-
-
-def _is_tty() -> bool:
-    return sys.stderr.isatty()

@@ -5,6 +5,7 @@ ROOT/sweep.json        what the points are, and what made them
 ROOT/configs/NAME.json the whole config of a point
 ROOT/points/NAME/      its workdir
 ROOT/logs/NAME.txt     what it said
+ROOT/prepared.json     what made the tokens in ROOT
 Relative folders of tokens are ROOT's, and all points share them.
 """
 
@@ -21,7 +22,13 @@ from gptjax.runtime import jobs, program
 from gptjax.storage import buckets, documents
 
 SWEEP = 'sweep.json'
-PREPARED = 'tokens/manifest.json'
+_PREPARED = 'prepared.json'
+LAST_PREPARED = 'prepare_tokens'
+_PREPARING = {
+    'prepare_corpus': 'corpus',
+    'train_tokenizer': 'tokenizer',
+    'prepare_tokens': 'tokens',
+}
 _AGAIN = 'give --config=<experiment with a sweep()>'
 
 
@@ -138,14 +145,14 @@ def jobs_of(
 ) -> list[jobs.Job]:
     """What runs the points, and what prepares their tokens where these are to stand in ROOT."""
     preparing = _preparing(root, config)
-    before = frozenset(job.name for job in preparing)
+    first = frozenset(job.name for job in preparing)
     running = [
         jobs.Job(
             name,
             _command('count_ngrams' if point.is_counted else 'train', root, name),
             _to_end(point, points),
             point.memory,
-            point.after | before,
+            point.after | first,
             log_path(root, name),
         )
         for name, point in points.items()
@@ -214,12 +221,29 @@ def _share_tokens(config: ml_collections.ConfigDict) -> None:
         config.data.eval_sets[label] = shared(name)
 
 
+def note_prepared(root: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Writes down that the tokens in ROOT are those of a config."""
+    _write_new(root / _PREPARED, _made_by(config))
+
+
+def _made_by(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What makes the tokens of a config what they are."""
+    plain = base.plain(config)
+    return {section: plain[section] for section in _PREPARING.values()}
+
+
 def _preparing(root: pathlib.Path, config: ml_collections.ConfigDict) -> list[jobs.Job]:
-    """The programs that make the tokens, one after another; none where others are named."""
-    if tuple(config.data.sets) != (config.tokens.dir,) or (root / PREPARED).exists():
+    """The programs that make the tokens, one after another.
+
+    None where others' tokens are named, or where these were made by this config; of another one
+    the programs say what is to be done.
+    """
+    path, wanted = root / _PREPARED, documents.text(_made_by(config))
+    there = path.exists() and path.read_bytes() == wanted.encode()
+    if tuple(config.data.sets) != (config.tokens.dir,) or there:
         return []
     found: list[jobs.Job] = []
-    for name in ('prepare_corpus', 'train_tokenizer', 'prepare_tokens'):
+    for name in _PREPARING:
         before = frozenset(job.name for job in found[-1:])
         command = _command(name, root, '', root)
         found.append(jobs.Job(name, command, -1.0, 0.0, before, log_path(root, name)))

@@ -42,6 +42,8 @@ def run(
 
         def show(now: Mapping[str, str]) -> None:
             if board.is_due():
+                if now.get(points_lib.LAST_PREPARED) == jobs.DONE:
+                    points_lib.note_prepared(root, config)
                 board.show(_looks(root, points, wanted, now))
 
         def is_hopeless(job: jobs.Job) -> bool:

@@ -53,7 +53,7 @@ def look_at(workdir: buckets.Anywhere, failed: str, least: int) -> Look:
     row = _last_row(workdir / metrics.FILE)
     tokens = int(row.get('tokens', 0))
     loss, speed = row.get('train/loss', math.nan), row.get('perf/tokens_per_sec', 0.0)
-    found = _results(workdir)
+    found = results.found(workdir)
     if found and found['tokens'] >= least:
         nats = (v for k, v in found.items() if k.endswith('/nats_per_token'))
         speed = found['tokens'] / max(found['train_secs'], 1e-9)
@@ -86,12 +86,6 @@ def note_failure(root: buckets.Anywhere, name: str, why: str) -> None:
 
 def _failed(root: buckets.Anywhere, name: str) -> Any:
     return root / 'failed' / f'{name}.json'
-
-
-def _results(workdir: buckets.Anywhere) -> dict[str, Any]:
-    with contextlib.suppress(documents.Damaged):
-        return results.read(workdir)
-    return {}
 
 
 def _last_row(path: buckets.Anywhere) -> dict[str, Any]:
