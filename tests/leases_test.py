@@ -72,6 +72,23 @@ def test_two_processes_never_hold_a_folder(folder, monkeypatch, caplog):
     assert not left(folder)
 
 
+@pytest.mark.parametrize('locks', [False, True])
+def test_who_only_looks_sees_whether_it_is_held(folder, tmp_path, monkeypatch, locks):
+    """In a bucket, on a disk without locks, and on one with them."""
+    if locks:
+        monkeypatch.undo()
+        folder = tmp_path / 'locked'
+    assert not leases.is_held(folder)
+    with leases.held(folder):
+        assert leases.is_held(folder)
+        monkeypatch.setattr(time, 'time', lambda now=time.time: now() + 2 * leases.LEASE_SECS)
+        assert leases.is_held(folder) == locks  # a lease that has run out holds nothing
+        monkeypatch.undo()
+        if not locks and not isinstance(folder, buckets.Path):
+            monkeypatch.setattr(fcntl, 'flock', without(errno.ENOSYS))
+    assert not leases.is_held(folder)
+
+
 def test_a_dead_holder_is_followed(folder, monkeypatch, caplog):
     monkeypatch.setattr(leases, 'LEASE_SECS', 1.0)
     monkeypatch.setattr(leases, 'RENEW_SECS', 60.0)  # it renews no more

@@ -51,6 +51,25 @@ def _windows(plan, rows_of, steps, n_ctx, hosts, columns=1, start=0):
     return np.concatenate(found)
 
 
+@pytest.mark.parametrize('seed', range(3))
+def test_first_windows_are_those_that_training_reads(seed):
+    """Of two sets by weight, up to nearly all of them; what would come twice is refused."""
+    sets, n_ctx, weights = [_numbers(0, 1001), _numbers(5000, 701)], 10, (0.6, 0.4)
+    order = loader.windows(sets, weights, n_ctx, seed)
+    for count in (1, 17, 150):
+        chosen = loader.first_windows(sets, weights, n_ctx, seed, count)
+        found = {
+            int(start) + n_ctx * int(place)
+            for start, places in zip((0, 5000), chosen, strict=True)
+            for place in places
+        }
+        assert found == {int(order[i]()[0]) for i in range(count)}
+        assert sum(map(len, chosen)) == count
+        assert all((np.diff(places) > 0).all() for places in chosen)
+    with pytest.raises(errors.InputError, match='holds .* windows of 10 tokens'):
+        loader.first_windows(sets, weights, n_ctx, seed, 200)
+
+
 def test_windows_are_the_same_for_ramps_hosts_and_columns():
     rng = np.random.default_rng(0)
     n_ctx = 10

@@ -103,6 +103,7 @@ def test_runs_what_can_be_run_and_names_the_rest(ran):
     assert 'gradient norm' in looks['wild'].why
     assert 'not a multiple' in looks['wrong'].why
     assert results.diverged(root / 'points' / 'wild')['step'] >= 1
+    assert all(results.began(root / 'points' / name) for name in ('small', 'stem', 'wild'))
     branch = results.read(root / 'points' / 'branch')
     assert branch['steps'] == 5
     assert branch['branched_from'][0].endswith('stem@3')

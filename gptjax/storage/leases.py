@@ -90,7 +90,13 @@ def _leased(lease: '_Lease') -> Iterator[None]:
 
 def is_held(folder: buckets.Anywhere) -> bool:
     """Whether a process is at work in a folder now, as far as can be seen without waiting."""
-    if not isinstance(folder, buckets.Path):
+    path: buckets.Path | lease_file.Path
+    if isinstance(folder, buckets.Path):
+        path = folder / LEASE
+    elif not folder.is_dir():
+        return False
+    else:
+        path = lease_file.Path(folder / LEASE)
         with contextlib.suppress(FileNotFoundError), (folder / LOCK).open('r') as f:
             try:
                 fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -99,8 +105,8 @@ def is_held(folder: buckets.Anywhere) -> bool:
             except OSError as e:
                 if e.errno not in NO_LOCKS:
                     raise
-    found = (folder / LEASE).stat() if (folder / LEASE).exists() else None
-    return found is not None and time.time() - found.st_mtime < LEASE_SECS
+    found = path.object()
+    return found is not None and bool(_read(path)) and time.time() - found.updated < LEASE_SECS
 
 
 def is_ours(name: str) -> bool:
